@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <exception>
+#include <memory>
+#include <memory_resource>
+#include <mutex>
+
+#include <expar/detail/thread_team.hpp>
+#include <expar/executor.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// Where host work runs: its threads and its memory. Every operation has finished when it returns, and
+/// gives the same bytes for any number of threads. Copies share the threads; a context may be used by
+/// several threads at once (an operation that finds its threads taken runs on the caller's alone).
+class host_context {
+ public:
+  static constexpr memory_space space = memory_space::host;
+
+  /// The caller's thread, and the default memory resource.
+  host_context() = default;
+
+  /// `threads` threads (the caller's among them) and a memory resource for what an operation needs
+  /// while it runs; the resource outlives the context.
+  explicit host_context(int threads,
+                        std::pmr::memory_resource* memory = std::pmr::get_default_resource())
+      : memory_(memory) {
+    detail::expects(threads >= 1, "host_context: threads is ", threads, "; at least 1 is needed");
+    if (threads == 1) return;
+    team_ = std::make_shared<detail::thread_team>(threads);
+    bind(*team_);
+  }
+
+  /// The caller's own pool, which outlives the context.
+  template <executor E>
+  explicit host_context(E& pool,
+                        std::pmr::memory_resource* memory = std::pmr::get_default_resource())
+      : memory_(memory) {
+    bind(pool);
+  }
+
+  int threads() const noexcept { return threads_; }
+  std::pmr::memory_resource* memory() const noexcept { return memory_; }
+
+  /// How many chunks for_each_chunk() makes of n items, of which one chunk holds at least `grain`.
+  int chunks(index_t n, index_t grain) const noexcept {
+    index_t const most = grain < 1 ? n : n / grain;
+    return static_cast<int>(most < 1 ? 1 : most < threads_ ? most : threads_);
+  }
+
+  /// Calls f(chunk, first, last) for consecutive ranges that cover [0, n), at once where there are
+  /// threads, and returns when all are done. Rethrows the exception of one chunk.
+  template <class F>
+  void for_each_chunk(index_t n, index_t grain, F&& f) const {
+    int const parts = chunks(n, grain);
+    auto const bound = [&](index_t part) { return n / parts * part + n % parts * part / parts; };
+    if (parts == 1) return f(0, index_t{0}, n);
+    std::exception_ptr failure;
+    std::mutex guard;
+    auto body = [&](int part) {
+      try {
+        f(part, bound(part), bound(part + 1));
+      } catch (...) {
+        std::lock_guard lock(guard);
+        if (!failure) failure = std::current_exception();
+      }
+    };
+    run_(pool_, parts, task(body));
+    if (failure) std::rethrow_exception(failure);
+  }
+
+ private:
+  template <class E>
+  void bind(E& pool) {
+    int const n = static_cast<int>(pool.concurrency());
+    pool_ = &pool;
+    threads_ = n < 1 ? 1 : n;
+    run_ = [](void* p, int tasks, task t) { static_cast<E*>(p)->run(tasks, t); };
+  }
+
+  std::shared_ptr<detail::thread_team> team_;
+  void* pool_ = nullptr;
+  void (*run_)(void*, int, task) = nullptr;
+  int threads_ = 1;
+  std::pmr::memory_resource* memory_ = std::pmr::get_default_resource();
+};
+
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <memory_resource>
+#include <type_traits>
+#include <utility>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+/// Uninitialised storage from a memory resource. It only ever grows, so that a buffer which is used
+/// again and again stops allocating. Growing loses the content.
+template <class T>
+class buffer {
+  static_assert(std::is_trivially_copyable_v<T>);
+  static constexpr std::size_t alignment = alignof(T) > 64 ? alignof(T) : 64;
+
+ public:
+  explicit buffer(std::pmr::memory_resource* from = std::pmr::get_default_resource()) : from_(from) {}
+  buffer(buffer&& other) noexcept
+      : from_(other.from_),
+        data_(std::exchange(other.data_, nullptr)),
+        size_(std::exchange(other.size_, 0)),
+        capacity_(std::exchange(other.capacity_, 0)) {}
+  buffer& operator=(buffer&& other) noexcept {
+    std::swap(from_, other.from_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    std::swap(capacity_, other.capacity_);
+    return *this;
+  }
+  ~buffer() { release(); }
+
+  /// Makes room for n elements and gives their address.
+  T* resize(std::size_t n) {
+    if (n > capacity_) {
+      release();
+      data_ = static_cast<T*>(from_->allocate(n * sizeof(T), alignment));
+      capacity_ = n;
+    }
+    size_ = n;
+    return data_;
+  }
+  T* resize(std::ptrdiff_t n) { return resize(static_cast<std::size_t>(n)); }
+  T* assign(std::size_t n, T value) {
+    resize(n);
+    for (std::size_t i = 0; i < n; ++i) data_[i] = value;
+    return data_;
+  }
+
+  T* data() noexcept { return data_; }
+  T const* data() const noexcept { return data_; }
+  std::size_t size() const noexcept { return size_; }
+  T& operator[](std::ptrdiff_t i) noexcept { return data_[i]; }
+  T const& operator[](std::ptrdiff_t i) const noexcept { return data_[i]; }
+  T* begin() noexcept { return data_; }
+  T* end() noexcept { return data_ + size_; }
+  T const* begin() const noexcept { return data_; }
+  T const* end() const noexcept { return data_ + size_; }
+  std::pmr::memory_resource* resource() const noexcept { return from_; }
+
+ private:
+  void release() noexcept {
+    if (data_ != nullptr) from_->deallocate(data_, capacity_ * sizeof(T), alignment);
+    data_ = nullptr;
+    size_ = capacity_ = 0;
+  }
+
+  std::pmr::memory_resource* from_;
+  T* data_ = nullptr;
+  std::size_t size_ = 0, capacity_ = 0;
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include <expar/executor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+/// Threads that wait for work: an executor of `threads` tasks at once, the caller's thread among them.
+class thread_team {
+ public:
+  explicit thread_team(int threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  }
+  ~thread_team() {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
+  }
+  thread_team(thread_team const&) = delete;
+  thread_team& operator=(thread_team const&) = delete;
+
+  int concurrency() const noexcept { return static_cast<int>(workers_.size()) + 1; }
+
+  /// A team that is busy (called from one of its tasks, or from a second thread) runs the tasks here.
+  void run(int tasks, task f) {
+    std::unique_lock turn(turn_, std::try_to_lock);
+    if (!turn.owns_lock() || workers_.empty()) {
+      for (int i = 0; i < tasks; ++i) f(i);
+      return;
+    }
+    {
+      std::lock_guard lock(mutex_);
+      job_ = f, tasks_ = tasks, next_.store(0, std::memory_order_relaxed), ++epoch_;
+    }
+    wake_.notify_all();
+    claim(f, tasks);
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [this] { return active_ == 0; });
+    job_ = {};
+  }
+
+ private:
+  void claim(task f, int tasks) {
+    for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) f(i);
+  }
+  void work() {
+    std::unique_lock lock(mutex_);
+    for (unsigned long seen = 0;;) {
+      wake_.wait(lock, [&] { return stopping_ || epoch_ != seen; });
+      if (stopping_) return;
+      seen = epoch_;
+      if (!job_) continue;
+      task const f = job_;
+      int const tasks = tasks_;
+      ++active_;
+      lock.unlock();
+      claim(f, tasks);
+      lock.lock();
+      if (--active_ == 0) done_.notify_one();
+    }
+  }
+
+  std::vector<std::thread> workers_;
+  std::mutex turn_, mutex_;
+  std::condition_variable wake_, done_;
+  std::atomic<int> next_{0};
+  task job_{};
+  int tasks_ = 0, active_ = 0;
+  unsigned long epoch_ = 0;
+  bool stopping_ = false;
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/config.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// Customization point: how an element is widened to the type that sums are made in, and rounded back.
+/// A specialization gives
+///   using accumulator = float;                       // float or double
+///   EXPAR_HD static accumulator widen(T);
+///   EXPAR_HD static T narrow(accumulator);           // rounds to nearest, ties to even
+/// It may live beside a type that you do not own; T must be trivially copyable.
+template <class T>
+struct element_traits;
+
+template <>
+struct element_traits<float> {
+  using accumulator = float;
+  EXPAR_HD static constexpr float widen(float x) { return x; }
+  EXPAR_HD static constexpr float narrow(float x) { return x; }
+};
+
+template <>
+struct element_traits<double> {
+  using accumulator = double;
+  EXPAR_HD static constexpr double widen(double x) { return x; }
+  EXPAR_HD static constexpr double narrow(double x) { return x; }
+};
+
+/// bfloat16: the upper half of a float. Storage only; arithmetic is done in float.
+struct bfloat16 {
+  std::uint16_t bits;
+};
+
+/// IEEE 754 binary16. Storage only; arithmetic is done in float.
+struct half {
+  std::uint16_t bits;
+};
+
+template <>
+struct element_traits<bfloat16> {
+  using accumulator = float;
+  EXPAR_HD static constexpr float widen(bfloat16 x) {
+    return __builtin_bit_cast(float, std::uint32_t{x.bits} << 16);
+  }
+  EXPAR_HD static constexpr bfloat16 narrow(float x) {
+    auto const u = __builtin_bit_cast(std::uint32_t, x);
+    bool const is_nan = (u & 0x7fffffffu) > 0x7f800000u;
+    std::uint32_t const even = u + 0x7fffu + ((u >> 16) & 1u);
+    return {static_cast<std::uint16_t>(is_nan ? (u >> 16) | 0x40u : even >> 16)};
+  }
+};
+
+// Both directions of binary16 are free of branches, so that loops over them become vector code.
+template <>
+struct element_traits<half> {
+  using accumulator = float;
+  EXPAR_HD static constexpr float widen(half x) {
+    std::uint32_t const magnitude = x.bits & 0x7fffu;
+    // Scaling by 2^112 moves the exponent from bias 15 to bias 127 and normalizes subnormals.
+    float const scaled = __builtin_bit_cast(float, magnitude << 13) * 0x1p112f;
+    std::uint32_t const special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+    std::uint32_t const sign = (x.bits & 0x8000u) << 16;
+    return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, scaled) | special | sign);
+  }
+  EXPAR_HD static constexpr half narrow(float x) {
+    auto const u = __builtin_bit_cast(std::uint32_t, x);
+    std::uint32_t const sign = (u >> 16) & 0x8000u;
+    std::uint32_t const magnitude = u & 0x7fffffffu;
+    // Normal: rebias (subtract 112 << 23), round at bit 13, ties to even.
+    std::uint32_t const normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    // Subnormal: adding 0.5 aligns the bits of the result with the bottom of the mantissa.
+    std::uint32_t const small = __builtin_bit_cast(
+        std::uint32_t, __builtin_bit_cast(float, magnitude < 0x38800000u ? magnitude : 0u) + 0.5f);
+    std::uint32_t const subnormal = small - 0x3f000000u;
+    std::uint32_t const overflow = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    std::uint32_t const finite = magnitude < 0x38800000u ? subnormal : normal;
+    return {static_cast<std::uint16_t>(sign | (magnitude >= 0x477ff000u ? overflow : finite))};
+  }
+};
+
+/// A type that token rows can hold.
+template <class T>
+concept element = std::is_trivially_copyable_v<T> && requires(T x) {
+  typename element_traits<T>::accumulator;
+  requires std::floating_point<typename element_traits<T>::accumulator>;
+  { element_traits<T>::widen(x) } -> std::same_as<typename element_traits<T>::accumulator>;
+  { element_traits<T>::narrow(element_traits<T>::widen(x)) } -> std::same_as<T>;
+};
+
+/// The type that sums over T are made in: double for double, float for all that ship with the library.
+template <class T>
+using accumulator_t = typename element_traits<std::remove_cv_t<T>>::accumulator;
+
+template <class T>
+EXPAR_HD constexpr accumulator_t<T> widen(T x) {
+  return element_traits<T>::widen(x);
+}
+template <class T>
+EXPAR_HD constexpr T narrow(accumulator_t<T> x) {
+  return element_traits<T>::narrow(x);
+}
+
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concepts>
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+
+namespace expar {
+inline namespace v0 {
+
+/// A wrong value, or a rank or transport that failed. The sentence names the operation, the argument,
+/// its value and the bound. What a collective operation throws on one rank, it throws on every rank.
+class error : public std::runtime_error {
+ public:
+  explicit error(std::string const& sentence) : std::runtime_error(sentence) {}
+};
+
+namespace detail {
+
+inline void append(std::string& to, char const* part) { to += part; }
+inline void append(std::string& to, std::string const& part) { to += part; }
+template <std::integral I>
+void append(std::string& to, I part) {
+  to += std::to_string(part);
+}
+inline void append(std::string& to, double part) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", part);
+  to += text;
+}
+
+template <class... Parts>
+std::string sentence(Parts const&... parts) {
+  std::string text;
+  (append(text, parts), ...);
+  return text;
+}
+
+template <class... Parts>
+[[noreturn]] void fail(Parts const&... parts) {
+  throw error(sentence("expar: ", parts...));
+}
+
+/// Throws the sentence made of `parts` unless `holds`.
+template <class... Parts>
+void expects(bool holds, Parts const&... parts) {
+  if (!holds) [[unlikely]]
+    fail(parts...);
+}
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/config.hpp>
+#include <expar/error.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// Extents, strides and row numbers: signed and as wide as a pointer, so that products cannot overflow.
+using index_t = std::ptrdiff_t;
+
+/// The memory that a tensor lives in and a context works in.
+enum class memory_space { host, device, any };
+
+/// The vocabulary type: does not own, trivially copyable, enters kernels by value. Strides count
+/// elements. Every algorithm works on this and on nothing else.
+template <class T, int Rank>
+struct tensor_view {
+  T* data{};
+  index_t extents[Rank]{};
+  index_t strides[Rank]{};
+
+  EXPAR_HD constexpr index_t extent(int i) const { return extents[i]; }
+  EXPAR_HD constexpr index_t size() const {
+    index_t n = 1;
+    for (int i = 0; i < Rank; ++i) n *= extents[i];
+    return n;
+  }
+  /// The address of row `i`, for rank 2.
+  EXPAR_HD constexpr T* row(index_t i) const { return data + i * strides[0]; }
+  template <class... Index>
+  EXPAR_HD constexpr T& operator()(Index... at) const {
+    static_assert(sizeof...(Index) == Rank, "expar: give one index per dimension");
+    index_t const where[] = {static_cast<index_t>(at)...};
+    index_t offset = 0;
+    for (int i = 0; i < Rank; ++i) offset += where[i] * strides[i];
+    return data[offset];
+  }
+  EXPAR_HD constexpr operator tensor_view<T const, Rank>() const
+    requires(!std::is_const_v<T>)
+  {
+    tensor_view<T const, Rank> v{data};
+    for (int i = 0; i < Rank; ++i) v.extents[i] = extents[i], v.strides[i] = strides[i];
+    return v;
+  }
+};
+
+/// A view of `n` elements, or of `rows` rows that stand `pitch` elements apart (default: packed).
+template <class T>
+EXPAR_HD constexpr tensor_view<T, 1> make_view(T* data, index_t n) {
+  return {data, {n}, {1}};
+}
+template <class T>
+EXPAR_HD constexpr tensor_view<T, 2> make_view(T* data, index_t rows, index_t columns) {
+  return {data, {rows, columns}, {columns, 1}};
+}
+template <class T>
+EXPAR_HD constexpr tensor_view<T, 2> make_view(T* data, index_t rows, index_t columns, index_t pitch) {
+  return {data, {rows, columns}, {pitch, 1}};
+}
+
+/// Customization point: specialize it for a type that you do not own. `view(t)` gives a tensor_view of
+/// `t`, const or not; an optional `static constexpr memory_space space` says where the data lives
+/// (host where it is silent). These need no specialization: types that speak data(), rank(), extent(i)
+/// and stride(i); every mdspan; contiguous ranges (std::vector, std::span, std::array) as rank 1.
+template <class T>
+struct tensor_traits;
+
+namespace detail {
+
+template <class>
+inline constexpr int view_rank = -1;
+template <class T, int Rank>
+inline constexpr int view_rank<tensor_view<T, Rank>> = Rank;
+
+template <class T>
+concept strided_members = requires(T& t, std::size_t i) {
+  t.data();
+  { t.extent(i) } -> std::convertible_to<index_t>;
+  { t.stride(i) } -> std::convertible_to<index_t>;
+  { T::rank() } -> std::convertible_to<int>;
+};
+template <class T>
+concept mdspan_shaped = requires(T& t, std::size_t i) {
+  t.data_handle();
+  t.mapping();
+  { t.extent(i) } -> std::convertible_to<index_t>;
+  { t.stride(i) } -> std::convertible_to<index_t>;
+  { T::rank() } -> std::convertible_to<int>;
+};
+template <class T>
+concept contiguous_range = !strided_members<T> && requires(T& t) {
+  { *t.data() };
+  { t.size() } -> std::convertible_to<std::size_t>;
+  t.begin();
+};
+
+template <class E, class Strided>
+constexpr auto strided_view(Strided& t, E* data) {
+  constexpr int rank = static_cast<int>(Strided::rank());
+  tensor_view<E, rank> v{data};
+  for (int i = 0; i < rank; ++i) {
+    v.extents[i] = static_cast<index_t>(t.extent(static_cast<std::size_t>(i)));
+    v.strides[i] = static_cast<index_t>(t.stride(static_cast<std::size_t>(i)));
+  }
+  return v;
+}
+
+}  // namespace detail
+
+template <class T, int Rank>
+struct tensor_traits<tensor_view<T, Rank>> {
+  static constexpr memory_space space = memory_space::any;
+  EXPAR_HD static constexpr tensor_view<T, Rank> view(tensor_view<T, Rank> v) { return v; }
+};
+template <detail::strided_members T>
+struct tensor_traits<T> {
+  static constexpr auto view(auto& t) { return detail::strided_view(t, t.data()); }
+};
+template <detail::mdspan_shaped T>
+struct tensor_traits<T> {
+  static constexpr auto view(auto& t) { return detail::strided_view(t, t.data_handle()); }
+};
+template <detail::contiguous_range T>
+struct tensor_traits<T> {
+  static constexpr auto view(auto& t) { return make_view(t.data(), static_cast<index_t>(t.size())); }
+};
+
+/// A type whose traits give a tensor_view of this rank.
+template <class T, int Rank>
+concept tensor = requires(std::remove_reference_t<T>& t) {
+  requires detail::view_rank<decltype(tensor_traits<std::remove_cvref_t<T>>::view(t))> == Rank;
+};
+
+namespace detail {
+
+template <class T>
+concept names_space = requires { tensor_traits<T>::space; };
+
+template <class T>
+constexpr memory_space space_of() {
+  if constexpr (names_space<T>)
+    return tensor_traits<T>::space;
+  else
+    return memory_space::host;
+}
+
+/// The door: every public operation turns the caller's tensor into a view here, once.
+template <int Rank, class Context, class T>
+constexpr auto as_view(Context const&, T&& t) {
+  using bare = std::remove_cvref_t<T>;
+  constexpr bool is_tensor = tensor<T, Rank>;
+  static_assert(is_tensor,
+                "expar: this argument must be a tensor of the rank that the operation states; specialize "
+                "expar::tensor_traits for its type, or pass an expar::tensor_view");
+  if constexpr (is_tensor) {
+    static_assert(space_of<bare>() == memory_space::any || space_of<bare>() == Context::space,
+                  "expar: this tensor lives in another memory space than the one that the context "
+                  "works in");
+    return tensor_traits<bare>::view(t);
+  }
+}
+
+template <class View>
+using element_of = std::remove_cv_t<std::remove_pointer_t<decltype(View::data)>>;
+
+/// Throws unless `v` can be read row by row: `what` is "operation: argument".
+template <class T, int Rank>
+void check_view(char const* what, tensor_view<T, Rank> const& v) {
+  for (int i = 0; i < Rank; ++i)
+    expects(v.extents[i] >= 0, what, " has extent ", v.extents[i], " in dimension ", i,
+            "; an extent is at least 0");
+  if (v.size() == 0) return;
+  expects(v.data != nullptr, what, " has ", v.size(), " elements but its data is null");
+  expects(v.strides[Rank - 1] == 1 || v.extents[Rank - 1] == 1, what, " has stride ",
+          v.strides[Rank - 1], " in its last dimension; it must be contiguous there (stride 1)");
+}
+
+/// The same for what an operation writes: rows must not lie on top of each other.
+template <class T, int Rank>
+void check_output(char const* what, tensor_view<T, Rank> const& v) {
+  static_assert(!std::is_const_v<T>, "expar: this argument is written, so its elements cannot be const");
+  check_view(what, v);
+  if constexpr (Rank == 2)
+    if (v.size() != 0 && v.extents[0] > 1) {
+      index_t const pitch = v.strides[0] < 0 ? -v.strides[0] : v.strides[0];
+      expects(pitch >= v.extents[1], what, " has rows of ", v.extents[1], " elements only ", pitch,
+              " elements apart; rows that are written must not overlap");
+    }
+}
+
+template <class T, int Rank>
+void check_extent(char const* what, tensor_view<T, Rank> const& v, int dimension, index_t wanted,
+                  char const* because) {
+  expects(v.extents[dimension] == wanted, what, " has extent ", v.extents[dimension],
+          " in dimension ", dimension, ", but ", because, " is ", wanted);
+}
+
+struct byte_range {
+  std::uintptr_t first, last;  // half open
+};
+template <class T, int Rank>
+byte_range bytes_of(tensor_view<T, Rank> const& v) {
+  index_t low = 0, high = 0;
+  for (int i = 0; i < Rank; ++i) {
+    index_t const reach = (v.extents[i] - 1) * v.strides[i];
+    (reach < 0 ? low : high) += reach;
+  }
+  auto const at = reinterpret_cast<std::uintptr_t>(v.data);
+  return {at + static_cast<std::uintptr_t>(low) * sizeof(T),
+          at + static_cast<std::uintptr_t>(high + 1) * sizeof(T)};
+}
+
+/// Whether two rank-2 views share a byte. Exact for column blocks of one pitched buffer, else by extent.
+template <class T, class U>
+bool overlap(tensor_view<T, 2> const& a, tensor_view<U, 2> const& b) {
+  if (a.size() == 0 || b.size() == 0) return false;
+  byte_range const p = bytes_of(a), q = bytes_of(b);
+  if (p.last <= q.first || q.last <= p.first) return false;
+  auto const pitch = static_cast<std::uintptr_t>(a.strides[0]) * sizeof(T);
+  if (a.strides[0] <= 0 || pitch != static_cast<std::uintptr_t>(b.strides[0]) * sizeof(U)) return true;
+  auto const width_a = static_cast<std::uintptr_t>(a.extents[1]) * sizeof(T);
+  auto const width_b = static_cast<std::uintptr_t>(b.extents[1]) * sizeof(U);
+  // Both repeat with the same period, so it is enough to compare the columns that they cover in it.
+  std::uintptr_t const shift =
+      q.first >= p.first ? (q.first - p.first) % pitch : (pitch - (p.first - q.first) % pitch) % pitch;
+  return !(shift >= width_a && shift + width_b <= pitch);
+}
+template <class T, class U>
+void check_apart(char const* what, tensor_view<T, 2> const& a, char const* other,
+                 tensor_view<U, 2> const& b) {
+  expects(!overlap(a, b), what, " overlaps ", other, " in memory; the operation cannot work in place");
+}
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar
