@@ -25,8 +25,10 @@ struct communicator_traits {
 /// Tier 0: who am I, and how many are we.
 template <class C>
 concept communicator = requires(std::remove_cvref_t<C>& c) {
-  { c.rank() } noexcept -> std::same_as<int>;
-  { c.size() } noexcept -> std::same_as<int>;
+  { c.rank() }
+  noexcept->std::same_as<int>;
+  { c.size() }
+  noexcept->std::same_as<int>;
 };
 
 namespace detail {
@@ -38,11 +40,12 @@ concept states_traits = requires {
 
 template <class C, class Context>
 concept native_collectives = communicator<C> &&
-    requires(std::remove_cvref_t<C>& c, Context const& on, void const* in, void* out, std::size_t n) {
-      c.all_to_all(on, in, out, n);
-      c.all_gather(on, in, out, n);
-      c.barrier(on);
-    };
+    requires(std::remove_cvref_t<C>& c, Context const& on, void const* in, void* out,
+             std::size_t n) {
+  c.all_to_all(on, in, out, n);
+  c.all_gather(on, in, out, n);
+  c.barrier(on);
+};
 
 }  // namespace detail
 
@@ -57,24 +60,26 @@ constexpr communicator_traits traits_of() {
 /// Tier 2: byte counts and displacements per peer. Collective, with the context first:
 ///   c.all_to_all_v(on, in, in_counts, in_displacements, out, out_counts, out_displacements)
 /// gives every rank, from each rank s, the in_counts[this rank] bytes that s keeps at its
-/// in_displacements[this rank], at out_displacements[s]. out_counts[s] equals what s sends. A segment
-/// may be empty; `in` and `out` do not overlap. On a host context it returns when `out` is complete and
-/// `in` may be reused. One member function is enough for everything that the library does.
+/// in_displacements[this rank], at out_displacements[s]. out_counts[s] equals what s sends. A
+/// segment may be empty; `in` and `out` do not overlap. On a host context it returns when `out` is
+/// complete and `in` may be reused. One member function is enough for everything that the library
+/// does.
 template <class C, class Context = host_context>
 concept variable_communicator = communicator<C> &&
-    requires(std::remove_cvref_t<C>& c, Context const& on, void const* in, void* out, byte_counts n) {
-      c.all_to_all_v(on, in, n, n, out, n, n);
-    };
+    requires(std::remove_cvref_t<C>& c, Context const& on, void const* in, void* out,
+             byte_counts n) {
+  c.all_to_all_v(on, in, n, n, out, n, n);
+};
 
-/// Tier 1: fixed-size collectives. `c.all_to_all(on, in, out, n)`: block s of n bytes of `out` is block
-/// `rank` of rank s; `c.all_gather(on, in, out, n)`: block s of `out` is the n bytes of rank s;
-/// `c.barrier(on)`. A tier-2 communicator need not bring them: all_to_all_v serves all three.
+/// Tier 1: fixed-size collectives. `c.all_to_all(on, in, out, n)`: block s of n bytes of `out` is
+/// block `rank` of rank s; `c.all_gather(on, in, out, n)`: block s of `out` is the n bytes of rank
+/// s; `c.barrier(on)`. A tier-2 communicator need not bring them: all_to_all_v serves all three.
 template <class C, class Context = host_context>
 concept collective_communicator =
     detail::native_collectives<C, Context> || variable_communicator<C, Context>;
 
-/// What a kernel sees of a window: by value, `peer(p, offset)` is the address of byte `offset` of rank
-/// p's part, or null where it cannot be reached by loads and stores.
+/// What a kernel sees of a window: by value, `peer(p, offset)` is the address of byte `offset` of
+/// rank p's part, or null where it cannot be reached by loads and stores.
 template <class V>
 concept window_view = std::is_trivially_copyable_v<V> && requires(V const& v, std::size_t offset) {
   { v.rank() } -> std::same_as<int>;
@@ -89,16 +94,16 @@ concept symmetric_window = std::movable<W> && requires(W const& w) {
   { w.view() } -> window_view;
 };
 
-/// Tier 3: memory of a peer that can be written directly, and a phase boundary. `allocate_window(n)` is
-/// collective. After `exchange_phase(on)`, which is collective, all that any rank wrote to any window
-/// before it is visible to all. An algorithm on this tier is a sequence of phases and waits for a peer
-/// inside a phase only if `traits.concurrent_ranks`.
+/// Tier 3: memory of a peer that can be written directly, and a phase boundary.
+/// `allocate_window(n)` is collective. After `exchange_phase(on)`, which is collective, all that
+/// any rank wrote to any window before it is visible to all. An algorithm on this tier is a
+/// sequence of phases and waits for a peer inside a phase only if `traits.concurrent_ranks`.
 template <class C, class Context = host_context>
 concept window_communicator = collective_communicator<C, Context> &&
     requires(std::remove_cvref_t<C>& c, Context const& on, std::size_t n) {
-      { c.allocate_window(n) } -> symmetric_window;
-      c.exchange_phase(on);
-    };
+  { c.allocate_window(n) } -> symmetric_window;
+  c.exchange_phase(on);
+};
 
 }  // namespace v0
 }  // namespace expar

@@ -13,9 +13,10 @@
 namespace expar {
 inline namespace v0 {
 
-/// Where host work runs: its threads and its memory. Every operation has finished when it returns, and
-/// gives the same bytes for any number of threads. Copies share the threads; a context may be used by
-/// several threads at once (an operation that finds its threads taken runs on the caller's alone).
+/// Where host work runs: its threads and its memory. Every operation has finished when it returns,
+/// and gives the same bytes for any number of threads. Copies share the threads; a context may be
+/// used by several threads at once (an operation that finds its threads taken runs on the caller's
+/// alone).
 class host_context {
  public:
   static constexpr memory_space space = memory_space::host;

@@ -10,8 +10,8 @@
 namespace expar {
 inline namespace v0 {
 
-/// Customization point: how an element is widened to the type that sums are made in, and rounded back.
-/// A specialization gives
+/// Customization point: how an element is widened to the type that sums are made in, and rounded
+/// back. A specialization gives
 ///   using accumulator = float;                       // float or double
 ///   EXPAR_HD static accumulator widen(T);
 ///   EXPAR_HD static T narrow(accumulator);           // rounds to nearest, ties to even
@@ -74,7 +74,8 @@ struct element_traits<half> {
     std::uint32_t const sign = (u >> 16) & 0x8000u;
     std::uint32_t const magnitude = u & 0x7fffffffu;
     // Normal: rebias (subtract 112 << 23), round at bit 13, ties to even.
-    std::uint32_t const normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    std::uint32_t const normal =
+        (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
     // Subnormal: adding 0.5 aligns the bits of the result with the bottom of the mantissa.
     std::uint32_t const small = __builtin_bit_cast(
         std::uint32_t, __builtin_bit_cast(float, magnitude < 0x38800000u ? magnitude : 0u) + 0.5f);
@@ -94,7 +95,8 @@ concept element = std::is_trivially_copyable_v<T> && requires(T x) {
   { element_traits<T>::narrow(element_traits<T>::widen(x)) } -> std::same_as<T>;
 };
 
-/// The type that sums over T are made in: double for double, float for all that ship with the library.
+/// The type that sums over T are made in: double for double, float for all that ship with the
+/// library.
 template <class T>
 using accumulator_t = typename element_traits<std::remove_cv_t<T>>::accumulator;
 

@@ -9,8 +9,9 @@
 namespace expar {
 inline namespace v0 {
 
-/// A wrong value, or a rank or transport that failed. The sentence names the operation, the argument,
-/// its value and the bound. What a collective operation throws on one rank, it throws on every rank.
+/// A wrong value, or a rank or transport that failed. The sentence names the operation, the
+/// argument, its value and the bound. What a collective operation throws on one rank, it throws on
+/// every rank.
 class error : public std::runtime_error {
  public:
   explicit error(std::string const& sentence) : std::runtime_error(sentence) {}
@@ -18,8 +19,12 @@ class error : public std::runtime_error {
 
 namespace detail {
 
-inline void append(std::string& to, char const* part) { to += part; }
-inline void append(std::string& to, std::string const& part) { to += part; }
+inline void append(std::string& to, char const* part) {
+  to += part;
+}
+inline void append(std::string& to, std::string const& part) {
+  to += part;
+}
 template <std::integral I>
 void append(std::string& to, I part) {
   to += std::to_string(part);

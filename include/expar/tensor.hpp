@@ -12,7 +12,8 @@
 namespace expar {
 inline namespace v0 {
 
-/// Extents, strides and row numbers: signed and as wide as a pointer, so that products cannot overflow.
+/// Extents, strides and row numbers: signed and as wide as a pointer, so that products cannot
+/// overflow.
 using index_t = std::ptrdiff_t;
 
 /// The memory that a tensor lives in and a context works in.
@@ -42,9 +43,7 @@ struct tensor_view {
     for (int i = 0; i < Rank; ++i) offset += where[i] * strides[i];
     return data[offset];
   }
-  EXPAR_HD constexpr operator tensor_view<T const, Rank>() const
-    requires(!std::is_const_v<T>)
-  {
+  EXPAR_HD constexpr operator tensor_view<T const, Rank>() const requires(!std::is_const_v<T>) {
     tensor_view<T const, Rank> v{data};
     for (int i = 0; i < Rank; ++i) v.extents[i] = extents[i], v.strides[i] = strides[i];
     return v;
@@ -61,14 +60,16 @@ EXPAR_HD constexpr tensor_view<T, 2> make_view(T* data, index_t rows, index_t co
   return {data, {rows, columns}, {columns, 1}};
 }
 template <class T>
-EXPAR_HD constexpr tensor_view<T, 2> make_view(T* data, index_t rows, index_t columns, index_t pitch) {
+EXPAR_HD constexpr tensor_view<T, 2> make_view(T* data, index_t rows, index_t columns,
+                                               index_t pitch) {
   return {data, {rows, columns}, {pitch, 1}};
 }
 
-/// Customization point: specialize it for a type that you do not own. `view(t)` gives a tensor_view of
-/// `t`, const or not; an optional `static constexpr memory_space space` says where the data lives
-/// (host where it is silent). These need no specialization: types that speak data(), rank(), extent(i)
-/// and stride(i); every mdspan; contiguous ranges (std::vector, std::span, std::array) as rank 1.
+/// Customization point: specialize it for a type that you do not own. `view(t)` gives a tensor_view
+/// of `t`, const or not; an optional `static constexpr memory_space space` says where the data
+/// lives (host where it is silent). These need no specialization: types that speak data(), rank(),
+/// extent(i) and stride(i); every mdspan; contiguous ranges (std::vector, std::span, std::array) as
+/// rank 1.
 template <class T>
 struct tensor_traits;
 
@@ -95,8 +96,8 @@ concept mdspan_shaped = requires(T& t, std::size_t i) {
   { T::rank() } -> std::convertible_to<int>;
 };
 template <class T>
-concept contiguous_range = !strided_members<T> && requires(T& t) {
-  { *t.data() };
+concept contiguous_range = !strided_members<T> && requires(T & t) {
+  {*t.data()};
   { t.size() } -> std::convertible_to<std::size_t>;
   t.begin();
 };
@@ -129,19 +130,24 @@ struct tensor_traits<T> {
 };
 template <detail::contiguous_range T>
 struct tensor_traits<T> {
-  static constexpr auto view(auto& t) { return make_view(t.data(), static_cast<index_t>(t.size())); }
+  static constexpr auto view(auto& t) {
+    return make_view(t.data(), static_cast<index_t>(t.size()));
+  }
 };
 
 /// A type whose traits give a tensor_view of this rank.
 template <class T, int Rank>
 concept tensor = requires(std::remove_reference_t<T>& t) {
-  requires detail::view_rank<decltype(tensor_traits<std::remove_cvref_t<T>>::view(t))> == Rank;
+  requires detail::view_rank<decltype(tensor_traits<std::remove_cvref_t<T>>::view(t))>
+  == Rank;
 };
 
 namespace detail {
 
 template <class T>
-concept names_space = requires { tensor_traits<T>::space; };
+concept names_space = requires {
+  tensor_traits<T>::space;
+};
 
 template <class T>
 constexpr memory_space space_of() {
@@ -156,9 +162,10 @@ template <int Rank, class Context, class T>
 constexpr auto as_view(Context const&, T&& t) {
   using bare = std::remove_cvref_t<T>;
   constexpr bool is_tensor = tensor<T, Rank>;
-  static_assert(is_tensor,
-                "expar: this argument must be a tensor of the rank that the operation states; specialize "
-                "expar::tensor_traits for its type, or pass an expar::tensor_view");
+  static_assert(
+      is_tensor,
+      "expar: this argument must be a tensor of the rank that the operation states; specialize "
+      "expar::tensor_traits for its type, or pass an expar::tensor_view");
   if constexpr (is_tensor) {
     static_assert(space_of<bare>() == memory_space::any || space_of<bare>() == Context::space,
                   "expar: this tensor lives in another memory space than the one that the context "
@@ -185,7 +192,8 @@ void check_view(char const* what, tensor_view<T, Rank> const& v) {
 /// The same for what an operation writes: rows must not lie on top of each other.
 template <class T, int Rank>
 void check_output(char const* what, tensor_view<T, Rank> const& v) {
-  static_assert(!std::is_const_v<T>, "expar: this argument is written, so its elements cannot be const");
+  static_assert(!std::is_const_v<T>,
+                "expar: this argument is written, so its elements cannot be const");
   check_view(what, v);
   if constexpr (Rank == 2)
     if (v.size() != 0 && v.extents[0] > 1) {
@@ -217,25 +225,28 @@ byte_range bytes_of(tensor_view<T, Rank> const& v) {
           at + static_cast<std::uintptr_t>(high + 1) * sizeof(T)};
 }
 
-/// Whether two rank-2 views share a byte. Exact for column blocks of one pitched buffer, else by extent.
+/// Whether two rank-2 views share a byte. Exact for column blocks of one pitched buffer, else by
+/// extent.
 template <class T, class U>
 bool overlap(tensor_view<T, 2> const& a, tensor_view<U, 2> const& b) {
   if (a.size() == 0 || b.size() == 0) return false;
   byte_range const p = bytes_of(a), q = bytes_of(b);
   if (p.last <= q.first || q.last <= p.first) return false;
   auto const pitch = static_cast<std::uintptr_t>(a.strides[0]) * sizeof(T);
-  if (a.strides[0] <= 0 || pitch != static_cast<std::uintptr_t>(b.strides[0]) * sizeof(U)) return true;
+  if (a.strides[0] <= 0 || pitch != static_cast<std::uintptr_t>(b.strides[0]) * sizeof(U))
+    return true;
   auto const width_a = static_cast<std::uintptr_t>(a.extents[1]) * sizeof(T);
   auto const width_b = static_cast<std::uintptr_t>(b.extents[1]) * sizeof(U);
   // Both repeat with the same period, so it is enough to compare the columns that they cover in it.
-  std::uintptr_t const shift =
-      q.first >= p.first ? (q.first - p.first) % pitch : (pitch - (p.first - q.first) % pitch) % pitch;
+  std::uintptr_t const shift = q.first >= p.first ? (q.first - p.first) % pitch
+                                                  : (pitch - (p.first - q.first) % pitch) % pitch;
   return !(shift >= width_a && shift + width_b <= pitch);
 }
 template <class T, class U>
 void check_apart(char const* what, tensor_view<T, 2> const& a, char const* other,
                  tensor_view<U, 2> const& b) {
-  expects(!overlap(a, b), what, " overlaps ", other, " in memory; the operation cannot work in place");
+  expects(!overlap(a, b), what, " overlaps ", other,
+          " in memory; the operation cannot work in place");
 }
 
 }  // namespace detail

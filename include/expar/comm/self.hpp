@@ -21,8 +21,8 @@ class self_communicator {
     all_to_all(on, in, out, bytes);
   }
   void barrier(host_context const&) const noexcept {}
-  void all_to_all_v(host_context const&, void const* in, byte_counts counts, byte_counts from, void* out,
-                    byte_counts out_counts, byte_counts to) const {
+  void all_to_all_v(host_context const&, void const* in, byte_counts counts, byte_counts from,
+                    void* out, byte_counts out_counts, byte_counts to) const {
     detail::expects(counts[0] == out_counts[0], "all_to_all_v: rank 0 sends ", counts[0],
                     " bytes to itself but expects ", out_counts[0]);
     if (counts[0] != 0)
@@ -31,7 +31,8 @@ class self_communicator {
   }
 };
 
-static_assert(variable_communicator<self_communicator> && collective_communicator<self_communicator>);
+static_assert(variable_communicator<self_communicator> &&
+              collective_communicator<self_communicator>);
 
 }  // namespace v0
 }  // namespace expar

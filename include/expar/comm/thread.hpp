@@ -33,8 +33,8 @@ class thread_group {
   int size() const noexcept { return static_cast<int>(places_.size()); }
   slot& at(int rank) noexcept { return places_[static_cast<std::size_t>(rank)].shown; }
 
-  /// Returns when every rank has come as often as this one. A rank that came always counts as come, so
-  /// that either all ranks pass a meeting or none does, whatever happens to one of them later.
+  /// Returns when every rank has come as often as this one. A rank that came always counts as come,
+  /// so that either all ranks pass a meeting or none does, whatever happens to one of them later.
   void meet(int rank, char const* where) {
     auto& mine = places_[static_cast<std::size_t>(rank)].arrived;
     auto const turn = mine.load(std::memory_order_relaxed) + 1;
@@ -69,8 +69,10 @@ class thread_group {
     for (long waits = 0; !come(); ++waits) {
       if (theirs.left.load(std::memory_order_acquire) && !come())
         fail(where, ": rank ", peer, " has left and will not come");
-      if (waits > 4096) std::this_thread::sleep_for(std::chrono::microseconds(100));
-      else std::this_thread::yield();
+      if (waits > 4096)
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      else
+        std::this_thread::yield();
       if (waits % 64 == 0 && std::chrono::steady_clock::now() - started > deadline_)
         fail(where, ": rank ", peer, " did not come within ", deadline_.count(), " ms");
     }
@@ -84,10 +86,10 @@ class thread_group {
 
 }  // namespace detail
 
-/// One rank of several that are threads of one process; run_ranks() makes them. All tiers: peers read
-/// each other's buffers, so a byte is copied once. A light handle; use it on the thread of its rank.
-/// A rank that throws or returns while others wait for it makes them throw; a rank that neither comes
-/// nor leaves makes them throw after the deadline of run_ranks().
+/// One rank of several that are threads of one process; run_ranks() makes them. All tiers: peers
+/// read each other's buffers, so a byte is copied once. A light handle; use it on the thread of its
+/// rank. A rank that throws or returns while others wait for it makes them throw; a rank that
+/// neither comes nor leaves makes them throw after the deadline of run_ranks().
 class thread_communicator {
   using slot = detail::thread_group::slot;
 
@@ -109,10 +111,13 @@ class thread_communicator {
   void all_to_all_v(host_context const& on, void const* in, byte_counts counts, byte_counts from,
                     void* out, byte_counts out_counts, byte_counts to) const {
     mine() = {.in = in, .counts = counts, .displacements = from};
-    swap(on, "all_to_all_v", [&](int peer, slot const& theirs) -> block {
-      auto const p = static_cast<std::size_t>(peer), me = static_cast<std::size_t>(rank_);
-      return {theirs.displacements[me], to[p], theirs.counts[me], out_counts[p]};
-    }, out);
+    swap(
+        on, "all_to_all_v",
+        [&](int peer, slot const& theirs) -> block {
+          auto const p = static_cast<std::size_t>(peer), me = static_cast<std::size_t>(rank_);
+          return {theirs.displacements[me], to[p], theirs.counts[me], out_counts[p]};
+        },
+        out);
   }
 
   /// Memory of `bytes` bytes on each rank that all ranks can write. Zero at first.
@@ -126,7 +131,9 @@ class thread_communicator {
       void* peer(int p, std::size_t offset) const noexcept { return parts[p] + offset; }
     };
     std::size_t size_bytes() const noexcept { return part_.size(); }
-    view_type view() const noexcept { return {parts_.data(), rank_, static_cast<int>(parts_.size())}; }
+    view_type view() const noexcept {
+      return {parts_.data(), rank_, static_cast<int>(parts_.size())};
+    }
 
    private:
     friend class thread_communicator;
@@ -150,8 +157,8 @@ class thread_communicator {
     }
     std::size_t const first = group_->at(0).bytes, other = odd < 0 ? 0 : group_->at(odd).bytes;
     group_->meet(rank_, "allocate_window");
-    detail::expects(odd < 0, "allocate_window: bytes is ", first, " on rank 0 but ", other, " on rank ",
-                    odd, "; all ranks must pass the same");
+    detail::expects(odd < 0, "allocate_window: bytes is ", first, " on rank 0 but ", other,
+                    " on rank ", odd, "; all ranks must pass the same");
     return w;
   }
   void exchange_phase(host_context const&) const { group_->meet(rank_, "exchange_phase"); }
@@ -166,10 +173,13 @@ class thread_communicator {
   void fixed(host_context const& on, char const* name, void const* in, void* out, std::size_t bytes,
              std::size_t step) const {
     mine() = {.in = in, .bytes = bytes};
-    swap(on, name, [&](int peer, slot const& theirs) -> block {
-      return {static_cast<std::size_t>(rank_) * step, static_cast<std::size_t>(peer) * bytes,
-              theirs.bytes, bytes};
-    }, out);
+    swap(
+        on, name,
+        [&](int peer, slot const& theirs) -> block {
+          return {static_cast<std::size_t>(rank_) * step, static_cast<std::size_t>(peer) * bytes,
+                  theirs.bytes, bytes};
+        },
+        out);
   }
 
   // Every rank shows its buffer, meets, copies what is its own, and meets again. A disagreement is
@@ -186,29 +196,31 @@ class thread_communicator {
         wrong = detail::sentence(name, ": rank ", peer, " sends ", b.sent, " bytes to rank ", rank_,
                                  ", which expects ", b.expected);
       else if (b.sent != 0)
-        copy(on, static_cast<std::byte*>(out) + b.to, static_cast<std::byte const*>(theirs.in) + b.from,
-             b.sent);
+        copy(on, static_cast<std::byte*>(out) + b.to,
+             static_cast<std::byte const*>(theirs.in) + b.from, b.sent);
     }
     group_->meet(rank_, name);
     if (!wrong.empty()) detail::fail(wrong);
   }
-  static void copy(host_context const& on, std::byte* to, std::byte const* from, std::size_t bytes) {
-    on.for_each_chunk(static_cast<index_t>(bytes), index_t{1} << 20, [&](int, index_t first, index_t last) {
-      std::memcpy(to + first, from + first, static_cast<std::size_t>(last - first));
-    });
+  static void copy(host_context const& on, std::byte* to, std::byte const* from,
+                   std::size_t bytes) {
+    on.for_each_chunk(
+        static_cast<index_t>(bytes), index_t{1} << 20, [&](int, index_t first, index_t last) {
+          std::memcpy(to + first, from + first, static_cast<std::size_t>(last - first));
+        });
   }
 
   detail::thread_group* group_;
   int rank_;
 };
 
-static_assert(window_communicator<thread_communicator> && variable_communicator<thread_communicator>);
+static_assert(window_communicator<thread_communicator> &&
+              variable_communicator<thread_communicator>);
 
 /// Runs f(thread_communicator&) on `ranks` threads, one per rank, and returns when all have ended.
 /// Rethrows the exception that came first; the ranks that were waiting for that one end too.
 template <class F>
-void run_ranks(int ranks, F&& f,
-               std::chrono::milliseconds deadline = std::chrono::minutes(10)) {
+void run_ranks(int ranks, F&& f, std::chrono::milliseconds deadline = std::chrono::minutes(10)) {
   detail::expects(ranks >= 1, "run_ranks: ranks is ", ranks, "; at least 1 is needed");
   detail::thread_group group(ranks, deadline);
   auto const body = [&](int rank) {

@@ -18,7 +18,8 @@ class buffer {
   static constexpr std::size_t alignment = alignof(T) > 64 ? alignof(T) : 64;
 
  public:
-  explicit buffer(std::pmr::memory_resource* from = std::pmr::get_default_resource()) : from_(from) {}
+  explicit buffer(std::pmr::memory_resource* from = std::pmr::get_default_resource())
+      : from_(from) {}
   buffer(buffer&& other) noexcept
       : from_(other.from_),
         data_(std::exchange(other.data_, nullptr)),

@@ -13,7 +13,8 @@ namespace expar {
 inline namespace v0 {
 namespace detail {
 
-/// Threads that wait for work: an executor of `threads` tasks at once, the caller's thread among them.
+/// Threads that wait for work: an executor of `threads` tasks at once, the caller's thread among
+/// them.
 class thread_team {
  public:
   explicit thread_team(int threads) {
@@ -32,7 +33,8 @@ class thread_team {
 
   int concurrency() const noexcept { return static_cast<int>(workers_.size()) + 1; }
 
-  /// A team that is busy (called from one of its tasks, or from a second thread) runs the tasks here.
+  /// A team that is busy (called from one of its tasks, or from a second thread) runs the tasks
+  /// here.
   void run(int tasks, task f) {
     std::unique_lock turn(turn_, std::try_to_lock);
     if (!turn.owns_lock() || workers_.empty()) {

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <expar/config.hpp>
+#include <expar/error.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// Dropless: the rows of each expert follow one another, and each expert begins at a multiple of
+/// `alignment` rows. Rows that only fill up to the multiple are zero.
+struct ragged {
+  int alignment = 1;
+};
+
+/// [experts, capacity, hidden]: every expert has the same number of rows, what exceeds it is
+/// dropped and counted, what is unused is zero. First choices of all tokens take their place before
+/// second choices. The capacity follows Tutel, see capacity_of().
+struct fixed_capacity {
+  double factor = 1.0;
+  int alignment = 1;
+};
+
+EXPAR_HD constexpr index_t round_up(index_t n, index_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+/// Rows per expert by the rule of Tutel (tutel/impls/fast_dispatch.py, extract_critical), where
+/// `tokens` and `most` are maxima over the ranks: the tokens of a rank, and the routes that a rank
+/// has for one expert. With s = ceil(tokens / experts):
+///   factor > 0: top_k * int(factor * s)
+///   factor = 0: most, so that nothing is dropped
+///   factor < 0: min(most, top_k * int(-factor * s))
+/// then rounded up to a multiple of `alignment`. Where tokens exist, the bound is at least 1.
+EXPAR_HD constexpr index_t capacity_of(fixed_capacity layout, index_t tokens, int experts,
+                                       int top_k, index_t most) {
+  index_t const share = (tokens + experts - 1) / experts;
+  double const factor = layout.factor < 0 ? -layout.factor : layout.factor;
+  index_t bound = top_k * static_cast<index_t>(factor * static_cast<double>(share));
+  if (bound < 1 && tokens > 0) bound = 1;
+  bool const takes_most = layout.factor == 0 || (layout.factor < 0 && most < bound);
+  return round_up(takes_most ? most : bound, layout.alignment);
+}
+
+namespace detail {
+
+inline void check_layout(char const* what, ragged layout) {
+  expects(layout.alignment >= 1, what, ": alignment is ", layout.alignment, "; it is at least 1");
+}
+inline void check_layout(char const* what, fixed_capacity layout) {
+  expects(layout.alignment >= 1, what, ": alignment is ", layout.alignment, "; it is at least 1");
+  expects(layout.factor > -1e6 && layout.factor < 1e6, what, ": capacity factor is ", layout.factor,
+          "; it lies between -1000000 and 1000000");
+}
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar

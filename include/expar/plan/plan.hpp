@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include <expar/context.hpp>
+#include <expar/detail/buffer.hpp>
+#include <expar/plan/layout.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// What a kernel sees of a plan, by value. A route is (token t, choice j); it stands at `location`
+/// among the rows of its expert, or at -1 if it names no expert or was dropped.
+struct plan_view {
+  std::int32_t const* ids;
+  std::int32_t const* locations;
+  index_t const* offsets;
+  index_t tokens;
+  int top_k, experts;
+
+  EXPAR_HD constexpr index_t row(index_t t, int j) const {
+    index_t const at = t * top_k + j;
+    return locations[at] < 0 ? -1 : offsets[ids[at]] + locations[at];
+  }
+};
+
+/// Where every route of a batch goes: routes -> rows. Made by make_plan(); owns its arrays, and
+/// building it again reuses them.
+class route_plan {
+ public:
+  explicit route_plan(std::pmr::memory_resource* memory = std::pmr::get_default_resource())
+      : ids_(memory), locations_(memory), counts_(memory), offsets_(memory) {}
+
+  index_t tokens() const noexcept { return tokens_; }
+  int top_k() const noexcept { return top_k_; }
+  int experts() const noexcept { return experts_; }
+
+  /// Rows of the layout, those that only fill included.
+  index_t rows() const noexcept { return experts_ == 0 ? 0 : offsets_[experts_]; }
+  /// The row of choice j of token t; -1: no expert, or dropped.
+  index_t row(index_t t, int j) const noexcept { return view().row(t, j); }
+  /// The first row of each expert, and behind the last the number of rows: experts + 1 entries.
+  std::span<index_t const> offsets() const noexcept { return {offsets_.data(), offsets_.size()}; }
+  /// Routes that name each expert, dropped ones included.
+  std::span<index_t const> counts() const noexcept { return {counts_.data(), counts_.size()}; }
+  /// Routes of an expert that have a row.
+  index_t kept(int expert) const noexcept {
+    return capacity_ >= 0 && counts_[expert] > capacity_ ? capacity_ : counts_[expert];
+  }
+
+  /// Rows per expert of a fixed_capacity layout; -1 if the layout drops nothing.
+  index_t capacity() const noexcept { return capacity_; }
+  /// The capacity that would have kept every route: the largest count.
+  index_t needed_capacity() const noexcept {
+    index_t most = 0;
+    for (index_t count : counts_) most = count > most ? count : most;
+    return most;
+  }
+  index_t dropped() const noexcept {
+    index_t n = 0;
+    for (int e = 0; e < experts_; ++e) n += counts_[e] - kept(e);
+    return n;
+  }
+
+  tensor_view<std::int32_t const, 2> ids() const noexcept {
+    return make_view(ids_.data(), tokens_, index_t{top_k_});
+  }
+  /// The place of each route among the rows of its expert, or -1.
+  tensor_view<std::int32_t const, 2> locations() const noexcept {
+    return make_view(locations_.data(), tokens_, index_t{top_k_});
+  }
+  plan_view view() const noexcept {
+    return {ids_.data(), locations_.data(), offsets_.data(), tokens_, top_k_, experts_};
+  }
+
+  /// The order in which routes take their places: by (token, choice), or by (choice, token).
+  enum class order { token_major, choice_major };
+
+  /// First half of make_plan(): counts and locations, before any drop. Throws and leaves an empty
+  /// plan if an id is out of range. O(tokens * top_k + threads * experts).
+  void place(host_context const& ctx, tensor_view<std::int32_t const, 2> ids, int experts,
+             order by);
+  /// Second half: where each expert begins. One of the two, after place().
+  void lay_out(ragged layout);
+  void lay_out(host_context const& ctx, index_t capacity);
+
+ private:
+  void clear(int experts) {
+    tokens_ = 0, top_k_ = 0, experts_ = experts, capacity_ = -1;
+    counts_.assign(static_cast<std::size_t>(experts), 0);
+    offsets_.assign(static_cast<std::size_t>(experts) + 1, 0);
+  }
+
+  index_t tokens_ = 0, capacity_ = -1;
+  int top_k_ = 0, experts_ = 0;
+  detail::buffer<std::int32_t> ids_, locations_;
+  detail::buffer<index_t> counts_, offsets_;
+};
+
+// Count, prefix, place. Tokens are cut into chunks; `next` holds, for each group of routes that is
+// ordered before the following group (one group, or one per choice) and each chunk, the place that
+// the next route of each expert takes.
+inline void route_plan::place(host_context const& ctx, tensor_view<std::int32_t const, 2> ids,
+                              int experts, order by) {
+  detail::expects(experts >= 1, "plan: experts is ", experts, "; at least 1 is needed");
+  detail::check_view("plan: ids", ids);
+  clear(experts);
+  detail::expects(ids.extents[1] <= INT32_MAX && ids.size() <= INT32_MAX, "plan: ids has ",
+                  ids.extents[0], " x ", ids.extents[1], " routes; at most ", INT32_MAX,
+                  " are possible");
+  index_t const tokens = ids.extents[0];
+  int const k = static_cast<int>(ids.extents[1]);
+  std::int32_t* const id_out = ids_.resize(ids.size());
+  std::int32_t* const location_out = locations_.resize(ids.size());
+  if (ids.size() != 0) {
+    index_t const grain = 16384 / k + 1;
+    int const parts = ctx.chunks(tokens, grain), groups = by == order::choice_major ? k : 1;
+    int const step = groups == 1 ? k : 1;
+    detail::buffer<std::int32_t> next(ctx.memory());
+    detail::buffer<index_t> wrong(ctx.memory());
+    next.assign(static_cast<std::size_t>(groups) * static_cast<std::size_t>(parts) *
+                    static_cast<std::size_t>(experts),
+                0);
+    wrong.assign(static_cast<std::size_t>(parts), ids.size());
+    auto const table = [&](int group, int part) {
+      return next.data() + (static_cast<index_t>(group) * parts + part) * experts;
+    };
+    ctx.for_each_chunk(tokens, grain, [&](int part, index_t first, index_t last) {
+      for (index_t t = first; t < last; ++t)
+        for (int j = 0; j < k; ++j) {
+          std::int32_t const id = ids.row(t)[j];
+          id_out[t * k + j] = id;
+          if (id < -1 || id >= experts) {
+            if (wrong[part] == ids.size()) wrong[part] = t * k + j;
+          } else if (id >= 0) {
+            ++table(groups == 1 ? 0 : j, part)[id];
+          }
+        }
+    });
+    for (index_t const at : wrong)
+      if (at != ids.size()) {
+        index_t const t = at / k, j = at % k;
+        detail::fail("plan: ids(", t, ", ", j, ") is ", ids(t, j),
+                     "; an expert id is -1 (no expert) or 0 to ", experts - 1);
+      }
+    for (int e = 0; e < experts; ++e) {
+      std::int32_t before = 0;
+      for (int group = 0; group < groups; ++group)
+        for (int part = 0; part < parts; ++part) {
+          std::int32_t& entry = table(group, part)[e];
+          std::int32_t const count = entry;
+          entry = before;
+          before += count;
+        }
+      counts_[e] = before;
+    }
+    ctx.for_each_chunk(tokens, grain, [&](int part, index_t first, index_t last) {
+      for (int group = 0; group < groups; ++group) {
+        std::int32_t* const place = table(group, part);
+        for (index_t t = first; t < last; ++t)
+          for (index_t at = t * k + group; at < t * k + group + step; ++at)
+            location_out[at] = id_out[at] < 0 ? -1 : place[id_out[at]]++;
+      }
+    });
+  }
+  tokens_ = tokens, top_k_ = k;
+}
+
+inline void route_plan::lay_out(ragged layout) {
+  for (int e = 0; e < experts_; ++e)
+    offsets_[e + 1] = offsets_[e] + round_up(counts_[e], layout.alignment);
+}
+
+inline void route_plan::lay_out(host_context const& ctx, index_t capacity) {
+  capacity_ = capacity;
+  for (int e = 0; e <= experts_; ++e) offsets_[e] = e * capacity;
+  if (needed_capacity() <= capacity) return;
+  std::int32_t* const places = locations_.data();
+  ctx.for_each_chunk(tokens_ * top_k_, 65536, [&](int, index_t first, index_t last) {
+    for (index_t at = first; at < last; ++at)
+      if (places[at] >= capacity) places[at] = -1;
+  });
+}
+
+/// Assigns a row to every route:
+/// `make_plan(ctx, ids, experts, layout)`, or with a route_plan to reuse as the
+/// last argument. ids: [T,k] int32, -1 = no expert; a repeated id is a route of its own. A ragged
+/// layout orders the rows of an expert by (token, choice); a fixed_capacity layout gives places in
+/// order of (choice, token) and drops by position. Throws if an id is not -1 .. experts - 1. Cost:
+/// two passes over ids, never a sort.
+inline constexpr struct make_plan_fn {
+  template <class Ids>
+  void operator()(host_context const& ctx, Ids const& ids, int experts, ragged layout,
+                  route_plan& out) const {
+    detail::check_layout("plan", layout);
+    out.place(ctx, view(ctx, ids), experts, route_plan::order::token_major);
+    out.lay_out(layout);
+  }
+  template <class Ids>
+  void operator()(host_context const& ctx, Ids const& ids, int experts, fixed_capacity layout,
+                  route_plan& out) const {
+    detail::check_layout("plan", layout);
+    out.place(ctx, view(ctx, ids), experts, route_plan::order::choice_major);
+    out.lay_out(ctx,
+                capacity_of(layout, out.tokens(), experts, out.top_k(), out.needed_capacity()));
+  }
+  template <class Ids, class Layout = ragged>
+  route_plan operator()(host_context const& ctx, Ids const& ids, int experts,
+                        Layout layout = {}) const {
+    route_plan out(ctx.memory());
+    (*this)(ctx, ids, experts, layout, out);
+    return out;
+  }
+
+ private:
+  template <class Ids>
+  static tensor_view<std::int32_t const, 2> view(host_context const& ctx, Ids const& ids) {
+    auto const v = detail::as_view<2>(ctx, ids);
+    static_assert(std::is_same_v<detail::element_of<decltype(v)>, std::int32_t>,
+                  "expar: expert ids are std::int32_t");
+    return v;
+  }
+} make_plan{};
+
+}  // namespace v0
+}  // namespace expar
