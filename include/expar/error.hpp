@@ -31,7 +31,7 @@ void append(std::string& to, I part) {
 }
 inline void append(std::string& to, double part) {
   char text[32];
-  std::snprintf(text, sizeof text, "%g", part);
+  std::snprintf(text, sizeof text, "%.15g", part);
   to += text;
 }
 

@@ -174,6 +174,15 @@ constexpr auto as_view(Context const&, T&& t) {
   }
 }
 
+/// The same for what the operation writes.
+template <int Rank, class Context, class T>
+constexpr auto as_output(Context const& ctx, T&& t) {
+  auto const v = as_view<Rank>(ctx, t);
+  static_assert(!std::is_const_v<std::remove_pointer_t<decltype(v.data)>>,
+                "expar: this argument is written, so its elements cannot be const");
+  return v;
+}
+
 template <class View>
 using element_of = std::remove_cv_t<std::remove_pointer_t<decltype(View::data)>>;
 
@@ -192,8 +201,6 @@ void check_view(char const* what, tensor_view<T, Rank> const& v) {
 /// The same for what an operation writes: rows must not lie on top of each other.
 template <class T, int Rank>
 void check_output(char const* what, tensor_view<T, Rank> const& v) {
-  static_assert(!std::is_const_v<T>,
-                "expar: this argument is written, so its elements cannot be const");
   check_view(what, v);
   if constexpr (Rank == 2)
     if (v.size() != 0 && v.extents[0] > 1) {

@@ -17,14 +17,14 @@ inline constexpr struct decode_fn {
                   Out&& out) const {
     detail::gather(ctx, plan, detail::named{"decode: rows", detail::as_view<2>(ctx, rows)},
                    detail::unit_weights{},
-                   detail::named{"decode: out", detail::as_view<2>(ctx, out)});
+                   detail::named{"decode: out", detail::as_output<2>(ctx, out)});
   }
   template <class Rows, class Weights, class Out>
   void operator()(host_context const& ctx, route_plan const& plan, Rows const& rows,
                   Weights const& weights, Out&& out) const {
     detail::gather(ctx, plan, detail::named{"decode: rows", detail::as_view<2>(ctx, rows)},
                    detail::route_weights("decode: weights", plan, detail::as_view<2>(ctx, weights)),
-                   detail::named{"decode: out", detail::as_view<2>(ctx, out)});
+                   detail::named{"decode: out", detail::as_output<2>(ctx, out)});
   }
 } decode{};
 
@@ -38,7 +38,7 @@ inline constexpr struct decode_backward_fn {
     detail::scatter(ctx, plan,
                     detail::named{"decode_backward: d_out", detail::as_view<2>(ctx, d_out)},
                     detail::unit_weights{},
-                    detail::named{"decode_backward: d_rows", detail::as_view<2>(ctx, d_rows)});
+                    detail::named{"decode_backward: d_rows", detail::as_output<2>(ctx, d_rows)});
   }
   template <class DOut, class Rows, class Weights, class DRows, class DWeights>
   void operator()(host_context const& ctx, route_plan const& plan, DOut const& d_out,
@@ -49,9 +49,9 @@ inline constexpr struct decode_backward_fn {
         detail::route_weights("decode_backward: weights", plan, detail::as_view<2>(ctx, weights));
     detail::dots(ctx, plan, detail::named{"decode_backward: rows", detail::as_view<2>(ctx, rows)},
                  detail::named{"decode_backward: d_out", d},
-                 detail::named{"decode_backward: d_weights", detail::as_view<2>(ctx, d_weights)});
+                 detail::named{"decode_backward: d_weights", detail::as_output<2>(ctx, d_weights)});
     detail::scatter(ctx, plan, detail::named{"decode_backward: d_out", d}, w,
-                    detail::named{"decode_backward: d_rows", detail::as_view<2>(ctx, d_rows)});
+                    detail::named{"decode_backward: d_rows", detail::as_output<2>(ctx, d_rows)});
   }
 } decode_backward{};
 

@@ -16,7 +16,7 @@ inline constexpr struct encode_fn {
                   Rows&& rows) const {
     detail::scatter(ctx, plan, detail::named{"encode: tokens", detail::as_view<2>(ctx, tokens)},
                     detail::unit_weights{},
-                    detail::named{"encode: rows", detail::as_view<2>(ctx, rows)});
+                    detail::named{"encode: rows", detail::as_output<2>(ctx, rows)});
   }
   template <class Tokens, class Weights, class Rows>
   void operator()(host_context const& ctx, route_plan const& plan, Tokens const& tokens,
@@ -24,7 +24,7 @@ inline constexpr struct encode_fn {
     detail::scatter(
         ctx, plan, detail::named{"encode: tokens", detail::as_view<2>(ctx, tokens)},
         detail::route_weights("encode: weights", plan, detail::as_view<2>(ctx, weights)),
-        detail::named{"encode: rows", detail::as_view<2>(ctx, rows)});
+        detail::named{"encode: rows", detail::as_output<2>(ctx, rows)});
   }
 } encode{};
 
@@ -38,7 +38,7 @@ inline constexpr struct encode_backward_fn {
     detail::gather(ctx, plan,
                    detail::named{"encode_backward: d_rows", detail::as_view<2>(ctx, d_rows)},
                    detail::unit_weights{},
-                   detail::named{"encode_backward: d_tokens", detail::as_view<2>(ctx, d_tokens)});
+                   detail::named{"encode_backward: d_tokens", detail::as_output<2>(ctx, d_tokens)});
   }
   template <class DRows, class Tokens, class Weights, class DTokens, class DWeights>
   void operator()(host_context const& ctx, route_plan const& plan, DRows const& d_rows,
@@ -49,9 +49,9 @@ inline constexpr struct encode_backward_fn {
         detail::route_weights("encode_backward: weights", plan, detail::as_view<2>(ctx, weights));
     detail::dots(ctx, plan, detail::named{"encode_backward: d_rows", d},
                  detail::named{"encode_backward: tokens", detail::as_view<2>(ctx, tokens)},
-                 detail::named{"encode_backward: d_weights", detail::as_view<2>(ctx, d_weights)});
+                 detail::named{"encode_backward: d_weights", detail::as_output<2>(ctx, d_weights)});
     detail::gather(ctx, plan, detail::named{"encode_backward: d_rows", d}, w,
-                   detail::named{"encode_backward: d_tokens", detail::as_view<2>(ctx, d_tokens)});
+                   detail::named{"encode_backward: d_tokens", detail::as_output<2>(ctx, d_tokens)});
   }
 } encode_backward{};
 

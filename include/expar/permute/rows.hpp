@@ -58,6 +58,11 @@ EXPAR_HD void copy_row(T const* from, T* to, index_t n) {
 }
 
 template <class T>
+void clear_row(T* row, index_t n) {
+  std::memset(static_cast<void*>(row), 0, static_cast<std::size_t>(n) * sizeof(T));
+}
+
+template <class T>
 EXPAR_HD void scale_row(T const* from, accumulator_t<T> w, T* to, index_t n) {
   for (index_t c = 0; c < n; ++c) to[c] = narrow<T>(w * widen(from[c]));
 }
@@ -173,8 +178,7 @@ void zero_padding(route_plan const& plan, expert_rows<T> const& rows, index_t n)
   for (int e = 0; e < plan.experts(); ++e) {
     index_t const end = plan.offsets()[static_cast<std::size_t>(e) + 1] -
                         plan.offsets()[static_cast<std::size_t>(e)];
-    for (index_t l = plan.kept(e); l < end; ++l)
-      std::memset(static_cast<void*>(rows(e, l)), 0, static_cast<std::size_t>(n) * sizeof(T));
+    for (index_t l = plan.kept(e); l < end; ++l) clear_row(rows(e, l), n);
   }
 }
 

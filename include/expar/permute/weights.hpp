@@ -13,7 +13,7 @@ inline constexpr struct encode_weights_fn {
   void operator()(host_context const& ctx, route_plan const& plan, Weights const& weights,
                   Out&& out) const {
     auto const w = detail::as_view<2>(ctx, weights);
-    auto const o = detail::as_view<1>(ctx, out);
+    auto const o = detail::as_output<1>(ctx, out);
     using W = detail::element_of<decltype(w)>;
     static_assert(std::is_same_v<W, detail::element_of<decltype(o)>>,
                   "expar: encode_weights copies, so weights and out have the same element type");
@@ -37,7 +37,7 @@ inline constexpr struct encode_weights_backward_fn {
   void operator()(host_context const& ctx, route_plan const& plan, DOut const& d_out,
                   DWeights&& d_weights) const {
     auto const o = detail::as_view<1>(ctx, d_out);
-    auto const w = detail::as_view<2>(ctx, d_weights);
+    auto const w = detail::as_output<2>(ctx, d_weights);
     using A = detail::element_of<decltype(o)>;
     detail::check_view("encode_weights_backward: d_out", o);
     detail::check_extent("encode_weights_backward: d_out", o, 0, plan.rows(),

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstring>
+
+#include <expar/communicator.hpp>
+#include <expar/detail/buffer.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+/// How a message buffer is divided. Rows come in blocks (the rows of one expert, from one rank),
+/// blocks in order of the peer that they go to or come from. A peer's segment is
+///   header | its rows, block after block | one scalar per row, block after block
+/// each part at a multiple of 64 bytes, and so never empty: a rank always hears from every peer.
+class segments {
+ public:
+  static constexpr index_t header = 64;
+
+  explicit segments(std::pmr::memory_resource* memory)
+      : counts_(memory), displacements_(memory), row_start_(memory), scalar_start_(memory) {}
+
+  /// Block b has rows(b) rows; the blocks of peer p are first(p) .. first(p + 1) - 1. With
+  /// `equal_rows` >= 0 every segment has room for that many rows, so that all have one size.
+  template <class Rows, class First>
+  void divide(int peers, Rows rows, First first, index_t row_bytes, index_t scalar_bytes,
+              index_t equal_rows) {
+    counts_.resize(static_cast<std::size_t>(peers));
+    displacements_.resize(static_cast<std::size_t>(peers));
+    row_start_.resize(static_cast<std::size_t>(first(peers)));
+    scalar_start_.resize(static_cast<std::size_t>(first(peers)));
+    total_ = 0;
+    for (int p = 0; p < peers; ++p) {
+      index_t n = 0;
+      for (int b = first(p); b < first(p + 1); ++b) n += rows(b);
+      index_t const room = equal_rows < 0 ? n : equal_rows;
+      index_t row_at = total_ + header, scalar_at = row_at + padded(room * row_bytes);
+      index_t const end = scalar_at + padded(room * scalar_bytes);
+      for (int b = first(p); b < first(p + 1); ++b) {
+        row_start_[b] = row_at, row_at += rows(b) * row_bytes;
+        scalar_start_[b] = scalar_at, scalar_at += rows(b) * scalar_bytes;
+      }
+      counts_[p] = static_cast<std::size_t>(end - total_);
+      displacements_[p] = static_cast<std::size_t>(total_);
+      total_ = end;
+    }
+  }
+
+  index_t bytes() const noexcept { return total_; }
+  byte_counts counts() const noexcept { return {counts_.data(), counts_.size()}; }
+  byte_counts displacements() const noexcept {
+    return {displacements_.data(), displacements_.size()};
+  }
+  /// Where the rows and the scalars of each block begin, in bytes.
+  index_t const* row_start() const noexcept { return row_start_.data(); }
+  index_t const* scalar_start() const noexcept { return scalar_start_.data(); }
+
+ private:
+  static constexpr index_t padded(index_t n) { return (n + 63) / 64 * 64; }
+
+  buffer<std::size_t> counts_, displacements_;
+  buffer<index_t> row_start_, scalar_start_;
+  index_t total_ = 0;
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <span>
+
+#include <expar/exchange/arrivals.hpp>
+#include <expar/plan/plan.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+template <class Comm, class Layout, class Site>
+class expert_parallel;
+
+/// One batch on its way: where the routes of this rank's tokens went, and the rows that this rank's
+/// experts got. Made by expert_parallel, owns its memory, and is independent of every other batch:
+/// any number may be alive, and used in any order. T: element type of rows, W: of route weights.
+template <class T, class W = float>
+class expert_batch {
+ public:
+  explicit expert_batch(std::pmr::memory_resource* memory = std::pmr::get_default_resource())
+      : plan_(memory), weights_(memory), map_(memory), rows_(memory), row_weights_(memory) {}
+
+  /// [N,H]: the rows of the local experts, expert after expert, within one by (source rank, token,
+  /// choice). Rows that only fill (alignment, unused capacity) are zero.
+  tensor_view<T, 2> rows() noexcept { return make_view(rows_.data(), row_count(), hidden_); }
+  tensor_view<T const, 2> rows() const noexcept {
+    return make_view(rows_.data(), row_count(), hidden_);
+  }
+  /// The same for one local expert, its filling rows included.
+  tensor_view<T, 2> expert_rows(int local_expert) noexcept {
+    index_t const first = map_.offsets[local_expert];
+    return make_view(rows_.data() + first * hidden_, map_.offsets[local_expert + 1] - first,
+                     hidden_);
+  }
+  /// [N]: the weight of each row's route, where weights are handed over per row (else empty); zero
+  /// in filling rows.
+  tensor_view<W const, 1> row_weights() const noexcept {
+    return make_view(row_weights_.data(), static_cast<index_t>(row_weights_.size()));
+  }
+
+  /// N.
+  index_t row_count() const noexcept { return map_.rows(); }
+  /// H.
+  index_t hidden() const noexcept { return hidden_; }
+  /// The experts of this rank: first_expert() .. first_expert() + local_experts() - 1.
+  int local_experts() const noexcept { return static_cast<int>(map_.counts.size()); }
+  int first_expert() const noexcept { return map_.place.first(map_.rank); }
+  /// Rows that came for each local expert, without filling rows.
+  std::span<index_t const> expert_counts() const noexcept {
+    return {map_.counts.data(), map_.counts.size()};
+  }
+  /// The first row of each local expert, and behind the last N.
+  std::span<index_t const> expert_offsets() const noexcept {
+    return {map_.offsets.data(), map_.offsets.size()};
+  }
+  /// How many rows came from a rank for a local expert, and the first of them.
+  index_t count_from(int rank, int local_expert) const noexcept {
+    return map_.arrived[rank * local_experts() + local_expert];
+  }
+  index_t first_row_from(int rank, int local_expert) const noexcept {
+    return map_.first_row[rank * local_experts() + local_expert];
+  }
+
+  /// The routes of this rank's own tokens, laid out as if it were alone: counts, drops, capacity.
+  route_plan const& plan() const noexcept { return plan_; }
+
+ private:
+  template <class, class, class>
+  friend class expert_parallel;
+
+  route_plan plan_;
+  detail::buffer<W> weights_;
+  detail::arrivals map_;
+  detail::buffer<T> rows_;
+  detail::buffer<W> row_weights_;
+  index_t hidden_ = 0;
+  bool prepared_ = false;
+};
+
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <expar/exchange/counts.hpp>
+#include <expar/exchange/linear.hpp>
+#include <expar/expert_batch.hpp>
+#include <expar/permute/rows.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// What all ranks agree on: experts of the whole group, choices per token, elements per row.
+struct expert_shape {
+  int experts;
+  int top_k;
+  index_t hidden;
+};
+
+/// Where the weight of a route is applied: to the expert's output on the token's rank (the
+/// default), to the row on its way out, or by the caller's expert, which gets one weight per row.
+struct weights_at_decode {};
+struct weights_at_encode {};
+struct weights_per_row {};
+
+/// Sends token rows to the experts of all ranks and brings the results home, forward and backward.
+///
+/// Collective, like every member function: all ranks call the same functions in the same order.
+/// Each returns when it has finished. A wrong argument on one rank makes the call throw the same
+/// sentence on all ranks, none of which waits forever, and leaves the object usable. What follows
+/// from another number of ranks alone changes no bit: rows are copied, and a token's sum runs over
+/// its choices in order, in one accumulator.
+///
+/// Comm: tier 2 for a ragged layout, tier 1 for fixed_capacity. It outlives the object. Experts are
+/// placed by block_placement. One operation at a time per object; message buffers are kept from
+/// call to call, so that a repeated shape allocates nothing when its batch is reused.
+///
+/// Cost per rank and direction: ragged, the rows of its kept routes; fixed_capacity, experts *
+/// capacity rows; plus 64 bytes per peer. Rows are copied three times (pack, exchange, unpack), on
+/// one rank once.
+template <class Comm, class Layout = ragged, class Site = weights_at_decode>
+class expert_parallel {
+  static constexpr bool has_capacity = std::is_same_v<Layout, fixed_capacity>;
+  static_assert(has_capacity || std::is_same_v<Layout, ragged>,
+                "expar: the layout of expert_parallel is ragged or fixed_capacity");
+  static_assert(
+      has_capacity ? collective_communicator<Comm> : variable_communicator<Comm>,
+      "expar: a ragged layout needs a communicator with all_to_all_v; a fixed_capacity layout "
+      "needs one with all_to_all, all_gather and barrier, or with all_to_all_v");
+  static constexpr bool at_decode = std::is_same_v<Site, weights_at_decode>;
+  static constexpr bool at_encode = std::is_same_v<Site, weights_at_encode>;
+  static constexpr bool per_row = std::is_same_v<Site, weights_per_row>;
+
+ public:
+  /// Throws, on all ranks alike, if the ranks disagree, if top_k is not 1 .. experts, hidden < 1,
+  /// or if there are fewer experts than ranks. `memory` serves the message buffers and the batches.
+  expert_parallel(Comm& comm, expert_shape shape, Layout layout = {}, Site = {},
+                  std::pmr::memory_resource* memory = std::pmr::get_default_resource())
+      : comm_(&comm),
+        shape_(shape),
+        layout_(layout),
+        place_{shape.experts, comm.size()},
+        memory_(memory),
+        counts_(memory),
+        exchange_(memory),
+        scalars_(memory) {
+    host_context const ctx;
+    detail::expects_agreement(ctx, comm, "expert_parallel",
+                              {{"experts", static_cast<double>(shape.experts)},
+                               {"top_k", static_cast<double>(shape.top_k)},
+                               {"hidden", static_cast<double>(shape.hidden)},
+                               {"capacity factor", factor()},
+                               {"alignment", static_cast<double>(layout.alignment)},
+                               {"the kind of layout", has_capacity ? 1.0 : 0.0}});
+    detail::expects(shape.experts >= 1, "expert_parallel: experts is ", shape.experts,
+                    "; at least 1 is needed");
+    detail::expects(shape.top_k >= 1 && shape.top_k <= shape.experts, "expert_parallel: top_k is ",
+                    shape.top_k, "; it lies between 1 and the ", shape.experts, " experts");
+    detail::expects(shape.hidden >= 1, "expert_parallel: hidden is ", shape.hidden,
+                    "; at least 1 is needed");
+    detail::expects(shape.experts >= comm.size(), "expert_parallel: experts is ", shape.experts,
+                    ", fewer than the ", comm.size(), " ranks; every rank needs one of its own");
+    detail::check_layout("expert_parallel", layout);
+  }
+
+  expert_shape const& shape() const noexcept { return shape_; }
+  block_placement const& placement() const noexcept { return place_; }
+
+  /// First part of dispatch: plans the routes of this rank's tokens and tells every rank how many
+  /// rows will come. `routes` has tensors `ids` [T,k] (int32, -1 = no expert) and `weights` [T,k];
+  /// T may differ from rank to rank and may be 0. The batch keeps a copy of both.
+  template <class Routes, class T, class W>
+  void prepare(host_context const& ctx, Routes const& routes, expert_batch<T, W>& batch) {
+    auto const ids = detail::as_view<2>(ctx, routes.ids);
+    auto const weights = detail::as_view<2>(ctx, routes.weights);
+    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
+                  "expar: expert ids are std::int32_t");
+    static_assert(std::is_same_v<detail::element_of<decltype(weights)>, W>,
+                  "expar: the batch keeps weights of the element type that the routes have");
+    batch.prepared_ = false;
+    std::string const failure = detail::failure_of([&] {
+      detail::check_extent("dispatch: ids", ids, 1, shape_.top_k, "top_k");
+      detail::check_view("dispatch: weights", weights);
+      detail::check_extent("dispatch: weights", weights, 0, ids.extents[0], "the number of tokens");
+      detail::check_extent("dispatch: weights", weights, 1, shape_.top_k, "top_k");
+      batch.plan_.place(
+          ctx, ids, shape_.experts,
+          has_capacity ? route_plan::order::choice_major : route_plan::order::token_major);
+      keep_weights(weights, batch.weights_);
+    });
+    lay_out(ctx, batch, failure);
+    batch.prepared_ = true;
+  }
+
+  /// Second part: the rows. tokens: [T,H] of the batch's element type. May be repeated with other
+  /// tokens on the same routes.
+  template <class Tokens, class T, class W>
+  void dispatch(host_context const& ctx, Tokens const& tokens, expert_batch<T, W>& batch) {
+    require_prepared("dispatch", batch);
+    auto const x = rows_view<T>(ctx, tokens);
+    std::string const failure =
+        detail::failure_of([&] { check_token_rows("dispatch: tokens", batch, x); });
+    T* const rows = batch.rows_.resize(batch.row_count() * shape_.hidden);
+    auto const to = make_view(rows, batch.row_count(), shape_.hidden);
+    W* const scalars = per_row ? batch.row_weights_.resize(batch.row_count()) : nullptr;
+    if constexpr (at_encode)
+      to_experts(ctx, batch, failure, x, weights_of(batch), to, scalars);
+    else
+      to_experts(ctx, batch, failure, x, detail::unit_weights{}, to, scalars);
+  }
+
+  /// Both parts: tokens [T,H] and their routes to rows at the experts. The second form makes the
+  /// batch.
+  template <class Tokens, class Routes, class T, class W>
+  void dispatch(host_context const& ctx, Tokens const& tokens, Routes const& routes,
+                expert_batch<T, W>& batch) {
+    prepare(ctx, routes, batch);
+    dispatch(ctx, tokens, batch);
+  }
+  template <class Tokens, class Routes>
+  requires requires(Routes const& r) { r.ids, r.weights; }
+  auto dispatch(host_context const& ctx, Tokens const& tokens, Routes const& routes) {
+    using T = detail::element_of<decltype(detail::as_view<2>(ctx, tokens))>;
+    using W = detail::element_of<decltype(detail::as_view<2>(ctx, routes.weights))>;
+    expert_batch<T, W> batch(memory_);
+    dispatch(ctx, tokens, routes, batch);
+    return batch;
+  }
+
+  /// out[t] = sum over kept routes, in choice order, of weight * y[row] (weights at decode) or of
+  /// y[row]. y: [N,H], what the experts made of batch.rows(), filling rows not read; out: [T,H], of
+  /// any element type, zero for a token without a kept route.
+  template <class T, class W, class Y, class Out>
+  void combine(host_context const& ctx, expert_batch<T, W> const& batch, Y const& y, Out&& out) {
+    require_prepared("combine", batch);
+    auto const from = rows_view<T>(ctx, y);
+    auto const to = detail::as_output<2>(ctx, out);
+    std::string const failure = detail::failure_of([&] {
+      check_expert_rows("combine: y", batch, from);
+      check_token_rows("combine: out", batch, to);
+      detail::check_apart("combine: out", to, "y", from);
+    });
+    using A = accumulator_t<T>;
+    auto const home = to_sources(ctx, batch, failure, &from, static_cast<A const*>(nullptr));
+    if constexpr (at_decode)
+      gather(ctx, batch, home.rows, weights_of(batch), to);
+    else
+      gather(ctx, batch, home.rows, detail::unit_weights{}, to);
+  }
+
+  /// The adjoint of combine with weights at decode: d_y[row] = weight * d_out[t], zero in filling
+  /// rows; d_weights[t,j] = <y[row], d_out[t]>, zero for a route without a row. d_out: [T,H]; y,
+  /// d_y: [N,H]; d_weights: [T,k].
+  template <class T, class W, class DOut, class Y, class DY, class DWeights>
+  void combine_backward(host_context const& ctx, expert_batch<T, W> const& batch, DOut const& d_out,
+                        Y const& y, DY&& d_y, DWeights&& d_weights) {
+    static_assert(
+        at_decode,
+        "expar: weights have a gradient in combine_backward only where they are applied at "
+        "decode; leave y and d_weights out");
+    require_prepared("combine_backward", batch);
+    auto const d = rows_view<T>(ctx, d_out);
+    auto const y_rows = rows_view<T>(ctx, y);
+    auto const to = detail::as_output<2>(ctx, d_y);
+    auto const d_w = detail::as_output<2>(ctx, d_weights);
+    std::string const failure = detail::failure_of([&] {
+      check_token_rows("combine_backward: d_out", batch, d);
+      check_expert_rows("combine_backward: y", batch, y_rows);
+      check_expert_rows("combine_backward: d_y", batch, to);
+      detail::check_apart("combine_backward: d_y", to, "y", y_rows);
+      detail::check_apart("combine_backward: d_y", to, "d_out", d);
+      check_route_weights("combine_backward: d_weights", batch, d_w);
+    });
+    if (alone()) {
+      throw_here(failure);
+      auto const table = detail::rows_of(to, batch.map_.offsets.data());
+      auto const y_table = detail::rows_of(y_rows, batch.map_.offsets.data());
+      for_each_token(ctx, batch, [&](index_t t) {
+        detail::dot_token<T>(batch.plan_.view(), t, y_table, d.row(t), shape_.hidden, d_w.row(t));
+        detail::scatter_token<T>(batch.plan_.view(), t, d.row(t), shape_.hidden, weights_of(batch),
+                                 table);
+      });
+      detail::zero_padding(batch.plan_, table, shape_.hidden);
+      return;
+    }
+    // The weights travel with the gradients, so that the expert's rank, which has y, can make both.
+    using A = accumulator_t<T>;
+    auto const n = static_cast<std::size_t>(batch.row_count());
+    scalars_.resize(n * (sizeof(A) + sizeof(W)));
+    A* const dot = reinterpret_cast<A*>(scalars_.data());
+    W* const w = reinterpret_cast<W*>(scalars_.data() + n * sizeof(A));
+    to_experts(ctx, batch, failure, d, detail::unit_weights{}, to, w);
+    ctx.for_each_chunk(batch.row_count(), 16, [&](int, index_t first, index_t last) {
+      for (index_t i = first; i < last; ++i) {
+        dot[i] = detail::dot_rows<T>(y_rows.row(i), to.row(i), shape_.hidden);
+        detail::scale_row<T>(to.row(i), static_cast<A>(widen(w[i])), to.row(i), shape_.hidden);
+      }
+    });
+    batch.map_.for_each_gap([&](index_t first, index_t last) {
+      for (index_t i = first; i < last; ++i) detail::clear_row(to.row(i), shape_.hidden);
+    });
+    gather_scalars(ctx, batch, to_sources<T>(ctx, batch, {}, nullptr, dot).scalars, d_w);
+  }
+  /// The same where combine applies no weights: d_y[row] = d_out[t].
+  template <class T, class W, class DOut, class DY>
+  void combine_backward(host_context const& ctx, expert_batch<T, W> const& batch, DOut const& d_out,
+                        DY&& d_y) {
+    static_assert(!at_decode,
+                  "expar: with weights at decode, combine_backward takes y and d_weights as well");
+    require_prepared("combine_backward", batch);
+    auto const d = rows_view<T>(ctx, d_out);
+    auto const to = detail::as_output<2>(ctx, d_y);
+    std::string const failure = detail::failure_of([&] {
+      check_token_rows("combine_backward: d_out", batch, d);
+      check_expert_rows("combine_backward: d_y", batch, to);
+      detail::check_apart("combine_backward: d_y", to, "d_out", d);
+    });
+    to_experts(ctx, batch, failure, d, detail::unit_weights{}, to, static_cast<W*>(nullptr));
+  }
+
+  /// The adjoint of dispatch with weights at decode: d_tokens[t] = sum over kept routes, in choice
+  /// order, of d_rows[row]. d_rows: [N,H], filling rows not read; d_tokens: [T,H].
+  template <class T, class W, class DRows, class DTokens>
+  void dispatch_backward(host_context const& ctx, expert_batch<T, W> const& batch,
+                         DRows const& d_rows, DTokens&& d_tokens) {
+    static_assert(
+        at_decode,
+        "expar: dispatch_backward gives d_weights as well where weights are applied at encode "
+        "(pass tokens) or per row (pass d_row_weights)");
+    require_prepared("dispatch_backward", batch);
+    auto const from = rows_view<T>(ctx, d_rows);
+    auto const to = detail::as_output<2>(ctx, d_tokens);
+    std::string const failure = detail::failure_of([&] {
+      check_expert_rows("dispatch_backward: d_rows", batch, from);
+      check_token_rows("dispatch_backward: d_tokens", batch, to);
+      detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", from);
+    });
+    using A = accumulator_t<T>;
+    auto const home = to_sources(ctx, batch, failure, &from, static_cast<A const*>(nullptr));
+    gather(ctx, batch, home.rows, detail::unit_weights{}, to);
+  }
+  /// With weights at encode, `what` is tokens [T,H]: d_tokens[t] = sum of weight * d_rows[row] and
+  /// d_weights[t,j] = <d_rows[row], tokens[t]>. With weights per row, `what` is d_row_weights [N],
+  /// of the accumulator type: d_tokens[t] = sum of d_rows[row] and d_weights[t,j] =
+  /// d_row_weights[row].
+  template <class T, class W, class DRows, class What, class DTokens, class DWeights>
+  void dispatch_backward(host_context const& ctx, expert_batch<T, W> const& batch,
+                         DRows const& d_rows, What const& what, DTokens&& d_tokens,
+                         DWeights&& d_weights) {
+    static_assert(!at_decode,
+                  "expar: with weights at decode, d_weights comes from combine_backward; give "
+                  "dispatch_backward d_rows and d_tokens");
+    require_prepared("dispatch_backward", batch);
+    using A = accumulator_t<T>;
+    auto const from = rows_view<T>(ctx, d_rows);
+    auto const to = detail::as_output<2>(ctx, d_tokens);
+    auto const d_w = detail::as_output<2>(ctx, d_weights);
+    auto const checks = [&] {
+      check_expert_rows("dispatch_backward: d_rows", batch, from);
+      check_token_rows("dispatch_backward: d_tokens", batch, to);
+      detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", from);
+      check_route_weights("dispatch_backward: d_weights", batch, d_w);
+    };
+    if constexpr (at_encode) {
+      auto const x = rows_view<T>(ctx, what);
+      std::string const failure = detail::failure_of([&] {
+        checks();
+        check_token_rows("dispatch_backward: tokens", batch, x);
+        detail::check_apart("dispatch_backward: d_tokens", to, "tokens", x);
+      });
+      auto const home = to_sources(ctx, batch, failure, &from, static_cast<A const*>(nullptr));
+      for_each_token(ctx, batch, [&](index_t t) {
+        detail::dot_token<T>(batch.plan_.view(), t, home.rows, x.row(t), shape_.hidden, d_w.row(t));
+      });
+      gather(ctx, batch, home.rows, weights_of(batch), to);
+    } else {
+      auto const d_row_w = detail::as_view<1>(ctx, what);
+      static_assert(std::is_same_v<detail::element_of<decltype(d_row_w)>, A>,
+                    "expar: d_row_weights has the accumulator type of the rows");
+      std::string const failure = detail::failure_of([&] {
+        checks();
+        detail::check_view("dispatch_backward: d_row_weights", d_row_w);
+        detail::check_extent("dispatch_backward: d_row_weights", d_row_w, 0, batch.row_count(),
+                             "the number of rows in the batch");
+      });
+      auto const home = to_sources(ctx, batch, failure, &from, static_cast<A const*>(d_row_w.data));
+      gather_scalars(ctx, batch, home.scalars, d_w);
+      gather(ctx, batch, home.rows, detail::unit_weights{}, to);
+    }
+  }
+
+ private:
+  bool alone() const { return place_.ranks == 1; }
+  static void throw_here(std::string const& failure) {
+    if (!failure.empty()) throw error(failure);
+  }
+
+  double factor() const {
+    if constexpr (has_capacity)
+      return layout_.factor;
+    else
+      return 0;
+  }
+
+  template <class X, class W>
+  static void keep_weights(tensor_view<X, 2> from, detail::buffer<W>& to) {
+    index_t const k = from.extents[1];
+    W* const out = to.resize(from.size());
+    for (index_t t = 0; t < from.extents[0]; ++t) detail::copy_row<W>(from.row(t), out + t * k, k);
+  }
+
+  // Says what comes, learns what arrives, and lays both out.
+  template <class T, class W>
+  void lay_out(host_context const& ctx, expert_batch<T, W>& batch, std::string const& failure) {
+    detail::arrivals& map = batch.map_;
+    map.place = place_, map.rank = comm_->rank(), map.capacity = -1;
+    batch.hidden_ = shape_.hidden;
+    auto const group = counts_.run(ctx, *comm_, map, batch.plan_.counts(), batch.plan_.tokens(),
+                                   sizeof(T), failure);
+    if constexpr (has_capacity) {
+      map.capacity =
+          capacity_of(layout_, group.tokens, shape_.experts, shape_.top_k, group.largest_count);
+      batch.plan_.lay_out(ctx, map.capacity);
+      for (index_t& count : map.arrived) count = count < map.capacity ? count : map.capacity;
+    } else {
+      batch.plan_.lay_out(layout_);
+    }
+    map.sent.resize(static_cast<std::size_t>(shape_.experts));
+    for (int e = 0; e < shape_.experts; ++e) map.sent[e] = batch.plan_.kept(e);
+    map.lay_out(has_capacity ? 1 : layout_.alignment);
+  }
+
+  /// Token rows, and route weights where `scalars` is not null, to the rows of the experts.
+  template <class T, class W, class Weights>
+  void to_experts(host_context const& ctx, expert_batch<T, W> const& batch,
+                  std::string const& failure, tensor_view<T const, 2> x, Weights weights,
+                  tensor_view<T, 2> rows, W* scalars) {
+    index_t const n = shape_.hidden;
+    auto const fill = [&](detail::expert_rows<T> to, detail::expert_rows<W> scalars_to) {
+      for_each_token(ctx, batch, [&](index_t t) {
+        detail::scatter_token<T>(batch.plan_.view(), t, x.row(t), n, weights, to);
+        if (scalars)
+          detail::scatter_scalars<W>(batch.plan_.view(), t,
+                                     batch.weights_.data() + t * shape_.top_k, scalars_to);
+      });
+    };
+    if (alone()) {
+      throw_here(failure);
+      index_t const* const offsets = batch.map_.offsets.data();
+      auto const to = detail::rows_of(rows, offsets);
+      auto const scalars_to =
+          detail::rows_of(make_view(scalars, batch.row_count(), index_t{1}), offsets);
+      fill(to, scalars_to);
+      detail::zero_padding(batch.plan_, to, n);
+      if (scalars) detail::zero_padding(batch.plan_, scalars_to, 1);
+      return;
+    }
+    exchange_.template to_experts<has_capacity>(
+        ctx, *comm_, batch.map_, failure,
+        [&](auto message) {
+          fill({message.bytes, message.row_start, 1, n * static_cast<index_t>(sizeof(T))},
+               {message.bytes, message.scalar_start, 1, sizeof(W)});
+        },
+        rows, scalars);
+  }
+
+  template <class T, class S>
+  struct home_rows {
+    detail::expert_rows<T const> rows;
+    detail::expert_rows<S const> scalars;
+  };
+  /// Expert rows and scalars (either may be null) to where the tokens' ranks can read them by
+  /// route.
+  template <class T, class W, class S>
+  home_rows<T, S> to_sources(host_context const& ctx, expert_batch<T, W> const& batch,
+                             std::string const& failure, tensor_view<T const, 2> const* rows,
+                             S const* scalars) {
+    index_t const* const offsets = batch.map_.offsets.data();
+    if (alone()) {
+      throw_here(failure);
+      return {rows ? detail::rows_of(*rows, offsets) : detail::expert_rows<T const>{},
+              detail::rows_of(make_view(scalars, batch.row_count(), index_t{1}), offsets)};
+    }
+    auto const message = exchange_.template to_sources<has_capacity>(ctx, *comm_, batch.map_,
+                                                                     failure, rows, scalars);
+    return {{message.bytes, message.row_start, 1, shape_.hidden * static_cast<index_t>(sizeof(T))},
+            {message.bytes, message.scalar_start, 1, sizeof(S)}};
+  }
+
+  template <class T, class W, class F>
+  void for_each_token(host_context const& ctx, expert_batch<T, W> const& batch, F f) const {
+    detail::for_each_token(ctx, batch.plan_, shape_.hidden * static_cast<index_t>(sizeof(T)), f);
+  }
+  template <class T, class W, class Weights, class Out>
+  void gather(host_context const& ctx, expert_batch<T, W> const& batch,
+              detail::expert_rows<T const> const& rows, Weights weights,
+              tensor_view<Out, 2> out) const {
+    for_each_token(ctx, batch, [&](index_t t) {
+      detail::gather_token(batch.plan_.view(), t, rows, weights, out.row(t), shape_.hidden);
+    });
+  }
+  template <class T, class W, class S, class D>
+  void gather_scalars(host_context const& ctx, expert_batch<T, W> const& batch,
+                      detail::expert_rows<S const> const& scalars, tensor_view<D, 2> out) const {
+    detail::for_each_token(ctx, batch.plan_, sizeof(S), [&](index_t t) {
+      detail::gather_scalars<S>(batch.plan_.view(), t, scalars, out.row(t));
+    });
+  }
+  template <class T, class W>
+  static detail::matrix_weights<W> weights_of(expert_batch<T, W> const& batch) {
+    return {make_view(batch.weights_.data(), batch.plan_.tokens(), index_t{batch.plan_.top_k()})};
+  }
+  template <class T, class X>
+  static tensor_view<T const, 2> rows_view(host_context const& ctx, X const& x) {
+    auto const v = detail::as_view<2>(ctx, x);
+    static_assert(std::is_same_v<detail::element_of<decltype(v)>, T>,
+                  "expar: these rows must have the element type of the batch");
+    return v;
+  }
+
+  template <class T, class W>
+  void require_prepared(char const* what, expert_batch<T, W> const& batch) const {
+    detail::expects(batch.prepared_, what,
+                    ": the batch has no routes; dispatch or prepare it first");
+    detail::expects(batch.plan_.experts() == shape_.experts && batch.hidden_ == shape_.hidden &&
+                        batch.map_.place.ranks == place_.ranks,
+                    what, ": the batch was made for ", batch.plan_.experts(), " experts, rows of ",
+                    batch.hidden_, " and ", batch.map_.place.ranks, " ranks, not for ",
+                    shape_.experts, ", ", shape_.hidden, " and ", place_.ranks);
+  }
+  // A view of const elements is an argument that is read, any other one that is written.
+  template <class X>
+  static void check_matrix(char const* what, tensor_view<X, 2> const& v, index_t rows,
+                           char const* rows_because, index_t columns, char const* columns_because) {
+    if constexpr (std::is_const_v<X>)
+      detail::check_view(what, v);
+    else
+      detail::check_output(what, v);
+    detail::check_extent(what, v, 0, rows, rows_because);
+    detail::check_extent(what, v, 1, columns, columns_because);
+  }
+  template <class T, class W, class X>
+  void check_token_rows(char const* what, expert_batch<T, W> const& batch,
+                        tensor_view<X, 2> const& v) const {
+    check_matrix(what, v, batch.plan_.tokens(), "the number of tokens in the batch", shape_.hidden,
+                 "hidden");
+  }
+  template <class T, class W, class X>
+  void check_expert_rows(char const* what, expert_batch<T, W> const& batch,
+                         tensor_view<X, 2> const& v) const {
+    check_matrix(what, v, batch.row_count(), "the number of rows in the batch", shape_.hidden,
+                 "hidden");
+  }
+  template <class T, class W, class X>
+  void check_route_weights(char const* what, expert_batch<T, W> const& batch,
+                           tensor_view<X, 2> const& v) const {
+    check_matrix(what, v, batch.plan_.tokens(), "the number of tokens in the batch", shape_.top_k,
+                 "top_k");
+  }
+
+  Comm* comm_;
+  expert_shape shape_;
+  Layout layout_;
+  block_placement place_;
+  std::pmr::memory_resource* memory_;
+  detail::count_exchange counts_;
+  detail::linear_exchange exchange_;
+  detail::buffer<std::byte> scalars_;
+};
+
+template <class Comm, class Layout = ragged, class Site = weights_at_decode>
+expert_parallel(Comm&, expert_shape, Layout = {}, Site = {},
+                std::pmr::memory_resource* = std::pmr::get_default_resource())
+    -> expert_parallel<Comm, Layout, Site>;
+
+}  // namespace v0
+}  // namespace expar
