@@ -5,6 +5,7 @@
 #include <memory>
 #include <memory_resource>
 #include <mutex>
+#include <type_traits>
 
 #include <expar/detail/thread_team.hpp>
 #include <expar/executor.hpp>
@@ -77,7 +78,7 @@ class host_context {
   template <class E>
   void bind(E& pool) {
     int const n = static_cast<int>(pool.concurrency());
-    pool_ = &pool;
+    pool_ = const_cast<std::remove_const_t<E>*>(&pool);
     threads_ = n < 1 ? 1 : n;
     run_ = [](void* p, int tasks, task t) { static_cast<E*>(p)->run(tasks, t); };
   }

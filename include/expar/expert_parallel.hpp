@@ -4,7 +4,7 @@
 #include <expar/exchange/counts.hpp>
 #include <expar/exchange/linear.hpp>
 #include <expar/expert_batch.hpp>
-#include <expar/permute/rows.hpp>
+#include <expar/permute/detail/rows.hpp>
 
 namespace expar {
 inline namespace v0 {
@@ -121,7 +121,8 @@ class expert_parallel {
         detail::failure_of([&] { check_token_rows("dispatch: tokens", batch, x); });
     T* const rows = batch.rows_.resize(batch.row_count() * shape_.hidden);
     auto const to = make_view(rows, batch.row_count(), shape_.hidden);
-    W* const scalars = per_row ? batch.row_weights_.resize(batch.row_count()) : nullptr;
+    column<W> const scalars{per_row ? batch.row_weights_.resize(batch.row_count()) : nullptr,
+                            per_row};
     if constexpr (at_encode)
       to_experts(ctx, batch, failure, x, weights_of(batch), to, scalars);
     else
@@ -160,7 +161,7 @@ class expert_parallel {
       detail::check_apart("combine: out", to, "y", from);
     });
     using A = accumulator_t<T>;
-    auto const home = to_sources(ctx, batch, failure, &from, static_cast<A const*>(nullptr));
+    auto const home = to_sources(ctx, batch, failure, &from, column<A const>{});
     if constexpr (at_decode)
       gather(ctx, batch, home.rows, weights_of(batch), to);
     else
@@ -204,11 +205,11 @@ class expert_parallel {
     }
     // The weights travel with the gradients, so that the expert's rank, which has y, can make both.
     using A = accumulator_t<T>;
-    auto const n = static_cast<std::size_t>(batch.row_count());
-    scalars_.resize(n * (sizeof(A) + sizeof(W)));
+    index_t const w_at = round_up(batch.row_count() * static_cast<index_t>(sizeof(A)), 64);
+    scalars_.resize(w_at + batch.row_count() * static_cast<index_t>(sizeof(W)));
     A* const dot = reinterpret_cast<A*>(scalars_.data());
-    W* const w = reinterpret_cast<W*>(scalars_.data() + n * sizeof(A));
-    to_experts(ctx, batch, failure, d, detail::unit_weights{}, to, w);
+    W* const w = reinterpret_cast<W*>(scalars_.data() + w_at);
+    to_experts(ctx, batch, failure, d, detail::unit_weights{}, to, column<W>{w, true});
     ctx.for_each_chunk(batch.row_count(), 16, [&](int, index_t first, index_t last) {
       for (index_t i = first; i < last; ++i) {
         dot[i] = detail::dot_rows<T>(y_rows.row(i), to.row(i), shape_.hidden);
@@ -218,7 +219,8 @@ class expert_parallel {
     batch.map_.for_each_gap([&](index_t first, index_t last) {
       for (index_t i = first; i < last; ++i) detail::clear_row(to.row(i), shape_.hidden);
     });
-    gather_scalars(ctx, batch, to_sources<T>(ctx, batch, {}, nullptr, dot).scalars, d_w);
+    gather_scalars(ctx, batch,
+                   to_sources<T>(ctx, batch, {}, nullptr, column<A const>{dot, true}).scalars, d_w);
   }
   /// The same where combine applies no weights: d_y[row] = d_out[t].
   template <class T, class W, class DOut, class DY>
@@ -234,7 +236,7 @@ class expert_parallel {
       check_expert_rows("combine_backward: d_y", batch, to);
       detail::check_apart("combine_backward: d_y", to, "d_out", d);
     });
-    to_experts(ctx, batch, failure, d, detail::unit_weights{}, to, static_cast<W*>(nullptr));
+    to_experts(ctx, batch, failure, d, detail::unit_weights{}, to, column<W>{});
   }
 
   /// The adjoint of dispatch with weights at decode: d_tokens[t] = sum over kept routes, in choice
@@ -255,7 +257,7 @@ class expert_parallel {
       detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", from);
     });
     using A = accumulator_t<T>;
-    auto const home = to_sources(ctx, batch, failure, &from, static_cast<A const*>(nullptr));
+    auto const home = to_sources(ctx, batch, failure, &from, column<A const>{});
     gather(ctx, batch, home.rows, detail::unit_weights{}, to);
   }
   /// With weights at encode, `what` is tokens [T,H]: d_tokens[t] = sum of weight * d_rows[row] and
@@ -287,7 +289,7 @@ class expert_parallel {
         check_token_rows("dispatch_backward: tokens", batch, x);
         detail::check_apart("dispatch_backward: d_tokens", to, "tokens", x);
       });
-      auto const home = to_sources(ctx, batch, failure, &from, static_cast<A const*>(nullptr));
+      auto const home = to_sources(ctx, batch, failure, &from, column<A const>{});
       for_each_token(ctx, batch, [&](index_t t) {
         detail::dot_token<T>(batch.plan_.view(), t, home.rows, x.row(t), shape_.hidden, d_w.row(t));
       });
@@ -302,13 +304,16 @@ class expert_parallel {
         detail::check_extent("dispatch_backward: d_row_weights", d_row_w, 0, batch.row_count(),
                              "the number of rows in the batch");
       });
-      auto const home = to_sources(ctx, batch, failure, &from, static_cast<A const*>(d_row_w.data));
+      auto const home = to_sources(ctx, batch, failure, &from, column<A const>{d_row_w.data, true});
       gather_scalars(ctx, batch, home.scalars, d_w);
       gather(ctx, batch, home.rows, detail::unit_weights{}, to);
     }
   }
 
  private:
+  template <class S>
+  using column = detail::linear_exchange::column<S>;
+
   bool alone() const { return place_.ranks == 1; }
   static void throw_here(std::string const& failure) {
     if (!failure.empty()) throw error(failure);
@@ -353,12 +358,12 @@ class expert_parallel {
   template <class T, class W, class Weights>
   void to_experts(host_context const& ctx, expert_batch<T, W> const& batch,
                   std::string const& failure, tensor_view<T const, 2> x, Weights weights,
-                  tensor_view<T, 2> rows, W* scalars) {
+                  tensor_view<T, 2> rows, column<W> scalars) {
     index_t const n = shape_.hidden;
     auto const fill = [&](detail::expert_rows<T> to, detail::expert_rows<W> scalars_to) {
       for_each_token(ctx, batch, [&](index_t t) {
         detail::scatter_token<T>(batch.plan_.view(), t, x.row(t), n, weights, to);
-        if (scalars)
+        if (scalars.travels)
           detail::scatter_scalars<W>(batch.plan_.view(), t,
                                      batch.weights_.data() + t * shape_.top_k, scalars_to);
       });
@@ -368,10 +373,10 @@ class expert_parallel {
       index_t const* const offsets = batch.map_.offsets.data();
       auto const to = detail::rows_of(rows, offsets);
       auto const scalars_to =
-          detail::rows_of(make_view(scalars, batch.row_count(), index_t{1}), offsets);
+          detail::rows_of(make_view(scalars.data, batch.row_count(), index_t{1}), offsets);
       fill(to, scalars_to);
       detail::zero_padding(batch.plan_, to, n);
-      if (scalars) detail::zero_padding(batch.plan_, scalars_to, 1);
+      if (scalars.travels) detail::zero_padding(batch.plan_, scalars_to, 1);
       return;
     }
     exchange_.template to_experts<has_capacity>(
@@ -393,12 +398,12 @@ class expert_parallel {
   template <class T, class W, class S>
   home_rows<T, S> to_sources(host_context const& ctx, expert_batch<T, W> const& batch,
                              std::string const& failure, tensor_view<T const, 2> const* rows,
-                             S const* scalars) {
+                             column<S const> scalars) {
     index_t const* const offsets = batch.map_.offsets.data();
     if (alone()) {
       throw_here(failure);
       return {rows ? detail::rows_of(*rows, offsets) : detail::expert_rows<T const>{},
-              detail::rows_of(make_view(scalars, batch.row_count(), index_t{1}), offsets)};
+              detail::rows_of(make_view(scalars.data, batch.row_count(), index_t{1}), offsets)};
     }
     auto const message = exchange_.template to_sources<has_capacity>(ctx, *comm_, batch.map_,
                                                                      failure, rows, scalars);

@@ -6,7 +6,8 @@
 
 namespace expar_test {
 
-/// splitmix64: the same numbers with every compiler and library, unlike the distributions of <random>.
+/// splitmix64: the same numbers with every compiler and library, unlike the distributions of
+/// <random>.
 class random {
  public:
   explicit random(std::uint64_t seed) : state_(seed * 0x9e3779b97f4a7c15u + 1) {}

@@ -26,20 +26,47 @@ class thread_group {
     std::byte* window = nullptr;
     std::size_t bytes = 0;
   };
+  /// What a rank found wrong between two meetings: written there, and read after the second.
+  struct finding {
+    int sender = -1;  // none
+    std::size_t sent = 0, expected = 0;
+  };
 
   thread_group(int ranks, std::chrono::milliseconds deadline)
       : deadline_(deadline), places_(static_cast<std::size_t>(ranks)) {}
 
   int size() const noexcept { return static_cast<int>(places_.size()); }
   slot& at(int rank) noexcept { return places_[static_cast<std::size_t>(rank)].shown; }
+  finding& found(int rank) noexcept { return places_[static_cast<std::size_t>(rank)].found; }
 
-  /// Returns when every rank has come as often as this one. A rank that came always counts as come,
-  /// so that either all ranks pass a meeting or none does, whatever happens to one of them later.
+  /// Returns when every rank has come as often as this one, or throws: either all ranks pass a
+  /// meeting or none does, so that nobody reads the buffers of a rank that has given up.
   void meet(int rank, char const* where) {
-    auto& mine = places_[static_cast<std::size_t>(rank)].arrived;
-    auto const turn = mine.load(std::memory_order_relaxed) + 1;
-    mine.store(turn, std::memory_order_release);
-    for (int step = 1; step < size(); ++step) wait_for((rank + step) % size(), turn, where);
+    auto& arrived = places_[static_cast<std::size_t>(rank)].arrived;
+    auto const turn = arrived.load(std::memory_order_relaxed) + 1;
+    auto const all = 2 * turn * static_cast<unsigned long long>(size());
+    arrived.store(turn, std::memory_order_relaxed);
+    auto seen = state_.load(std::memory_order_relaxed);
+    while ((seen & broken) == 0 &&
+           !state_.compare_exchange_weak(seen, seen + 2, std::memory_order_acq_rel)) {
+    }
+    auto const passed = [&] { return (seen = state_.load(std::memory_order_acquire)) >= all; };
+    // A short spin, then yields: ranks often outnumber cores, and the peer needs this one to come.
+    for (int spin = 0; spin < 64; ++spin)
+      if (passed()) return;
+    auto const started = std::chrono::steady_clock::now();
+    for (long waits = 0; !passed(); ++waits) {
+      if ((seen & broken) != 0) report(where);
+      if (waits % 64 == 0) {
+        bool const late = std::chrono::steady_clock::now() - started > deadline_;
+        for (int step = 1; step < size(); ++step)
+          give_up_on((rank + step) % size(), turn, all, late);
+      }
+      if (waits > 4096)
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      else
+        std::this_thread::yield();
+    }
   }
 
   /// The rank will not come again. `failure` is its exception, if it ended by one.
@@ -54,33 +81,43 @@ class thread_group {
 
  private:
   struct alignas(64) place {
-    std::atomic<unsigned long> arrived{0};
+    std::atomic<unsigned long long> arrived{0};
     std::atomic<bool> left{false};
     slot shown;
+    finding found;
   };
 
-  // A short spin, then yields: ranks often outnumber cores, and the peer needs this one to come.
-  void wait_for(int peer, unsigned long turn, char const* where) {
-    auto& theirs = places_[static_cast<std::size_t>(peer)];
-    auto const come = [&] { return theirs.arrived.load(std::memory_order_acquire) >= turn; };
-    for (int spin = 0; spin < 64; ++spin)
-      if (come()) return;
-    auto const started = std::chrono::steady_clock::now();
-    for (long waits = 0; !come(); ++waits) {
-      if (theirs.left.load(std::memory_order_acquire) && !come())
-        fail(where, ": rank ", peer, " has left and will not come");
-      if (waits > 4096)
-        std::this_thread::sleep_for(std::chrono::microseconds(100));
-      else
-        std::this_thread::yield();
-      if (waits % 64 == 0 && std::chrono::steady_clock::now() - started > deadline_)
-        fail(where, ": rank ", peer, " did not come within ", deadline_.count(), " ms");
-    }
+  // Breaks the group if `peer` has not come for this turn and never will, or is late. Arrivals stop
+  // counting in the same atomic step, so that all ranks agree on which meetings took place.
+  void give_up_on(int peer, unsigned long long turn, unsigned long long all, bool late) {
+    auto const& theirs = places_[static_cast<std::size_t>(peer)];
+    bool const left = theirs.left.load(std::memory_order_acquire);
+    if (!(left || late) || theirs.arrived.load(std::memory_order_relaxed) >= turn) return;
+    std::lock_guard lock(mutex_);
+    auto seen = state_.load(std::memory_order_acquire);
+    do {
+      if (seen >= all || (seen & broken) != 0) return;
+    } while (!state_.compare_exchange_weak(seen, seen | broken, std::memory_order_acq_rel));
+    missing_ = peer, missing_left_ = left;
   }
+  [[noreturn]] void report(char const* where) {
+    std::unique_lock lock(mutex_);
+    int const peer = missing_;
+    bool const left = missing_left_;
+    lock.unlock();
+    if (left) fail(where, ": rank ", peer, " has left and will not come");
+    fail(where, ": rank ", peer, " did not come within ", deadline_.count(), " ms");
+  }
+
+  static constexpr unsigned long long broken = 1;
 
   std::chrono::milliseconds deadline_;
   std::vector<place> places_;
+  std::atomic<unsigned long long> state_{
+      0};  // twice the number of arrivals, and whether it is broken
   std::mutex mutex_;
+  int missing_ = -1;
+  bool missing_left_ = false;
   std::exception_ptr first_failure_;
 };
 
@@ -183,24 +220,28 @@ class thread_communicator {
   }
 
   // Every rank shows its buffer, meets, copies what is its own, and meets again. A disagreement is
-  // thrown only after the second meeting: until then a peer may be reading this rank's buffer.
+  // thrown after the second meeting, by every rank: until then a peer may be reading this rank's
+  // buffer.
   template <class Block>
   void swap(host_context const& on, char const* name, Block blocks, void* out) const {
     group_->meet(rank_, name);
-    std::string wrong;
+    auto& found = group_->found(rank_) = {};
     for (int step = 0; step < size(); ++step) {
       int const peer = (rank_ + step) % size();
       slot const& theirs = group_->at(peer);
       block const b = blocks(peer, theirs);
       if (b.sent != b.expected)
-        wrong = detail::sentence(name, ": rank ", peer, " sends ", b.sent, " bytes to rank ", rank_,
-                                 ", which expects ", b.expected);
+        found = {peer, b.sent, b.expected};
       else if (b.sent != 0)
         copy(on, static_cast<std::byte*>(out) + b.to,
              static_cast<std::byte const*>(theirs.in) + b.from, b.sent);
     }
     group_->meet(rank_, name);
-    if (!wrong.empty()) detail::fail(wrong);
+    for (int rank = 0; rank < size(); ++rank) {
+      auto const& wrong = group_->found(rank);
+      detail::expects(wrong.sender < 0, name, ": rank ", wrong.sender, " sends ", wrong.sent,
+                      " bytes to rank ", rank, ", which expects ", wrong.expected);
+    }
   }
   static void copy(host_context const& on, std::byte* to, std::byte const* from,
                    std::size_t bytes) {
@@ -235,7 +276,13 @@ void run_ranks(int ranks, F&& f, std::chrono::milliseconds deadline = std::chron
   };
   std::vector<std::thread> threads;
   threads.reserve(static_cast<std::size_t>(ranks));
-  for (int rank = 0; rank < ranks; ++rank) threads.emplace_back(body, rank);
+  for (int rank = 0; rank < ranks; ++rank) {
+    try {
+      threads.emplace_back(body, rank);
+    } catch (...) {  // no thread for this rank: the others must not wait for it
+      group.leave(rank, std::current_exception());
+    }
+  }
   for (auto& thread : threads) thread.join();
   if (group.first_failure()) std::rethrow_exception(group.first_failure());
 }

@@ -18,16 +18,14 @@ namespace detail {
 class thread_team {
  public:
   explicit thread_team(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
-  }
-  ~thread_team() {
-    {
-      std::lock_guard lock(mutex_);
-      stopping_ = true;
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    } catch (...) {
+      stop();
+      throw;
     }
-    wake_.notify_all();
-    for (auto& worker : workers_) worker.join();
   }
+  ~thread_team() { stop(); }
   thread_team(thread_team const&) = delete;
   thread_team& operator=(thread_team const&) = delete;
 
@@ -36,8 +34,7 @@ class thread_team {
   /// A team that is busy (called from one of its tasks, or from a second thread) runs the tasks
   /// here.
   void run(int tasks, task f) {
-    std::unique_lock turn(turn_, std::try_to_lock);
-    if (!turn.owns_lock() || workers_.empty()) {
+    if (workers_.empty() || busy_.exchange(true, std::memory_order_acquire)) {
       for (int i = 0; i < tasks; ++i) f(i);
       return;
     }
@@ -47,12 +44,23 @@ class thread_team {
     }
     wake_.notify_all();
     claim(f, tasks);
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return active_ == 0; });
-    job_ = {};
+    {
+      std::unique_lock lock(mutex_);
+      done_.wait(lock, [this] { return active_ == 0; });
+      job_ = {};
+    }
+    busy_.store(false, std::memory_order_release);
   }
 
  private:
+  void stop() {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
+  }
   void claim(task f, int tasks) {
     for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) f(i);
   }
@@ -74,7 +82,9 @@ class thread_team {
   }
 
   std::vector<std::thread> workers_;
-  std::mutex turn_, mutex_;
+  // A flag, since a mutex must not be tried by the thread that holds it.
+  std::atomic<bool> busy_{false};
+  std::mutex mutex_;
   std::condition_variable wake_, done_;
   std::atomic<int> next_{0};
   task job_{};

@@ -20,6 +20,14 @@ class linear_exchange {
   explicit linear_exchange(std::pmr::memory_resource* memory)
       : outgoing_(memory), incoming_(memory), out_(memory), in_(memory) {}
 
+  /// One scalar per row that travels beside the rows, or not: what ranks agree on, so that it
+  /// cannot be read off the pointer, which is null on a rank without rows.
+  template <class S>
+  struct column {
+    S* data = nullptr;
+    bool travels = false;
+  };
+
   /// A message buffer while it is filled or read: byte positions count from `bytes`.
   template <class Byte>
   struct message {
@@ -33,8 +41,10 @@ class linear_exchange {
   /// where not null. If a rank passes a failure, all ranks throw it.
   template <bool EqualSegments, class Comm, class T, class S, class Fill>
   void to_experts(host_context const& ctx, Comm& comm, arrivals const& map,
-                  std::string const& failure, Fill fill, tensor_view<T, 2> rows, S* scalars) {
-    index_t const row_bytes = bytes_per_row<T>(rows), scalar_bytes = scalars ? sizeof(S) : 0;
+                  std::string const& failure, Fill fill, tensor_view<T, 2> rows,
+                  column<S> scalars) {
+    index_t const row_bytes = bytes_per_row<T>(rows),
+                  scalar_bytes = scalars.travels ? sizeof(S) : 0;
     int const peers = map.place.ranks;
     outgoing_.divide(peers, map.sent_rows(), map.sent_first(), row_bytes, scalar_bytes,
                      map.equal_rows());
@@ -48,26 +58,27 @@ class linear_exchange {
       std::byte const* const from = in_.data() + incoming_.row_start()[b];
       for (index_t i = 0; i < map.arrived[b]; ++i)
         copy(rows.row(map.first_row[b] + i), from + i * row_bytes, row_bytes);
-      if (scalars)
-        copy(scalars + map.first_row[b], in_.data() + incoming_.scalar_start()[b],
+      if (scalars.travels)
+        copy(scalars.data + map.first_row[b], in_.data() + incoming_.scalar_start()[b],
              map.arrived[b] * scalar_bytes);
     });
     map.for_each_gap([&](index_t first, index_t last) {
       for (index_t i = first; i < last; ++i) {
         std::memset(static_cast<void*>(rows.row(i)), 0, static_cast<std::size_t>(row_bytes));
-        if (scalars) std::memset(static_cast<void*>(scalars + i), 0, sizeof(S));
+        if (scalars.travels) std::memset(static_cast<void*>(scalars.data + i), 0, sizeof(S));
       }
     });
   }
 
-  /// Collective. The way back, of rows or scalars or both (null: none): gives the message whose
+  /// Collective. The way back, of rows (null: none) or scalars or both: gives the message whose
   /// blocks are those that `map` sends.
   template <bool EqualSegments, class Comm, class T, class S>
   message<std::byte const> to_sources(host_context const& ctx, Comm& comm, arrivals const& map,
                                       std::string const& failure,
-                                      tensor_view<T const, 2> const* rows, S const* scalars) {
+                                      tensor_view<T const, 2> const* rows,
+                                      column<S const> scalars) {
     index_t const row_bytes = rows ? bytes_per_row<T const>(*rows) : 0;
-    index_t const scalar_bytes = scalars ? sizeof(S) : 0;
+    index_t const scalar_bytes = scalars.travels ? sizeof(S) : 0;
     int const peers = map.place.ranks;
     outgoing_.divide(peers, map.arrived_rows(), map.arrived_first(), row_bytes, scalar_bytes,
                      map.equal_rows());
@@ -79,8 +90,8 @@ class linear_exchange {
         std::byte* const to = out + outgoing_.row_start()[b];
         for (index_t i = 0; rows && i < map.arrived[b]; ++i)
           copy(to + i * row_bytes, rows->row(map.first_row[b] + i), row_bytes);
-        if (scalars)
-          copy(out + outgoing_.scalar_start()[b], scalars + map.first_row[b],
+        if (scalars.travels)
+          copy(out + outgoing_.scalar_start()[b], scalars.data + map.first_row[b],
                map.arrived[b] * scalar_bytes);
       });
     run<EqualSegments>(ctx, comm, failure);

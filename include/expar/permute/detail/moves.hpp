@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <expar/permute/rows.hpp>
+#include <expar/permute/detail/rows.hpp>
 
 namespace expar {
 inline namespace v0 {
