@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/expert_batch.hpp>
+
+#include <vector>
+
+#include <expar/comm/self.hpp>
+#include <expar/expert_parallel.hpp>
+
+#include "support/catch.hpp"
+
+TEST_CASE("an empty batch has no rows and no experts") {
+  expar::expert_batch<float> const batch;
+  CHECK(batch.row_count() == 0);
+  CHECK(batch.local_experts() == 0);
+  CHECK(batch.rows().size() == 0);
+  CHECK(batch.row_weights().size() == 0);
+}
+
+TEST_CASE("a batch shows its rows by expert, and moves with them") {
+  expar::self_communicator comm;
+  expar::host_context const ctx;
+  expar::expert_parallel moe(comm, {3, 1, 2}, expar::ragged{2}, expar::weights_per_row{});
+  std::vector<std::int32_t> ids{2, 0, 2, 2};
+  std::vector<double> w{.1, .2, .3, .4}, x{0, 1, 2, 3, 4, 5, 6, 7};
+  struct {
+    expar::tensor_view<std::int32_t, 2> ids;
+    expar::tensor_view<double, 2> weights;
+  } const routes{expar::make_view(ids.data(), 4, 1), expar::make_view(w.data(), 4, 1)};
+  auto first = moe.dispatch(ctx, expar::make_view(x.data(), 4, 2), routes);
+  auto const batch = std::move(first);
+  CHECK(batch.local_experts() == 3);
+  CHECK(batch.first_expert() == 0);
+  CHECK(batch.hidden() == 2);
+  CHECK(batch.row_count() == 6);
+  CHECK(std::vector<expar::index_t>(batch.expert_counts().begin(), batch.expert_counts().end()) ==
+        std::vector<expar::index_t>{1, 0, 3});
+  CHECK(std::vector<expar::index_t>(batch.expert_offsets().begin(), batch.expert_offsets().end()) ==
+        std::vector<expar::index_t>{0, 2, 2, 6});
+  CHECK(batch.count_from(0, 2) == 3);
+  CHECK(batch.first_row_from(0, 2) == 2);
+  double const rows[6] = {2, 0, 0, 4, 6, 0}, weights[6] = {.2, 0, .1, .3, .4, 0};
+  for (int r = 0; r < 6; ++r) {
+    CHECK(batch.rows()(r, 0) == rows[r]);
+    CHECK(batch.row_weights()(r) == weights[r]);
+  }
+  CHECK(batch.plan().counts()[2] == 3);
+}
