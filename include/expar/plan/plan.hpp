@@ -100,9 +100,37 @@ class route_plan {
   detail::buffer<index_t> counts_, offsets_;
 };
 
-// Count, prefix, place. Tokens are cut into chunks; `next` holds, for each group of routes that is
-// ordered before the following group (one group, or one per choice) and each chunk, the place that
-// the next route of each expert takes.
+namespace detail {
+
+/// Gives the routes of tokens [first, last) and choices [j0, j1) their places: `next` holds, per
+/// expert, the place that its next route takes. Returns the number of the first route whose id is
+/// not -1 .. experts - 1, or -1.
+inline index_t place_routes(tensor_view<std::int32_t const, 2> ids, int experts, index_t first,
+                            index_t last, index_t j0, index_t j1, std::int32_t* next,
+                            std::int32_t* id_out, std::int32_t* location_out) {
+  index_t const k = ids.extents[1];
+  index_t wrong = -1;
+  for (index_t t = first; t < last; ++t) {
+    std::int32_t const* const row = ids.row(t);
+    for (index_t j = j0; j < j1; ++j) {
+      std::int32_t const id = row[j];
+      id_out[t * k + j] = id;
+      if (static_cast<std::uint32_t>(id) < static_cast<std::uint32_t>(experts)) {
+        location_out[t * k + j] = next[id]++;
+      } else {
+        location_out[t * k + j] = -1;
+        if (id != -1 && (wrong < 0 || t * k + j < wrong)) wrong = t * k + j;
+      }
+    }
+  }
+  return wrong;
+}
+
+}  // namespace detail
+
+// Routes that take their places before others are a group: all of them, or one group per choice.
+// One thread places group after group with running counts. Several threads count their tokens
+// first; the sums over earlier groups and threads are where each begins.
 inline void route_plan::place(host_context const& ctx, tensor_view<std::int32_t const, 2> ids,
                               int experts, order by) {
   detail::expects(experts >= 1, "plan: experts is ", experts, "; at least 1 is needed");
@@ -111,62 +139,53 @@ inline void route_plan::place(host_context const& ctx, tensor_view<std::int32_t 
   detail::expects(ids.extents[1] <= INT32_MAX && ids.size() <= INT32_MAX, "plan: ids has ",
                   ids.extents[0], " x ", ids.extents[1], " routes; at most ", INT32_MAX,
                   " are possible");
-  index_t const tokens = ids.extents[0];
-  int const k = static_cast<int>(ids.extents[1]);
+  index_t const tokens = ids.extents[0], k = ids.extents[1];
   std::int32_t* const id_out = ids_.resize(ids.size());
   std::int32_t* const location_out = locations_.resize(ids.size());
   if (ids.size() != 0) {
-    index_t const grain = 16384 / k + 1;
-    int const parts = ctx.chunks(tokens, grain), groups = by == order::choice_major ? k : 1;
-    int const step = groups == 1 ? k : 1;
+    index_t const grain = 65536 / k + 1, groups = by == order::choice_major ? k : 1;
+    int const parts = ctx.chunks(tokens, grain);
+    index_t const tables = parts == 1 ? 1 : groups * parts;
     detail::buffer<std::int32_t> next(ctx.memory());
     detail::buffer<index_t> wrong(ctx.memory());
-    next.assign(static_cast<std::size_t>(groups) * static_cast<std::size_t>(parts) *
-                    static_cast<std::size_t>(experts),
-                0);
-    wrong.assign(static_cast<std::size_t>(parts), ids.size());
-    auto const table = [&](int group, int part) {
-      return next.data() + (static_cast<index_t>(group) * parts + part) * experts;
+    next.assign(static_cast<std::size_t>(tables * experts), 0);
+    wrong.assign(static_cast<std::size_t>(parts), -1);
+    auto const table = [&](index_t group, index_t part) {
+      return next.data() + (parts == 1 ? 0 : group * parts + part) * experts;
     };
-    ctx.for_each_chunk(tokens, grain, [&](int part, index_t first, index_t last) {
-      for (index_t t = first; t < last; ++t)
-        for (int j = 0; j < k; ++j) {
-          std::int32_t const id = ids.row(t)[j];
-          id_out[t * k + j] = id;
-          if (id < -1 || id >= experts) {
-            if (wrong[part] == ids.size()) wrong[part] = t * k + j;
-          } else if (id >= 0) {
-            ++table(groups == 1 ? 0 : j, part)[id];
-          }
-        }
-    });
-    for (index_t const at : wrong)
-      if (at != ids.size()) {
-        index_t const t = at / k, j = at % k;
-        detail::fail("plan: ids(", t, ", ", j, ") is ", ids(t, j),
-                     "; an expert id is -1 (no expert) or 0 to ", experts - 1);
-      }
-    for (int e = 0; e < experts; ++e) {
-      std::int32_t before = 0;
-      for (int group = 0; group < groups; ++group)
-        for (int part = 0; part < parts; ++part) {
-          std::int32_t& entry = table(group, part)[e];
+    if (parts > 1) {
+      ctx.for_each_chunk(tokens, grain, [&](int part, index_t first, index_t last) {
+        for (index_t t = first; t < last; ++t)
+          for (index_t j = 0; j < k; ++j)
+            if (std::int32_t const id = ids.row(t)[j]; id >= 0 && id < experts)
+              ++table(groups == 1 ? 0 : j, part)[id];
+      });
+      for (int e = 0; e < experts; ++e) {
+        std::int32_t before = 0;
+        for (index_t i = 0; i < tables; ++i) {
+          std::int32_t& entry = next[i * experts + e];
           std::int32_t const count = entry;
           entry = before;
           before += count;
         }
-      counts_[e] = before;
+      }
     }
     ctx.for_each_chunk(tokens, grain, [&](int part, index_t first, index_t last) {
-      for (int group = 0; group < groups; ++group) {
-        std::int32_t* const place = table(group, part);
-        for (index_t t = first; t < last; ++t)
-          for (index_t at = t * k + group; at < t * k + group + step; ++at)
-            location_out[at] = id_out[at] < 0 ? -1 : place[id_out[at]]++;
+      for (index_t group = 0; group < groups; ++group) {
+        index_t const at =
+            detail::place_routes(ids, experts, first, last, group, groups == 1 ? k : group + 1,
+                                 table(group, part), id_out, location_out);
+        if (at >= 0 && (wrong[part] < 0 || at < wrong[part])) wrong[part] = at;
       }
     });
+    for (index_t const at : wrong)
+      if (at >= 0)
+        detail::fail("plan: ids(", at / k, ", ", at % k, ") is ", ids(at / k, at % k),
+                     "; an expert id is -1 (no expert) or 0 to ", experts - 1);
+    std::int32_t const* const totals = table(groups - 1, parts - 1);
+    for (int e = 0; e < experts; ++e) counts_[e] = totals[e];
   }
-  tokens_ = tokens, top_k_ = k;
+  tokens_ = tokens, top_k_ = static_cast<int>(k);
 }
 
 inline void route_plan::lay_out(ragged layout) {
