@@ -170,6 +170,20 @@ TEST_CASE("decode refuses what it cannot do, by name") {
       "expar: decode_backward: d_weights has extent 2 in dimension 1, but top_k of the plan is 1");
 }
 
+TEST_CASE("rows of no elements, and no tokens at all, are ordinary") {
+  expar::host_context const ctx;
+  std::vector<std::int32_t> const ids{0, 1};
+  auto const p = expar::make_plan(ctx, expar::make_view(ids.data(), 2, 1), 2);
+  expar::tensor_view<float, 2> const narrow{nullptr, {2, 0}, {0, 1}}, none{nullptr, {0, 5}, {5, 1}};
+  expar::encode(ctx, p, narrow, narrow);
+  expar::decode(ctx, p, narrow, narrow);
+  auto const empty = expar::make_plan(
+      ctx, expar::tensor_view<std::int32_t const, 2>{nullptr, {0, 3}, {3, 1}}, 2, expar::ragged{4});
+  CHECK(empty.rows() == 0);
+  expar::encode(ctx, empty, none, none);
+  expar::decode(ctx, empty, none, none);
+}
+
 TEST_CASE("rows that stand more than 2^31 elements apart") {
   // Three rows in 24 GiB of address space, of which only the touched pages exist.
   expar::index_t const pitch = (expar::index_t{1} << 31) + 64;

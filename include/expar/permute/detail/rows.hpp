@@ -53,13 +53,13 @@ EXPAR_HD void copy_row(T const* from, T* to, index_t n) {
 #if defined(__CUDA_ARCH__)
   for (index_t c = 0; c < n; ++c) to[c] = from[c];
 #else
-  std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
+  if (n != 0) std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
 #endif
 }
 
 template <class T>
 void clear_row(T* row, index_t n) {
-  std::memset(static_cast<void*>(row), 0, static_cast<std::size_t>(n) * sizeof(T));
+  if (n != 0) std::memset(static_cast<void*>(row), 0, static_cast<std::size_t>(n) * sizeof(T));
 }
 
 template <class T>

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <expar/context.hpp>
+#include <expar/detail/buffer.hpp>
+#include <expar/element.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+/// Calls f(token, scratch) for every token, with `size` numbers of scratch per thread. A chunk
+/// holds some thousand logits: less is not worth waking a thread.
+template <class A, class F>
+void for_each_token_with(host_context const& ctx, index_t tokens, index_t experts, index_t size,
+                         F&& f) {
+  if (tokens == 0) return;
+  index_t const grain = 4096 / (experts + 1) + 1;
+  index_t const stride = size + 64;  // keeps threads off each other's cache lines
+  buffer<A> scratch(ctx.memory());
+  scratch.resize(stride * ctx.chunks(tokens, grain));
+  ctx.for_each_chunk(tokens, grain, [&](int part, index_t first, index_t last) {
+    for (index_t t = first; t < last; ++t) f(t, scratch.data() + part * stride);
+  });
+}
+
+template <class A, class T>
+void widen_row(T const* from, A* to, index_t n) {
+  for (index_t i = 0; i < n; ++i) to[i] = static_cast<A>(widen(from[i]));
+}
+template <class A, class T>
+void narrow_row(A const* from, T* to, index_t n) {
+  for (index_t i = 0; i < n; ++i) to[i] = narrow<T>(static_cast<accumulator_t<T>>(from[i]));
+}
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/context.hpp>
+#include <expar/detail/buffer.hpp>
+#include <expar/element.hpp>
+#include <expar/router/per_token.hpp>
+#include <expar/router/router.hpp>
+#include <expar/router/routes.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+template <class Router, class T>
+void check_router(char const* what, char const* logits_name, Router const& r,
+                  tensor_view<T, 2> const& logits) {
+  static_assert(element<std::remove_cv_t<T>>,
+                "expar: logits are of an element type; specialize expar::element_traits for it");
+  expects(r.top_k >= 1, what, ": top_k is ", r.top_k, "; it is at least 1");
+  expects(r.top_k <= r.experts, what, ": top_k is ", r.top_k, ", but there are only ", r.experts,
+          " experts");
+  check_view(logits_name, logits);
+  check_extent(logits_name, logits, 1, r.experts, "the router's number of experts");
+}
+
+/// [T,k]: one entry per token and choice.
+template <class Router, class T>
+void check_choices(char const* what, Router const& r, tensor_view<T, 2> const& v, index_t tokens) {
+  check_view(what, v);
+  check_extent(what, v, 0, tokens, "the number of tokens");
+  check_extent(what, v, 1, r.top_k, "top_k");
+}
+
+}  // namespace detail
+
+/// Gives every token its experts: `route(ctx, router, logits, bias, routes)`.
+///   logits: [T, experts], any element type. What is NaN or -inf is never selected
+///   bias: [experts], of which only the selection knows, or expar::no_bias. May be left out where
+///   the
+///         router's key takes none
+///   routes: `ids` [T, top_k] and `weights` [T, top_k] of any element type are written; see
+///   routes_like
+/// Computes in float, or in double for logits of double, and rounds the weights once. Choices are
+/// in descending order of the key; equal keys by ascending expert id. Memory: some rows per thread,
+/// from the context. Throws where shapes do not fit, or unless 1 <= top_k <= experts.
+inline constexpr struct route_fn {
+  template <class Router, class Logits, class Routes>
+  void operator()(host_context const& ctx, Router const& r, Logits const& logits,
+                  Routes&& routes) const {
+    static_assert(!Router::takes_bias,
+                  "expar: the key of this router takes a bias; pass a tensor of one number per "
+                  "expert after the logits, or expar::no_bias");
+    (*this)(ctx, r, logits, no_bias, routes);
+  }
+
+  template <class Router, class Logits, class Bias, class Routes>
+  void operator()(host_context const& ctx, Router const& r, Logits const& logits, Bias const& bias,
+                  Routes&& routes) const {
+    static_assert(routes_like<Routes>,
+                  "expar: routes are anything with tensors `ids` and `weights` of rank 2");
+    auto const z = detail::as_view<2>(ctx, logits);
+    auto const ids = detail::as_output<2>(ctx, routes.ids);
+    auto const weights = detail::as_output<2>(ctx, routes.weights);
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
+    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
+                  "expar: expert ids are std::int32_t");
+    static_assert(element<detail::element_of<decltype(weights)>>,
+                  "expar: weights are of an element type; specialize expar::element_traits for it");
+    detail::check_router("route", "route: logits", r, z);
+    index_t const tokens = z.extents[0];
+    detail::check_choices("route: ids", r, ids, tokens);
+    detail::check_choices("route: weights", r, weights, tokens);
+    detail::check_output("route: ids", ids);
+    detail::check_output("route: weights", weights);
+    detail::buffer<A> wide_bias(ctx.memory());
+    A const* const b = widen_bias(ctx, r, bias, wide_bias);
+    index_t const k = r.top_k;
+    detail::for_each_token_with<A>(
+        ctx, tokens, r.experts, r.experts + k + r.forward_scratch(), [&](index_t t, A* scratch) {
+          A* const w = scratch + r.experts;
+          detail::widen_row(z.row(t), scratch, r.experts);
+          r.forward(static_cast<A const*>(scratch), b, w + k, ids.row(t), w);
+          detail::narrow_row(w, weights.row(t), k);
+        });
+  }
+
+ private:
+  template <class Router, class Bias, class A>
+  static A const* widen_bias(host_context const& ctx, Router const& r, Bias const& bias,
+                             detail::buffer<A>& to) {
+    if constexpr (std::is_same_v<Bias, no_bias_t>) {
+      return nullptr;
+    } else {
+      static_assert(Router::takes_bias,
+                    "expar: the key of this router takes no bias; leave it out, or give the router "
+                    "expar::biased_key");
+      auto const v = detail::as_view<1>(ctx, bias);
+      static_assert(
+          element<detail::element_of<decltype(v)>>,
+          "expar: the bias is of an element type; specialize expar::element_traits for it");
+      detail::check_view("route: bias", v);
+      detail::check_extent("route: bias", v, 0, r.experts, "the router's number of experts");
+      A* const wide = to.resize(v.extents[0]);
+      detail::widen_row(v.data, wide, v.extents[0]);
+      return wide;
+    }
+  }
+} route{};
+
+/// The adjoint of route(): overwrites d_logits [T, experts], given d_weights [T, top_k], the
+/// gradient for the weights that route() wrote. The logits are those that route() read; of the
+/// routes only the ids are read, and taken as constants, so an id that is set to -1 on the way
+/// takes no part at all. A route that is dropped for want of capacity keeps its id and has a
+/// d_weights of 0. The bias gets no gradient. Element types are free. Memory: some rows per thread,
+/// from the context. Throws where shapes do not fit, or if an id is not -1 .. experts - 1; then
+/// d_logits is untouched.
+inline constexpr struct route_backward_fn {
+  template <class Router, class Logits, class Routes, class DWeights, class DLogits>
+  void operator()(host_context const& ctx, Router const& r, Logits const& logits,
+                  Routes const& routes, DWeights const& d_weights, DLogits&& d_logits) const {
+    static_assert(routes_like<Routes const>,
+                  "expar: routes are anything with tensors `ids` and `weights` of rank 2");
+    auto const z = detail::as_view<2>(ctx, logits);
+    auto const ids = detail::as_view<2>(ctx, routes.ids);
+    auto const dw = detail::as_view<2>(ctx, d_weights);
+    auto const dz = detail::as_output<2>(ctx, d_logits);
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
+    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
+                  "expar: expert ids are std::int32_t");
+    static_assert(
+        element<detail::element_of<decltype(dw)>> && element<detail::element_of<decltype(dz)>>,
+        "expar: gradients are of an element type; specialize expar::element_traits for it");
+    detail::check_router("route_backward", "route_backward: logits", r, z);
+    index_t const tokens = z.extents[0];
+    detail::check_choices("route_backward: ids", r, ids, tokens);
+    detail::check_choices("route_backward: d_weights", r, dw, tokens);
+    detail::check_output("route_backward: d_logits", dz);
+    detail::check_extent("route_backward: d_logits", dz, 0, tokens, "the number of tokens");
+    detail::check_extent("route_backward: d_logits", dz, 1, r.experts,
+                         "the router's number of experts");
+    index_t const k = r.top_k;
+    for (index_t t = 0; t < tokens; ++t)
+      for (index_t j = 0; j < k; ++j)
+        detail::expects(ids(t, j) >= -1 && ids(t, j) < r.experts, "route_backward: ids(", t, ", ",
+                        j, ") is ", ids(t, j), "; an expert id is -1 (no expert) or 0 to ",
+                        r.experts - 1);
+    detail::for_each_token_with<A>(
+        ctx, tokens, r.experts, 2 * index_t{r.experts} + k + r.vjp_scratch(),
+        [&](index_t t, A* scratch) {
+          A* const g = scratch + r.experts;
+          A* const d = g + r.experts;
+          detail::widen_row(z.row(t), scratch, r.experts);
+          detail::widen_row(dw.row(t), d, k);
+          r.vjp(static_cast<A const*>(scratch), ids.row(t), static_cast<A const*>(d), d + k, g);
+          detail::narrow_row(g, dz.row(t), r.experts);
+        });
+  }
+} route_backward{};
+
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/context.hpp>
+#include <expar/detail/buffer.hpp>
+#include <expar/element.hpp>
+#include <expar/router/per_token.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+// A loss that is a sum over tokens is a term: value(z, scratch) of one token's logits z [experts],
+// with scratch [experts], and gradient(z, g), which writes g [experts].
+
+/// Which tokens count, as a callable: all of them, or those whose mark is not zero.
+struct every_token {
+  constexpr bool operator()(index_t) const { return true; }
+};
+template <class Mark>
+struct marked_tokens {
+  Mark const* marks;
+  bool operator()(index_t t) const { return marks[t] != Mark{}; }
+};
+
+template <class Valid>
+auto marks_of(char const* what, host_context const& ctx, Valid const& valid, index_t tokens) {
+  auto const v = as_view<1>(ctx, valid);
+  using Mark = element_of<decltype(v)>;
+  static_assert(std::is_same_v<Mark, bool> || std::is_same_v<Mark, std::uint8_t>,
+                "expar: the mask of valid tokens holds bool or std::uint8_t");
+  check_view(what, v);
+  check_extent(what, v, 0, tokens, "the number of tokens");
+  return marked_tokens<Mark>{v.data};
+}
+
+/// What the mean over tokens divides by: `given`, or if that is 0 the valid tokens, at least 1.
+template <class Valid>
+double token_count(index_t given, index_t tokens, Valid valid) {
+  if (given > 0) return static_cast<double>(given);
+  index_t n = 0;
+  for (index_t t = 0; t < tokens; ++t) n += valid(t);
+  return static_cast<double>(n > 1 ? n : 1);
+}
+
+/// The sum of the term over the valid tokens, by blocks of a fixed size, so that the number of
+/// threads does not show.
+template <class T, class Valid, class Term>
+double sum_over_tokens(host_context const& ctx, tensor_view<T, 2> logits, Valid valid,
+                       Term const& term) {
+  using A = accumulator_t<T>;
+  constexpr index_t block = 64;
+  index_t const tokens = logits.extents[0], experts = logits.extents[1];
+  index_t const blocks = (tokens + block - 1) / block, stride = 2 * experts + 64;
+  buffer<double> sums(ctx.memory());
+  buffer<A> scratch(ctx.memory());
+  sums.resize(blocks);
+  scratch.resize(stride * ctx.chunks(blocks, 1));
+  ctx.for_each_chunk(blocks, 1, [&](int part, index_t first, index_t last) {
+    A* const z = scratch.data() + part * stride;
+    for (index_t b = first; b < last; ++b) {
+      double sum = 0;
+      for (index_t t = b * block; t < (b + 1) * block && t < tokens; ++t)
+        if (valid(t)) {
+          widen_row(logits.row(t), z, experts);
+          sum += term.value(static_cast<A const*>(z), z + experts);
+        }
+      sums[b] = sum;
+    }
+  });
+  double total = 0;
+  for (double const sum : sums) total += sum;
+  return total;
+}
+
+/// Adds the term's gradient of each valid token to d_logits.
+template <class T, class D, class Valid, class Term>
+void add_gradients(host_context const& ctx, tensor_view<T, 2> logits, Valid valid, Term const& term,
+                   tensor_view<D, 2> d_logits) {
+  using A = accumulator_t<T>;
+  index_t const tokens = logits.extents[0], experts = logits.extents[1];
+  for_each_token_with<A>(ctx, tokens, experts, 2 * experts, [&](index_t t, A* z) {
+    if (!valid(t)) return;
+    A* const g = z + experts;
+    widen_row(logits.row(t), z, experts);
+    term.gradient(static_cast<A const*>(z), g);
+    D* const d = d_logits.row(t);
+    for (index_t e = 0; e < experts; ++e)
+      d[e] = narrow<D>(widen(d[e]) + static_cast<accumulator_t<D>>(g[e]));
+  });
+}
+
+template <class T>
+void check_loss_logits(char const* what, tensor_view<T, 2> const& logits) {
+  static_assert(element<std::remove_cv_t<T>>,
+                "expar: logits are of an element type; specialize expar::element_traits for it");
+  check_view(what, logits);
+}
+template <class T, class D>
+void check_loss_gradient(char const* what, tensor_view<T, 2> const& logits,
+                         tensor_view<D, 2> const& d_logits) {
+  static_assert(element<D>,
+                "expar: gradients are of an element type; specialize expar::element_traits for it");
+  check_output(what, d_logits);
+  check_extent(what, d_logits, 0, logits.extents[0], "the number of tokens");
+  check_extent(what, d_logits, 1, logits.extents[1], "the number of experts");
+}
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar

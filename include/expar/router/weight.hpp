@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include <expar/config.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// The last policies of a router: each changes the k weights of one token, which begin as the
+/// scores of the selected experts, in choice order. The weight of a choice without an expert (id
+/// -1) is 0.
+///   step(ids, w, k)             changes w [k] in place, and leaves 0 where the id is -1
+///   step.vjp(ids, in, out, d, k)  turns d [k], the gradient for its output, into that for its
+///   input in
+///                               place; in and out are the weights before and after the step
+template <class S>
+concept weight_policy = requires(S const step, std::int32_t const* ids, float const* in, float* out,
+                                 int k) {
+  step(ids, out, k);
+  step.vjp(ids, in, in, out, k);
+};
+
+/// Divides the weights by their sum, which is made in choice order.
+struct renormalize {
+  /// How epsilon guards the denominator: sum + epsilon, or max(sum, epsilon).
+  enum class guard { add, at_least };
+
+  double epsilon = 0;
+  guard kind = guard::add;
+  /// Whether a router with top_k = 1 divides too: then the weight is 1, and no gradient comes back.
+  bool single = true;
+
+  /// A denominator of 0 gives weights of 0.
+  template <class A>
+  EXPAR_HD void operator()(std::int32_t const* /*ids*/, A* w, int k) const {
+    if (k == 1 && !single) return;
+    A const divisor = denominator(w, k);
+    for (int j = 0; j < k; ++j) w[j] = divisor == A(0) ? A(0) : w[j] / divisor;
+  }
+  template <class A>
+  EXPAR_HD void vjp(std::int32_t const* ids, A const* in, A const* out, A* d, int k) const {
+    if (k == 1 && !single) return;
+    A const divisor = denominator(in, k);
+    A mean = 0;
+    if (!clamped(in, k))
+      for (int j = 0; j < k; ++j) mean += d[j] * out[j];
+    for (int j = 0; j < k; ++j)
+      d[j] = ids[j] < 0 || divisor == A(0) ? A(0) : (d[j] - mean) / divisor;
+  }
+
+ private:
+  template <class A>
+  EXPAR_HD static A sum(A const* w, int k) {
+    A total = 0;
+    for (int j = 0; j < k; ++j) total += w[j];
+    return total;
+  }
+  template <class A>
+  EXPAR_HD bool clamped(A const* w, int k) const {
+    return kind == guard::at_least && sum(w, k) < static_cast<A>(epsilon);
+  }
+  template <class A>
+  EXPAR_HD A denominator(A const* w, int k) const {
+    if (clamped(w, k)) return static_cast<A>(epsilon);
+    return sum(w, k) + (kind == guard::add ? static_cast<A>(epsilon) : A(0));
+  }
+};
+
+/// Multiplies the weights by a constant.
+struct scale {
+  double factor = 1;
+
+  template <class A>
+  EXPAR_HD void operator()(std::int32_t const* /*ids*/, A* w, int k) const {
+    for (int j = 0; j < k; ++j) w[j] *= static_cast<A>(factor);
+  }
+  template <class A>
+  EXPAR_HD void vjp(std::int32_t const* /*ids*/, A const* /*in*/, A const* /*out*/, A* d,
+                    int k) const {
+    for (int j = 0; j < k; ++j) d[j] *= static_cast<A>(factor);
+  }
+};
+
+/// Steps one after the other. vjp() repeats them on the way: `values` is [(length + 1) * k], and
+/// its first k entries hold the weights before the first step.
+template <weight_policy... Steps>
+struct weight_chain {
+  static constexpr int length = 0;
+
+  template <class A>
+  EXPAR_HD void operator()(std::int32_t const*, A*, int) const {}
+  template <class A>
+  EXPAR_HD void vjp(std::int32_t const*, A*, A*, int) const {}
+};
+template <weight_policy First, weight_policy... Rest>
+struct weight_chain<First, Rest...> {
+  static constexpr int length = 1 + static_cast<int>(sizeof...(Rest));
+  First first;
+  weight_chain<Rest...> rest;
+
+  EXPAR_HD explicit constexpr weight_chain(First f, Rest... r) : first(f), rest(r...) {}
+
+  template <class A>
+  EXPAR_HD void operator()(std::int32_t const* ids, A* w, int k) const {
+    first(ids, w, k);
+    rest(ids, w, k);
+  }
+  template <class A>
+  EXPAR_HD void vjp(std::int32_t const* ids, A* values, A* d, int k) const {
+    A* const after = values + k;
+    for (int j = 0; j < k; ++j) after[j] = values[j];
+    first(ids, after, k);
+    rest.vjp(ids, after, d, k);
+    first.vjp(ids, values, after, d, k);
+  }
+};
+
+template <class... Steps>
+weight_chain(Steps...) -> weight_chain<Steps...>;
+
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+// Worked examples of published routers and losses, in double to 1e-12 and in float to 1e-5.
+#include "cases_data.hpp"
+
+#include <expar/router/losses.hpp>
+#include <expar/router/models.hpp>
+#include <expar/router/route.hpp>
+
+#include "../support/catch.hpp"
+#include "support.hpp"
+
+using Catch::Matchers::WithinAbs;
+using router_test::matrix;
+
+namespace {
+
+expar::host_context const ctx;
+
+template <class T>
+constexpr double accuracy = std::is_same_v<T, double> ? 1e-12 : 1e-5;
+
+template <class T, class Router, class Bias>
+expar::routes<T> route(Router const& r, cases::matrix const& logits, Bias const& bias) {
+  matrix<T> z(logits);
+  expar::routes<T> routes(z.rows, r.top_k);
+  expar::route(ctx, r, z.view(), bias, routes);
+  return routes;
+}
+
+template <class T>
+void require_ids(expar::routes<T> const& routes, cases::id_matrix const& ids) {
+  REQUIRE(routes.ids.extents[0] == static_cast<expar::index_t>(ids.size()));
+  for (std::size_t t = 0; t < ids.size(); ++t)
+    for (std::size_t j = 0; j < ids[t].size(); ++j) REQUIRE(routes.ids(t, j) == ids[t][j]);
+}
+template <class T>
+void require_matrix(expar::tensor_view<T, 2> got, cases::matrix const& expected,
+                    double tolerance = accuracy<T>) {
+  for (std::size_t t = 0; t < expected.size(); ++t)
+    for (std::size_t j = 0; j < expected[t].size(); ++j)
+      REQUIRE_THAT(static_cast<double>(got(t, j)), WithinAbs(expected[t][j], tolerance));
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("Switch: top 1, losses, and their gradients", "[router][cases]", double, float) {
+  using namespace cases::switch_top1;
+  using T = TestType;
+  auto const routes = route<T>(expar::models::switch_top1(4), cases::logits, expar::no_bias);
+  require_ids(routes, ids);
+  require_matrix(routes.weights, weights);
+  std::vector<std::int32_t> n(4);
+  expar::count_choices(ctx, routes.ids, 1, n);
+  REQUIRE(n == counts);
+  matrix<T> z(cases::logits), d_balance(4, 4), d_z(4, 4);
+  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), n), WithinAbs(load_balance, accuracy<T>));
+  expar::load_balance_loss_backward(ctx, z.view(), n, {}, d_balance.view());
+  require_matrix(d_balance.view(), d_load_balance);
+  REQUIRE_THAT(expar::z_loss(ctx, z.view()), WithinAbs(z_loss, accuracy<T>));
+  expar::z_loss_backward(ctx, z.view(), {}, d_z.view());
+  require_matrix(d_z.view(), d_z_loss);
+}
+
+TEMPLATE_TEST_CASE("Tutel: top 2 and GShard's loss", "[router][cases]", double, float) {
+  using namespace cases::tutel_top2;
+  using T = TestType;
+  auto const routes = route<T>(expar::models::tutel({4, 2}), logits, expar::no_bias);
+  require_ids(routes, ids);
+  require_matrix(routes.weights, weights);
+  std::vector<expar::index_t> n(4);
+  expar::count_choices(ctx, routes.ids, 1, n);
+  matrix<T> z(logits);
+  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), n), WithinAbs(load_balance, accuracy<T>));
+}
+
+TEMPLATE_TEST_CASE("Mixtral: renormalized top 2, and both scalings of its loss", "[router][cases]",
+                   double, float) {
+  using namespace cases::mixtral;
+  using T = TestType;
+  auto const routes = route<T>(expar::models::mixtral({4, 2}), cases::logits, expar::no_bias);
+  require_ids(routes, ids);
+  require_matrix(routes.weights, weights);
+  std::vector<expar::index_t> n(4);
+  expar::count_choices(ctx, routes.ids, 2, n);
+  matrix<T> z(cases::logits);
+  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), n, {.choices = 2}),
+               WithinAbs(megatron_loss, accuracy<T>));
+  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), n, {.coefficient = 2, .choices = 2}),
+               WithinAbs(hugging_face_loss, accuracy<T>));
+}
+
+TEMPLATE_TEST_CASE("Qwen: with and without renormalization", "[router][cases]", double, float) {
+  using namespace cases::qwen;
+  using T = TestType;
+  auto const plain = route<T>(expar::models::qwen2_moe({8, 4}), logits, expar::no_bias);
+  require_ids(plain, ids);
+  require_matrix(plain.weights, weights);
+  auto const divided = route<T>(expar::models::qwen3_moe({8, 4}), logits, expar::no_bias);
+  require_ids(divided, ids);
+  require_matrix(divided.weights, renormalized);
+}
+
+TEMPLATE_TEST_CASE("Kimi K2: sigmoid, bias, and scale", "[router][cases]", double, float) {
+  using namespace cases::kimi_k2;
+  using T = TestType;
+  auto const routes = route<T>(expar::models::kimi_k2({.experts = 8, .top_k = 4, .scale = scale}),
+                               cases::qwen::logits, bias);
+  require_ids(routes, ids);
+  require_matrix(routes.weights, weights);
+}
+
+TEMPLATE_TEST_CASE("z-loss with padding", "[router][cases]", double, float) {
+  using namespace cases::padded_z_loss;
+  using T = TestType;
+  matrix<T> z(cases::logits), dz(4, 4);
+  expar::z_loss_options const options{.coefficient = coefficient};
+  REQUIRE_THAT(expar::z_loss(ctx, z.view(), valid, options), WithinAbs(z_loss, accuracy<T>));
+  expar::z_loss_backward(ctx, z.view(), valid, options, dz.view());
+  require_matrix(dz.view(), d_logits);
+}
+
+TEST_CASE("the six-token example of Tutel", "[router][cases]") {
+  cases::matrix logits{{.50, .30, .15, .05}, {.40, .35, .20, .05}, {.60, .10, .25, .05},
+                       {.10, .70, .15, .05}, {.45, .05, .30, .20}, {.55, .25, .05, .15}};
+  cases::matrix const scores = logits;
+  for (auto& row : logits)
+    for (double& s : row) s = std::log(s);
+  matrix<double> z(logits);
+
+  auto const one = route<double>(expar::models::tutel({4, 1}), logits, expar::no_bias);
+  require_ids(one, {{0}, {0}, {0}, {1}, {0}, {0}});
+  require_matrix(one.weights, {{.5}, {.4}, {.6}, {.7}, {.45}, {.55}}, 1e-14);
+  auto const two = route<double>(expar::models::tutel({4, 2}), logits, expar::no_bias);
+  require_ids(two, {{0, 1}, {0, 1}, {0, 2}, {1, 2}, {0, 2}, {0, 1}});
+  require_matrix(two.weights,
+                 {{.625, .375},
+                  {.533333, .466667},
+                  {.705882, .294118},
+                  {.823529, .176471},
+                  {.6, .4},
+                  {.6875, .3125}},
+                 1e-6);
+
+  std::vector<expar::index_t> first(4), both(4);
+  expar::count_choices(ctx, two.ids, 1, first);
+  expar::count_choices(ctx, two.ids, 2, both);
+  REQUIRE(first == std::vector<expar::index_t>{5, 1, 0, 0});
+  REQUIRE(both == std::vector<expar::index_t>{5, 4, 3, 0});
+  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), first), WithinAbs(1.6388889, 1e-7));
+  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), both, {.choices = 2}),
+               WithinAbs(1.2944444, 1e-7));
+
+  REQUIRE_THAT(expar::z_loss(ctx, z.view()), WithinAbs(0, 1e-15));
+  for (double& x : z.data) x *= 2;
+  REQUIRE_THAT(expar::z_loss(ctx, z.view()), WithinAbs(.9116232, 1e-7));
+}
+
+TEST_CASE("sigmoid scores with a bias", "[router][cases]") {
+  cases::matrix const logits{{1, -.5, .25, 2}, {0, .5, -1, 1.5}, {2, 1, 0, -1}};
+  std::vector<double> const bias{0, .1, .2, -.3};
+  auto const routes =
+      route<double>(expar::models::glm_4_5({.experts = 4, .top_k = 2, .scale = 2.5}), logits, bias);
+  require_ids(routes, {{2, 0}, {1, 3}, {0, 1}});
+  require_matrix(routes.weights, {{1.086764, 1.413236}, {1.080633, 1.419367}, {1.366123, 1.133877}},
+                 1e-6);
+}
+
+TEST_CASE("ties go to the lower id, and -inf to nobody", "[router][cases]") {
+  double const none = -std::numeric_limits<double>::infinity();
+  cases::matrix const logits{{1, 2, 2, 2}, {.5, .5, .5, .5}, {none, 1, none, .5}};
+  auto const two = route<float>(expar::models::mixtral({4, 2}), logits, expar::no_bias);
+  require_ids(two, {{1, 2}, {0, 1}, {1, 3}});
+  auto const all = route<float>(expar::models::mixtral({4, 4}), logits, expar::no_bias);
+  require_ids(all, {{1, 2, 3, 0}, {0, 1, 2, 3}, {1, 3, -1, -1}});
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+// Worked examples in float64: logits of a few tokens, and what published routers make of them. The
+// formulas were checked against libtorch, the gradients against central differences.
+
+namespace cases {
+
+using matrix = std::vector<std::vector<double>>;
+using id_matrix = std::vector<std::vector<std::int32_t>>;
+
+// Four tokens that several cases share.
+inline matrix const logits{{2.0, 1.0, 0.5, -1.0},
+                           {1.5, 2.5, 0.0, 0.25},
+                           {3.0, 0.75, 1.25, -0.5},
+                           {1.75, 0.875, 2.25, 0.125}};
+
+namespace switch_top1 {
+inline id_matrix const ids{{0}, {1}, {0}, {2}};
+inline matrix const weights{
+    {0.6094600375988771}, {0.642936454615761}, {0.7637257450951053}, {0.5053559585817142}};
+inline std::vector<std::int32_t> const counts{2, 1, 1, 0};
+inline double const load_balance = 1.4336739639094407;
+inline matrix const d_load_balance{
+    {0.06412787134688638, -0.032460629037443574, -0.019688366744767715, -0.011978875564675097},
+    {0.04915197852187117, -0.027125183605128566, -0.0022265706588999803, -0.01980022425784262},
+    {0.049515542749697904, -0.014905125518161035, -0.02457439748424737, -0.010036019747289557},
+    {0.05776578103330034, -0.007863138926482152, -0.031099317737220255, -0.018803324369597942}};
+inline double const z_loss = 8.542257995664006;
+inline matrix const d_z_loss{
+    {0.7603568267117217, 0.27971964450159936, 0.16965854051413834, 0.03785593731546857},
+    {0.34789111698621505, 0.9456661015859482, 0.0776250006473503, 0.09967247380160016},
+    {1.2485184285945317, 0.131592874225061, 0.21695997080742474, 0.03770198969809965},
+    {0.4494247899946368, 0.18734812565075382, 0.7409762108440959, 0.08849698827613704}};
+}  // namespace switch_top1
+
+namespace tutel_top2 {
+inline matrix const logits{
+    {2.0, 1.0, 0.5, -1.0}, {1.5, 2.5, 0.0, 0.25}, {3.0, 0.75, 1.25, -0.5}, {2.5, 2.0, 0.5, 0.125}};
+inline id_matrix const ids{{0, 1}, {1, 0}, {0, 2}, {0, 1}};
+inline matrix const weights{{0.7310585786300049, 0.2689414213699951},
+                            {0.7310585786300048, 0.2689414213699951},
+                            {0.8519528019683106, 0.14804719803168948},
+                            {0.6224593312018546, 0.3775406687981454}};
+inline double const load_balance = 1.9355767275944507;
+}  // namespace tutel_top2
+
+namespace mixtral {
+inline id_matrix const ids{{0, 1}, {1, 0}, {0, 2}, {2, 0}};
+inline matrix const weights{{0.7310585786300049, 0.2689414213699951},
+                            {0.7310585786300048, 0.2689414213699951},
+                            {0.8519528019683106, 0.14804719803168948},
+                            {0.6224593312018546, 0.3775406687981454}};
+inline double const hugging_face_loss = 2.867347927818881;
+inline double const megatron_loss = 1.4336739639094405;
+}  // namespace mixtral
+
+namespace qwen {
+inline matrix const logits{{0.5, 0.375, 1.0, 0.75, -2.5, 2.0, 0.25, -0.5},
+                           {1.25, 1.0, -2.0, 0.0, 0.5, 0.625, 1.5, -1.0}};
+inline id_matrix const ids{{5, 2, 3, 0}, {6, 0, 1, 5}};
+inline matrix const weights{
+    {0.4270959927616611, 0.15711983514372227, 0.12236505064598092, 0.09529799726366206},
+    {0.2852671949301496, 0.22216631479618362, 0.17302329993535606, 0.11891705902660493}};
+inline matrix const renormalized{
+    {0.5326190845563334, 0.19593961118382913, 0.1525979226246727, 0.11884338163516475},
+    {0.3568632977686014, 0.27792541575163066, 0.21644853142281575, 0.1487627550569521}};
+}  // namespace qwen
+
+namespace padded_z_loss {
+inline double const coefficient = 0.001;
+inline std::vector<std::uint8_t> const valid{1, 1, 0, 1};
+inline double const z_loss = 0.007826365830908472;
+inline matrix const d_logits{
+    {0.0010138091022822958, 0.0003729595260021325, 0.00022621138735218446, 5.047458308729142e-05},
+    {0.00046385482264828677, 0.001260888135447931, 0.00010350000086313374, 0.00013289663173546689},
+    {0.0, 0.0, 0.0, 0.0},
+    {0.0005992330533261825, 0.0002497975008676718, 0.0009879682811254613, 0.00011799598436818273}};
+}  // namespace padded_z_loss
+
+namespace kimi_k2 {
+inline std::vector<double> const bias{0.0, 0.125, -0.25, 0.0625, 0.25, -0.125, 0.0, 0.1875};
+inline double const scale = 2.827;
+inline id_matrix const ids{{5, 3, 1, 0}, {4, 1, 6, 0}};
+inline matrix const weights{
+    {0.8972692179129452, 0.691880292826697, 0.6037502960894995, 0.6341001931708586},
+    {0.5968312157171946, 0.7009591765646426, 0.783913011029735, 0.7452965966884283}};
+}  // namespace kimi_k2
+
+}  // namespace cases

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/router/count_choices.hpp>
+
+#include "../support/catch.hpp"
+#include "support.hpp"
+
+using router_test::sentence_of;
+
+namespace {
+
+expar::host_context const ctx;
+
+}  // namespace
+
+TEST_CASE("leading choices are counted per expert", "[router]") {
+  std::vector<std::int32_t> ids{0, 1, 2, 1, 0, 3, -1, 3, 3};
+  auto const view = expar::make_view(ids.data(), 3, 3);
+  std::vector<expar::index_t> counts(4, 77);
+  expar::count_choices(ctx, view, 1, counts);
+  REQUIRE(counts == std::vector<expar::index_t>{1, 1, 0, 0});
+  expar::count_choices(ctx, view, 3, counts);
+  REQUIRE(counts == std::vector<expar::index_t>{2, 2, 1, 3});
+  std::vector<std::int32_t> narrow_counts(4);
+  std::vector<std::uint8_t> const valid{1, 0, 1};
+  expar::count_choices(ctx, view, 2, valid, narrow_counts);
+  REQUIRE(narrow_counts == std::vector<std::int32_t>{1, 1, 0, 1});
+}
+
+TEST_CASE("counts of random routes agree with the definition", "[router]") {
+  router_test::random rng(11);
+  expar::host_context const threads(4);
+  for (int round = 0; round < 60; ++round) {
+    int const tokens = static_cast<int>(rng.chance(.1) ? 20000 : rng.integer(0, 300));
+    int const k = static_cast<int>(rng.integer(1, 6)),
+              experts = static_cast<int>(rng.integer(1, 50));
+    int const choices = static_cast<int>(rng.integer(1, k)), pitch = k + 2;
+    std::vector<std::int32_t> ids;
+    for (int i = 0; i < tokens * pitch; ++i)
+      ids.push_back(static_cast<std::int32_t>(rng.integer(-1, experts - 1)));
+    std::vector<expar::index_t> expected(static_cast<std::size_t>(experts)), got = expected;
+    for (int t = 0; t < tokens; ++t)
+      for (int j = 0; j < choices; ++j)
+        if (auto const e = ids[static_cast<std::size_t>(t * pitch + j)]; e >= 0)
+          ++expected[static_cast<std::size_t>(e)];
+    expar::count_choices(rng.chance(.5) ? threads : ctx,
+                         expar::make_view(ids.data(), tokens, k, pitch), choices, got);
+    REQUIRE(got == expected);
+  }
+}
+
+TEST_CASE("counting refuses what does not fit", "[router]") {
+  std::vector<std::int32_t> ids{0, 4, -1, 3};
+  auto const view = expar::make_view(ids.data(), 2, 2);
+  std::vector<std::int32_t> counts(4);
+  std::vector<std::uint8_t> const valid{1};
+  REQUIRE(sentence_of([&] { expar::count_choices(ctx, view, 3, counts); }) ==
+          "expar: count_choices: choices is 3; it is at least 1 and at most the 2 choices per "
+          "token");
+  REQUIRE(sentence_of([&] { expar::count_choices(ctx, view, 2, counts); }) ==
+          "expar: count_choices: ids(0, 1) is 4; an expert id is -1 (no expert) or 0 to 3");
+  REQUIRE(sentence_of([&] { expar::count_choices(ctx, view, 2, valid, counts); }) ==
+          "expar: count_choices: valid has extent 1 in dimension 0, but the number of tokens is 2");
+  REQUIRE(sentence_of([&] {
+            expar::count_choices(ctx, expar::make_view<std::int32_t>(nullptr, 2, 2), 2, counts);
+          }) == "expar: count_choices: ids has 4 elements but its data is null");
+  REQUIRE(sentence_of([&] {
+            expar::count_choices(ctx, view, 2, expar::make_view<std::int32_t>(nullptr, 4));
+          }) == "expar: count_choices: counts has 4 elements but its data is null");
+}

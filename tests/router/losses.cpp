@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/router/losses.hpp>
+
+#include <type_traits>
+
+#include "../support/catch.hpp"
+
+TEST_CASE("one header has all losses", "[router]") {
+  STATIC_REQUIRE(std::is_empty_v<decltype(expar::count_choices)>);
+  STATIC_REQUIRE(std::is_empty_v<decltype(expar::load_balance_loss)>);
+  STATIC_REQUIRE(std::is_empty_v<decltype(expar::z_loss)>);
+}
