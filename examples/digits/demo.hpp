@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include <expar/report.hpp>
+
+#include "options.hpp"
+#include "page.hpp"
+#include "progress.hpp"
+#include "train.hpp"
+
+namespace digits {
+
+/// Trains and tests. Collective; the outcome is the same on every rank, but for the times.
+template <class Comm>
+outcome train_and_test(Comm& comm, options const& o, std::string const& transport) {
+  auto const train = train_split(), test = test_split();
+  progress const shown(o.epochs);
+  outcome result;
+  result.transport = transport;
+  result.ranks = comm.size(), result.seed = o.seed;
+
+  network net(comm, static_cast<std::uint64_t>(o.seed));
+  net.look(train);
+  result.before = net.report();
+
+  for (int epoch = 0; epoch < o.epochs; ++epoch) {
+    float const left = 1 - static_cast<float>(epoch) / static_cast<float>(o.epochs);
+    stopwatch const watch;
+    result.losses.push_back(net.learn(train, epoch, .006f * left));
+    result.training_seconds += watch.seconds();
+    result.test_sights = net.look(test);
+    result.accuracies.push_back(accuracy(result.test_sights));
+    if (comm.rank() == 0) shown.show(epoch + 1, result.losses.back(), result.accuracies.back());
+  }
+
+  result.train_sights = net.look(train);
+  result.after = net.report();
+  result.capped = net.report_with_capacity(1.0);
+  result.checksum = net.weights_checksum();
+  return result;
+}
+
+inline void print(outcome const& r) {
+  index_t most = 0;
+  for (auto const* counts : {&r.before.counts, &r.after.counts})
+    for (index_t count : *counts) most = count > most ? count : most;
+  std::printf("\nload of the experts before training (routes, and their ratio to the mean)\n%s",
+              expar::load_bars(r.before.counts, 40, most).c_str());
+  std::printf("\nload of the experts after training\n%s",
+              expar::load_bars(r.after.counts, 40, most).c_str());
+  std::printf("\ntraffic between ranks after training\n%s", expar::traffic_matrix(r.after).c_str());
+  std::printf("\ndropped routes: %.2f%% (dropless); a capacity factor of 1.0 would drop %.2f%%\n",
+              100 * r.after.dropped_share(), 100 * r.capped.dropped_share());
+  std::printf("tokens per second: %.0f\n", r.tokens_per_second());
+}
+
+/// The whole program on one rank; rank 0 speaks.
+template <class Comm>
+void run_demo(Comm& comm, options const& o, std::string const& transport) {
+  bool const speaks = comm.rank() == 0;
+  if (speaks)
+    std::printf("%d experts on %d %s of %s, %d training images, %d test images, seed %d\n", experts,
+                comm.size(), comm.size() == 1 ? "rank" : "ranks", transport.c_str(), train_count,
+                image_count - train_count, o.seed);
+  outcome const result = train_and_test(comm, o, transport);
+  if (!speaks) return;
+  print(result);
+  write_file(o.report, page(result));
+  std::printf("report: %s\n", o.report.c_str());
+  std::printf("test accuracy: %.2f%%\n", 100 * result.accuracies.back());
+  std::printf("checksum: %016llx\n", static_cast<unsigned long long>(result.checksum));
+}
+
+}  // namespace digits

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>
+#include <span>
+#include <vector>
+
+#include <expar/tensor.hpp>
+
+#include "data.hpp"
+
+namespace digits {
+
+using expar::index_t;
+
+inline constexpr int width = 64, experts = 8, top_k = 2;
+
+/// Rows of floats. The library takes it as it is, because it speaks data(), rank(), extent(i) and
+/// stride(i).
+class matrix {
+ public:
+  void resize(index_t rows, index_t columns) {
+    rows_ = rows, columns_ = columns;
+    values_.resize(static_cast<std::size_t>(rows * columns));
+  }
+  float* row(index_t i) { return values_.data() + i * columns_; }
+  float const* row(index_t i) const { return values_.data() + i * columns_; }
+
+  float* data() { return values_.data(); }
+  float const* data() const { return values_.data(); }
+  static constexpr int rank() { return 2; }
+  index_t extent(std::size_t i) const { return i == 0 ? rows_ : columns_; }
+  index_t stride(std::size_t i) const { return i == 0 ? columns_ : 1; }
+
+ private:
+  std::vector<float> values_;
+  index_t rows_ = 0, columns_ = 0;
+};
+
+/// y = x * weight + bias, for one row at a time: every number of a row is a sum in an order that is
+/// fixed here, however many rows there are and whoever holds them. That is what makes results
+/// independent of the number of ranks; the compiler makes vector code of the inner loops, which run
+/// over outputs. The same struct holds a gradient.
+template <int In, int Out>
+struct dense {
+  float weight[In][Out];
+  float bias[Out];
+
+  void forward(float const* x, float* y) const {
+    float sum[Out];
+    for (int o = 0; o < Out; ++o) sum[o] = bias[o];
+    for (int i = 0; i < In; ++i)
+      for (int o = 0; o < Out; ++o) sum[o] += x[i] * weight[i][o];
+    for (int o = 0; o < Out; ++o) y[o] = sum[o];
+  }
+  /// Adds the gradient for x to dx.
+  void backward(float const* dy, float* dx) const {
+    constexpr int lanes = Out % 8 == 0 ? 8 : 2;
+    for (int i = 0; i < In; ++i) {
+      float sum[lanes] = {};
+      for (int o = 0; o < Out; o += lanes)
+        for (int l = 0; l < lanes; ++l) sum[l] += dy[o + l] * weight[i][o + l];
+      for (int l = 0; l < lanes; ++l) dx[i] += sum[l];
+    }
+  }
+  /// Adds the gradient for the parameters, of one row, to this.
+  void accumulate(float const* x, float const* dy) {
+    for (int i = 0; i < In; ++i)
+      for (int o = 0; o < Out; ++o) weight[i][o] += x[i] * dy[o];
+    for (int o = 0; o < Out; ++o) bias[o] += dy[o];
+  }
+};
+
+/// What every rank holds a copy of.
+struct trunk {
+  dense<pixels, width> embedding;
+  dense<width, experts> gate;
+  dense<width, classes> readout;
+};
+
+/// What one rank holds.
+using expert = dense<width, width>;
+
+template <class Parameters>
+std::span<float> numbers(Parameters& p) {
+  static_assert(std::is_trivially_copyable_v<Parameters>);
+  return {reinterpret_cast<float*>(&p), sizeof p / sizeof(float)};
+}
+
+/// Initial weights: uniform in +-scale / sqrt(In), a function of (seed, name, place) alone.
+template <int In, int Out>
+void initialise(dense<In, Out>& layer, std::uint64_t seed, int name, double scale) {
+  double const limit = scale / std::sqrt(static_cast<double>(In));
+  for (int i = 0; i < In; ++i)
+    for (int o = 0; o < Out; ++o) {
+      auto const key = hash(seed, weight_stream, name, i * Out + o);
+      layer.weight[i][o] = static_cast<float>(limit * uniform(key));
+    }
+  for (float& b : layer.bias) b = 0;
+}
+
+inline void relu(float* x, int n) {
+  for (int i = 0; i < n; ++i) x[i] = x[i] > 0 ? x[i] : 0;
+}
+/// dx = 0 where the output of relu() was 0.
+inline void relu_backward(float const* y, float* dx, int n) {
+  for (int i = 0; i < n; ++i) dx[i] = y[i] > 0 ? dx[i] : 0;
+}
+
+/// Turns the scores of one image into the gradient of its cross-entropy, and returns the loss.
+inline float cross_entropy(float* scores, int truth) {
+  float most = scores[0];
+  for (int c = 1; c < classes; ++c) most = scores[c] > most ? scores[c] : most;
+  float const at_truth = scores[truth] - most;
+  float sum = 0;
+  for (int c = 0; c < classes; ++c) sum += scores[c] = std::exp(scores[c] - most);
+  for (int c = 0; c < classes; ++c) scores[c] /= sum;
+  scores[truth] -= 1;
+  return std::log(sum) - at_truth;
+}
+
+inline int largest(float const* scores) {
+  int best = 0;
+  for (int c = 1; c < classes; ++c)
+    if (scores[c] > scores[best]) best = c;
+  return best;
+}
+
+/// The optimiser Adam for the parameters of one layer or more.
+class adam {
+ public:
+  void step(std::span<float> weights, std::span<float const> gradient, float rate) {
+    constexpr float keep = 0.9f, keep_square = 0.99f;
+    mean_.resize(weights.size()), square_.resize(weights.size());
+    correction_ *= keep, square_correction_ *= keep_square;
+    float const scale = rate / (1 - correction_), square_scale = 1 / (1 - square_correction_);
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      mean_[i] = keep * mean_[i] + (1 - keep) * gradient[i];
+      square_[i] = keep_square * square_[i] + (1 - keep_square) * gradient[i] * gradient[i];
+      weights[i] -= scale * mean_[i] / (std::sqrt(square_[i] * square_scale) + 1e-8f);
+    }
+  }
+
+ private:
+  std::vector<float> mean_, square_;
+  float correction_ = 1, square_correction_ = 1;
+};
+
+/// FNV-1a with 64 bits over the bytes of all weights.
+class checksum {
+ public:
+  void add(std::span<float const> weights) {
+    for (float w : weights) {
+      auto const bits = __builtin_bit_cast(std::uint32_t, w);
+      for (int shift = 0; shift < 32; shift += 8)
+        value_ = (value_ ^ (bits >> shift & 0xff)) * 0x100000001b3u;
+    }
+  }
+  std::uint64_t value() const { return value_; }
+
+ private:
+  std::uint64_t value_ = 0xcbf29ce484222325u;
+};
+
+}  // namespace digits

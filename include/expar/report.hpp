@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdarg>
+#include <cstdio>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <expar/exchange/collectives.hpp>
+#include <expar/expert_batch.hpp>
+#include <expar/plan/placement.hpp>
+#include <expar/plan/plan.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// A batch seen from above, of all ranks together.
+struct routing_report {
+  int ranks = 0;
+  index_t tokens = 0, routes = 0;  ///< routes that name an expert
+  index_t dropped = 0;             ///< of these, how many got no row
+  index_t capacity = -1;           ///< rows per rank and expert; -1: nothing is dropped
+  index_t needed_capacity = 0;     ///< the capacity that would have kept every route
+  std::vector<index_t> counts;   ///< [experts]: routes that name each expert, dropped ones included
+  std::vector<index_t> traffic;  ///< [ranks, ranks]: rows from a rank (row) to a rank (column)
+
+  double dropped_share() const noexcept {
+    return routes == 0 ? 0 : static_cast<double>(dropped) / static_cast<double>(routes);
+  }
+};
+
+/// Sums up the plans, or the prepared batches, of all ranks, for experts placed by block_placement:
+/// `gather_report(ctx, comm, plan_or_batch)`. Collective; every rank gets the same report.
+inline constexpr struct gather_report_fn {
+  template <class Comm>
+  routing_report operator()(host_context const& ctx, Comm& comm, route_plan const& plan) const {
+    block_placement const place{plan.experts(), comm.size()};
+    std::vector<index_t> own{plan.tokens(), plan.dropped(), plan.capacity(),
+                             plan.needed_capacity()};
+    for (index_t count : plan.counts()) own.push_back(count);
+    for (int peer = 0; peer < comm.size(); ++peer) {
+      index_t rows = 0;
+      for (int i = 0; i < place.count(peer); ++i) rows += plan.kept(place.first(peer) + i);
+      own.push_back(rows);
+    }
+    std::size_t const n = own.size(), experts = plan.counts().size();
+    std::vector<index_t> all(n * static_cast<std::size_t>(comm.size()));
+    all_gather(ctx, comm, own.data(), all.data(), n * sizeof(index_t));
+
+    routing_report r;
+    r.ranks = comm.size();
+    r.counts.resize(experts);
+    for (std::size_t from = 0; from < all.size(); from += n) {
+      index_t const* const theirs = all.data() + from;
+      r.tokens += theirs[0], r.dropped += theirs[1];
+      if (theirs[2] > r.capacity) r.capacity = theirs[2];
+      if (theirs[3] > r.needed_capacity) r.needed_capacity = theirs[3];
+      for (std::size_t e = 0; e < experts; ++e) r.counts[e] += theirs[4 + e];
+      r.traffic.insert(r.traffic.end(), theirs + 4 + experts, theirs + n);
+    }
+    for (index_t count : r.counts) r.routes += count;
+    return r;
+  }
+  template <class Comm, class T, class W>
+  routing_report operator()(host_context const& ctx, Comm& comm,
+                            expert_batch<T, W> const& batch) const {
+    return (*this)(ctx, comm, batch.plan());
+  }
+} gather_report{};
+
+namespace detail {
+
+/// Appends numbers and fixed text, which are never longer than this.
+__attribute__((format(printf, 2, 3))) inline void print(std::string& to, char const* format, ...) {
+  char text[512];
+  std::va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  to += text;
+}
+
+inline index_t largest(std::span<index_t const> values) {
+  index_t most = 1;
+  for (index_t v : values) most = v > most ? v : most;
+  return most;
+}
+
+/// A bar of blocks, exact to an eighth of a character, filled up with spaces.
+inline std::string bar(double share, int width) {
+  char const* const eighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
+  int const length = static_cast<int>(share * 8 * width + .5), full = length / 8;
+  std::string text;
+  for (int i = 0; i < full; ++i) text += "█";
+  text += eighths[length % 8];
+  text.append(static_cast<std::size_t>(width - full - (length % 8 != 0)), ' ');
+  return text;
+}
+
+inline double mean(std::span<index_t const> counts) {
+  double sum = 0;
+  for (index_t c : counts) sum += static_cast<double>(c);
+  return sum == 0 ? 1 : sum / static_cast<double>(counts.size());
+}
+
+inline void open_svg(std::string& to, int width, int height) {
+  print(to,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" style=\"max-width:%dpx\" "
+        "font-family=\"sans-serif\" font-size=\"12\" fill=\"currentColor\">\n",
+        width, height, width * 5 / 4);
+}
+
+}  // namespace detail
+
+/// One line per expert: a bar, the number of routes, and its ratio to the mean. A bar is `width`
+/// characters for `most` routes (0: for the largest count).
+inline std::string load_bars(std::span<index_t const> counts, int width = 40, index_t most = 0) {
+  double const scale = static_cast<double>(most > 0 ? most : detail::largest(counts));
+  std::string text;
+  for (std::size_t e = 0; e < counts.size(); ++e) {
+    double const count = static_cast<double>(counts[e]);
+    detail::print(text, "expert %3zu  ", e);
+    text += detail::bar(count < scale ? count / scale : 1, width);
+    detail::print(text, " %7.0f  %5.2fx\n", count, count / detail::mean(counts));
+  }
+  return text;
+}
+
+/// One line per sending rank, one column per receiving rank, darker where more rows go.
+inline std::string traffic_matrix(routing_report const& r) {
+  char const* const shades[] = {" ", "░", "▒", "▓", "█"};
+  double const most = static_cast<double>(detail::largest(r.traffic));
+  std::string text = "rows from";
+  for (int to = 0; to < r.ranks; ++to) detail::print(text, "%*sto %d", to < 10 ? 6 : 5, "", to);
+  for (int i = 0; i < static_cast<int>(r.traffic.size()); ++i) {
+    double const rows = static_cast<double>(r.traffic[static_cast<std::size_t>(i)]);
+    if (i % r.ranks == 0) detail::print(text, "\nrank %3d ", i / r.ranks);
+    detail::print(text, " %s%8.0f", shades[static_cast<int>(rows / most * 4 + .5)], rows);
+  }
+  return text + "\n";
+}
+
+/// The whole report as text.
+inline std::string to_text(routing_report const& r) {
+  std::string text;
+  detail::print(text, "%td tokens, %td routes, %td dropped (%.2f%%)", r.tokens, r.routes, r.dropped,
+                100 * r.dropped_share());
+  if (r.capacity >= 0)
+    detail::print(text, ", capacity %td of the %td needed", r.capacity, r.needed_capacity);
+  return text + "\n" + load_bars(r.counts) + traffic_matrix(r);
+}
+
+/// The bars of load_bars() as an <svg> element, with a line at the mean. Text has the colour of
+/// what surrounds it; the bars are of class "bar".
+inline std::string load_bars_svg(std::span<index_t const> counts, index_t most = 0) {
+  double const scale = 230. / static_cast<double>(most > 0 ? most : detail::largest(counts));
+  double const mean = 70 + detail::mean(counts) * scale;
+  int const height = 26 * static_cast<int>(counts.size());
+  std::string svg;
+  detail::open_svg(svg, 400, height + 20);
+  for (std::size_t e = 0; e < counts.size(); ++e) {
+    double const count = static_cast<double>(counts[e]), y = 26 * static_cast<double>(e);
+    detail::print(svg,
+                  "<text x=\"62\" y=\"%.0f\" text-anchor=\"end\">expert %zu</text>"
+                  "<rect class=\"bar\" x=\"70\" y=\"%.0f\" width=\"%.1f\" height=\"20\" rx=\"3\" "
+                  "fill=\"#2f6fb0\"/>"
+                  "<text x=\"400\" y=\"%.0f\" text-anchor=\"end\">%.0f (%.2fx)</text>\n",
+                  y + 17, e, y + 3, count * scale < 230 ? count * scale : 230, y + 17, count,
+                  count / detail::mean(counts));
+  }
+  detail::print(svg,
+                "<path d=\"M%.1f 0V%d\" stroke=\"currentColor\" stroke-dasharray=\"3 3\"/>"
+                "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">mean</text>\n</svg>\n",
+                mean, height + 4, mean, height + 17);
+  return svg;
+}
+
+/// Counts [rows, columns] as an <svg> element: a cell each, darker where more. The names stand
+/// before the numbers of rows and columns.
+inline std::string heat_map_svg(std::span<index_t const> values, int columns,
+                                std::string const& row_name, std::string const& column_name) {
+  double const most = static_cast<double>(detail::largest(values));
+  int const count = static_cast<int>(values.size()), rows = columns > 0 ? count / columns : 0;
+  std::string svg;
+  detail::open_svg(svg, 70 + 60 * columns, 24 + 34 * rows);
+  auto const name = [&](int x, int y, char const* anchor, std::string const& what, int i) {
+    detail::print(svg, "<text x=\"%d\" y=\"%d\" text-anchor=\"%s\">", x, y, anchor);
+    svg += what + " " + std::to_string(i) + "</text>";
+  };
+  for (int c = 0; c < columns; ++c) name(99 + 60 * c, 15, "middle", column_name, c);
+  for (int r = 0; r < rows; ++r) name(62, 45 + 34 * r, "end", row_name, r);
+  for (int i = 0; i < count; ++i) {
+    int const x = 70 + 60 * (i % columns), y = 24 + 34 * (i / columns);
+    double const value = static_cast<double>(values[static_cast<std::size_t>(i)]);
+    double const share = value / most;
+    detail::print(svg,
+                  "\n<rect x=\"%d\" y=\"%d\" width=\"58\" height=\"32\" rx=\"4\" "
+                  "fill=\"rgb(%.0f,%.0f,%.0f)\"/><text x=\"%d\" y=\"%d\" text-anchor=\"middle\" "
+                  "fill=\"%s\">%.0f</text>",
+                  x, y, 238 - 205 * share, 243 - 160 * share, 249 - 100 * share, x + 29, y + 21,
+                  share > .45 ? "#fff" : "#234", value);
+  }
+  return svg + "\n</svg>\n";
+}
+
+inline std::string traffic_svg(routing_report const& r) {
+  return heat_map_svg(r.traffic, r.ranks, "from", "to");
+}
+
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "../examples/digits/demo.hpp"
+
+#include <cmath>
+#include <set>
+
+#include <expar/comm/self.hpp>
+#include <expar/comm/thread.hpp>
+
+#include "support/catch.hpp"
+#include "support/random.hpp"
+
+namespace {
+
+/// What is left of two epochs on some ranks: the checksum, and the bits of the loss.
+struct trace {
+  std::uint64_t weights;
+  double loss;
+  friend bool operator==(trace const&, trace const&) = default;
+};
+
+template <class Comm>
+trace train_shortly(Comm& comm, std::uint64_t seed) {
+  digits::network net(comm, seed);
+  auto images = digits::train_split();
+  images.resize(333);
+  net.learn(images, 0, .01f);
+  double const loss = net.learn(images, 1, .01f);
+  return {net.weights_checksum(), loss};
+}
+
+digits::options parse(std::vector<char const*> words, bool with_ranks = true) {
+  words.insert(words.begin(), "expar_demo");
+  return digits::parse_options(static_cast<int>(words.size()), words.data(), with_ranks);
+}
+
+}  // namespace
+
+TEST_CASE("digits: the images are all there, and split without overlap") {
+  std::set<int> seen;
+  std::vector<int> per_class(10);
+  for (auto const& part : {digits::train_split(), digits::test_split()})
+    for (int image : part) {
+      seen.insert(image);
+      ++per_class.at(static_cast<std::size_t>(digits::label(image)));
+    }
+  REQUIRE(digits::train_split().size() == 1500);
+  REQUIRE(seen.size() == 1797);
+  REQUIRE(per_class == std::vector<int>{178, 182, 177, 183, 181, 182, 181, 179, 174, 180});
+  int most = 0;
+  for (int image : seen)
+    for (int p = 0; p < digits::pixels; ++p) {
+      REQUIRE(digits::ink(image, p) >= 0);
+      most = std::max(most, digits::ink(image, p));
+    }
+  REQUIRE(most == 16);
+}
+
+TEST_CASE("digits: an image that is not bent is drawn as it is") {
+  float straight[digits::pixels], moved[digits::pixels];
+  digits::draw(7, {}, straight);
+  digits::draw(7, {{1, 0}, {}}, moved);
+  for (int p = 0; p < digits::pixels; ++p) {
+    REQUIRE(straight[p] == static_cast<float>(digits::ink(7, p)) / 8 - .625f);
+    REQUIRE(moved[p] == (p % 8 == 7 ? -.625f : straight[p + 1]));
+  }
+}
+
+TEST_CASE("digits: a dense layer has the gradient of what it computes") {
+  expar_test::random rng(1);
+  digits::dense<5, 8> layer;
+  float x[5], dy[8], y[8], other[8];
+  for (float& w : digits::numbers(layer)) w = static_cast<float>(rng.normal());
+  for (float& v : x) v = static_cast<float>(rng.normal());
+  for (float& v : dy) v = static_cast<float>(rng.normal());
+  auto const loss = [&](float const* out) {
+    double sum = 0;
+    for (int o = 0; o < 8; ++o) sum += static_cast<double>(out[o]) * static_cast<double>(dy[o]);
+    return sum;
+  };
+  layer.forward(x, y);
+  float dx[5] = {};
+  layer.backward(dy, dx);
+  digits::dense<5, 8> gradient{};
+  gradient.accumulate(x, dy);
+
+  constexpr float step = 1.f / 64;
+  for (int i = 0; i < 5; ++i) {
+    float const kept = x[i];
+    x[i] += step;
+    layer.forward(x, other);
+    x[i] = kept;
+    REQUIRE_THAT((loss(other) - loss(y)) / double{step},
+                 Catch::Matchers::WithinAbs(static_cast<double>(dx[i]), 1e-3));
+  }
+  auto const weights = digits::numbers(layer), gradients = digits::numbers(gradient);
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    float const kept = weights[i];
+    weights[i] += step;
+    layer.forward(x, other);
+    weights[i] = kept;
+    REQUIRE_THAT((loss(other) - loss(y)) / double{step},
+                 Catch::Matchers::WithinAbs(static_cast<double>(gradients[i]), 1e-3));
+  }
+}
+
+TEST_CASE("digits: the checksum is FNV-1a") {
+  digits::checksum sum;
+  REQUIRE(sum.value() == 0xcbf29ce484222325u);
+  sum.add(std::vector<float>{__builtin_bit_cast(float, 0x72616f66u)});  // the bytes "foar"
+  std::uint64_t wanted = 0xcbf29ce484222325u;
+  for (char c : {'f', 'o', 'a', 'r'})
+    wanted = (wanted ^ static_cast<unsigned char>(c)) * 1099511628211u;
+  REQUIRE(sum.value() == wanted);
+}
+
+TEST_CASE("digits: training gives the same bits for any number of ranks") {
+  expar::self_communicator alone;
+  trace const wanted = train_shortly(alone, 5);
+  REQUIRE(wanted.weights != train_shortly(alone, 6).weights);
+  for (int ranks : {1, 2, 3, 4, 8}) {
+    std::vector<trace> traces(static_cast<std::size_t>(ranks));
+    expar::run_ranks(ranks, [&](expar::thread_communicator& comm) {
+      traces[static_cast<std::size_t>(comm.rank())] = train_shortly(comm, 5);
+    });
+    CAPTURE(ranks);
+    REQUIRE(traces == std::vector<trace>(traces.size(), wanted));
+  }
+}
+
+TEST_CASE("digits: a few epochs are enough to read most digits") {
+  expar::self_communicator comm;
+  digits::network net(comm, 3);
+  for (int epoch = 0; epoch < 12; ++epoch) net.learn(digits::train_split(), epoch, .006f);
+  REQUIRE(digits::accuracy(net.look(digits::test_split())) > .9);
+}
+
+TEST_CASE("digits: more ranks than experts are refused in a sentence") {
+  REQUIRE_THROWS_WITH(
+      expar::run_ranks(
+          9, [](expar::thread_communicator& comm) { digits::network const net(comm, 1); }),
+      Catch::Matchers::Equals("expar: expert_parallel: experts is 8, fewer than the 9 ranks; every "
+                              "rank needs one of its own"));
+}
+
+TEST_CASE("digits: options") {
+  REQUIRE(parse({}).ranks == 4);
+  REQUIRE_FALSE(parse({}).help);
+  REQUIRE(parse({"--help"}).help);
+  auto const o = parse({"--ranks", "3", "--seed", "0", "--epochs", "9", "--report", "x.html"});
+  REQUIRE(o.ranks == 3);
+  REQUIRE(o.seed == 0);
+  REQUIRE(o.epochs == 9);
+  REQUIRE(o.report == "x.html");
+  REQUIRE_THROWS_WITH(parse({"--rank"}), Catch::Matchers::Equals("there is no option --rank"));
+  REQUIRE_THROWS_WITH(parse({"--ranks", "2"}, false),
+                      Catch::Matchers::Equals("there is no option --ranks"));
+  REQUIRE_THROWS_WITH(parse({"--seed"}), Catch::Matchers::Equals("--seed needs a value"));
+  for (char const* bad : {"", "0", "-1", "2x", "x", "99999999999"})
+    REQUIRE_THROWS_WITH(parse({"--ranks", bad}),
+                        Catch::Matchers::Equals(std::string("--ranks is '") + bad +
+                                                "'; it is a whole number of at least 1"));
+}
+
+TEST_CASE("digits: the report is one page without references to others") {
+  expar::self_communicator comm;
+  digits::network net(comm, 1);
+  digits::outcome r;
+  r.transport = "threads", r.ranks = 1, r.seed = 1, r.training_seconds = 1, r.checksum = 0xabc;
+  r.losses = {2, 1}, r.accuracies = {.5, .8};
+  r.train_sights = net.look(digits::train_split());
+  r.before = r.after = net.report();
+  r.capped = net.report_with_capacity(1.0);
+  r.test_sights = net.look(digits::test_split());
+  auto const page = digits::page(r);
+  for (char const* part : {"<!doctype html>", "80.00%", "0000000000000abc", "CC BY 4.0", "digit 9"})
+    REQUIRE(page.find(part) != std::string::npos);
+  for (char const* part : {"nan", "src=", "href=", "inf%"})
+    REQUIRE(page.find(part) == std::string::npos);
+  REQUIRE(page.find("</main></html>") != std::string::npos);
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/report.hpp>
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include <expar/comm/self.hpp>
+#include <expar/comm/thread.hpp>
+#include <expar/expert_parallel.hpp>
+
+#include "support/catch.hpp"
+
+namespace {
+
+expar::host_context const ctx;
+
+using counts_type = std::vector<expar::index_t>;
+
+/// How often `part` stands in `text`.
+int occurrences(std::string const& text, std::string const& part) {
+  int n = 0;
+  for (auto at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++n;
+  return n;
+}
+
+/// Two choices per token of rank r: token t names experts t and t + r + 1, modulo 5.
+std::vector<std::int32_t> ids_of(int rank, int tokens) {
+  std::vector<std::int32_t> ids;
+  for (int t = 0; t < tokens; ++t) {
+    ids.push_back(static_cast<std::int32_t>(t % 5));
+    ids.push_back(static_cast<std::int32_t>((t + rank + 1) % 5));
+  }
+  return ids;
+}
+
+}  // namespace
+
+TEST_CASE("load_bars draws a line per expert") {
+  REQUIRE(expar::load_bars(counts_type{8, 4, 3, 0, 1}, 8) ==
+          "expert   0  ████████       8   2.50x\n"
+          "expert   1  ████           4   1.25x\n"
+          "expert   2  ███            3   0.94x\n"
+          "expert   3                 0   0.00x\n"
+          "expert   4  █              1   0.31x\n");
+  REQUIRE(expar::load_bars(counts_type{1, 2}, 4, 16) ==
+          "expert   0  ▎          1   0.67x\n"
+          "expert   1  ▌          2   1.33x\n");
+}
+
+TEST_CASE("load_bars keeps to its width, whatever it is given") {
+  REQUIRE(expar::load_bars(counts_type{}) == "");
+  REQUIRE(expar::load_bars(counts_type{0}, 2) == "expert   0           0   0.00x\n");
+  REQUIRE(expar::load_bars(counts_type{9}, 2, 3) == "expert   0  ██       9   1.00x\n");
+}
+
+TEST_CASE("traffic_matrix has a row per sender") {
+  expar::routing_report r;
+  r.ranks = 2;
+  r.traffic = {40, 0, 20, 10};
+  REQUIRE(expar::traffic_matrix(r) ==
+          "rows from      to 0      to 1\n"
+          "rank   0  █      40         0\n"
+          "rank   1  ▒      20 ░      10\n");
+}
+
+TEST_CASE("to_text says what was dropped") {
+  expar::routing_report r;
+  r.ranks = 1;
+  r.tokens = 4, r.routes = 8, r.dropped = 2, r.capacity = 3, r.needed_capacity = 5;
+  r.counts = {5, 3};
+  r.traffic = {6};
+  REQUIRE(expar::to_text(r) ==
+          "4 tokens, 8 routes, 2 dropped (25.00%), capacity 3 of the 5 needed\n" +
+              expar::load_bars(r.counts) + expar::traffic_matrix(r));
+  r.dropped = 0, r.capacity = -1;
+  REQUIRE_THAT(expar::to_text(r),
+               Catch::Matchers::StartsWith("4 tokens, 8 routes, 0 dropped (0.00%)\n"));
+}
+
+TEST_CASE("A report without routes has no share of dropped ones") {
+  REQUIRE(expar::routing_report{}.dropped_share() == 0);
+}
+
+TEST_CASE("load_bars_svg draws a bar per expert and the mean") {
+  auto const svg = expar::load_bars_svg(counts_type{30, 10});
+  REQUIRE_THAT(svg, Catch::Matchers::StartsWith(
+                        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 400 72\""));
+  REQUIRE(occurrences(svg, "class=\"bar\"") == 2);
+  REQUIRE(occurrences(svg, "width=\"230.0\"") == 1);
+  REQUIRE(occurrences(svg, "width=\"76.7\"") == 1);
+  REQUIRE(occurrences(svg, ">30 (1.50x)</text>") == 1);
+  REQUIRE(occurrences(svg, "M223.3 0V56") == 1);
+  REQUIRE(occurrences(svg, "<text") == occurrences(svg, "</text>"));
+  REQUIRE(occurrences(expar::load_bars_svg(counts_type{30, 10}, 20), "width=\"230.0\"") == 1);
+}
+
+TEST_CASE("heat_map_svg draws a cell per count") {
+  auto const svg = expar::heat_map_svg(counts_type{6, 0, 1, 2, 3, 4}, 3, "digit", "expert");
+  REQUIRE(occurrences(svg, "<rect") == 6);
+  REQUIRE(occurrences(svg, ">expert 2</text>") == 1);
+  REQUIRE(occurrences(svg, ">digit 1</text>") == 1);
+  REQUIRE(occurrences(svg, ">digit 2</text>") == 0);
+  REQUIRE(occurrences(svg, "fill=\"rgb(33,83,149)\"") == 1);
+  REQUIRE(occurrences(svg, "fill=\"rgb(238,243,249)\"") == 1);
+  REQUIRE_THAT(svg.substr(svg.size() - 8), Catch::Matchers::Equals("\n</svg>\n"));
+  REQUIRE(occurrences(expar::heat_map_svg(counts_type{}, 0, "", ""), "<rect") == 0);
+}
+
+TEST_CASE("traffic_svg names senders and receivers") {
+  expar::routing_report r;
+  r.ranks = 2;
+  r.traffic = {1, 2, 3, 4};
+  auto const svg = expar::traffic_svg(r);
+  REQUIRE(occurrences(svg, ">from 1</text>") == 1);
+  REQUIRE(occurrences(svg, ">to 1</text>") == 1);
+}
+
+TEST_CASE("gather_report describes the plan of a rank that is alone") {
+  expar::self_communicator comm;
+  std::vector<std::int32_t> const ids{0, 1, 0, -1, 0, 2};
+  auto const plan = expar::make_plan(ctx, expar::make_view(ids.data(), 3, expar::index_t{2}), 3,
+                                     expar::fixed_capacity{1.0});
+  auto const r = expar::gather_report(ctx, comm, plan);
+  REQUIRE(r.ranks == 1);
+  REQUIRE(r.tokens == 3);
+  REQUIRE(r.routes == 5);
+  REQUIRE(r.capacity == 2);
+  REQUIRE(r.needed_capacity == 3);
+  REQUIRE(r.dropped == 1);
+  REQUIRE(r.counts == counts_type{3, 1, 1});
+  REQUIRE(r.traffic == counts_type{4});
+}
+
+TEST_CASE("gather_report gives every rank the same sums, of plans and of batches") {
+  constexpr int ranks = 3, experts = 5;
+  double const factor = GENERATE(0.0, 0.5);
+  std::array<expar::routing_report, ranks> by_plan, by_batch;
+  expar::run_ranks(ranks, [&](expar::thread_communicator& comm) {
+    int const tokens = 4 * comm.rank();
+    auto const ids = ids_of(comm.rank(), tokens);
+    std::vector<float> const ones(ids.size(), 1.f);
+    expar::expert_parallel moe(comm, {experts, 2, 1}, expar::fixed_capacity{factor});
+    expar::expert_batch<float> batch;
+    struct {
+      expar::tensor_view<std::int32_t const, 2> ids;
+      expar::tensor_view<float const, 2> weights;
+    } const routes{expar::make_view(ids.data(), tokens, expar::index_t{2}),
+                   expar::make_view(ones.data(), tokens, expar::index_t{2})};
+    moe.prepare(ctx, routes, batch);
+    auto const at = static_cast<std::size_t>(comm.rank());
+    by_plan[at] = expar::gather_report(ctx, comm, batch.plan());
+    by_batch[at] = expar::gather_report(ctx, comm, batch);
+  });
+
+  counts_type counts(experts), traffic(ranks * ranks);
+  expar::index_t const most_rows = by_plan[0].capacity;
+  expar::index_t dropped = 0;
+  expar::block_placement const place{experts, ranks};
+  for (int rank = 0; rank < ranks; ++rank) {
+    counts_type own(experts);
+    for (std::int32_t id : ids_of(rank, 4 * rank)) ++own[static_cast<std::size_t>(id)];
+    for (int e = 0; e < experts; ++e) {
+      auto const n = own[static_cast<std::size_t>(e)], kept = n < most_rows ? n : most_rows;
+      counts[static_cast<std::size_t>(e)] += n;
+      dropped += n - kept;
+      traffic[static_cast<std::size_t>(rank * ranks + place.owner(e))] += kept;
+    }
+  }
+  REQUIRE((dropped > 0) == (factor > 0));
+  for (auto const* reports : {&by_plan, &by_batch})
+    for (auto const& r : *reports) {
+      REQUIRE(r.ranks == ranks);
+      REQUIRE(r.tokens == 12);
+      REQUIRE(r.routes == 24);
+      REQUIRE(r.counts == counts);
+      REQUIRE(r.traffic == traffic);
+      REQUIRE(r.dropped == dropped);
+      REQUIRE(r.capacity == most_rows);
+    }
+}
