@@ -59,7 +59,10 @@ class host_context {
   void for_each_chunk(index_t n, index_t grain, F&& f) const {
     int const parts = chunks(n, grain);
     auto const bound = [&](index_t part) { return n / parts * part + n % parts * part / parts; };
-    if (parts == 1) return f(0, index_t{0}, n);
+    if (parts == 1) {
+      f(0, index_t{0}, n);
+      return;
+    }
     std::exception_ptr failure;
     std::mutex guard;
     auto body = [&](int part) {

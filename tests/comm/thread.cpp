@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/comm/thread.hpp>
+
+#include <atomic>
+#include <chrono>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <expar/laws.hpp>
+
+#include "../support/catch.hpp"
+#include "random_rounds.hpp"
+
+namespace {
+
+using expar::host_context;
+using expar::run_ranks;
+using expar::thread_communicator;
+using namespace std::chrono_literals;
+
+// What each rank threw, with an empty string for a rank that did not; the ranks themselves end
+// well.
+template <class F>
+std::vector<std::string> sentences(int ranks, F f, std::chrono::milliseconds deadline = 1min) {
+  std::vector<std::string> said(static_cast<std::size_t>(ranks));
+  auto const body = [&](thread_communicator& comm) {
+    try {
+      f(comm);
+    } catch (std::exception const& e) {
+      said[static_cast<std::size_t>(comm.rank())] = e.what();
+    }
+  };
+  run_ranks(ranks, body, deadline);
+  return said;
+}
+
+std::string first_sentence(int ranks, void (*f)(thread_communicator&),
+                           std::chrono::milliseconds deadline = 1min) {
+  try {
+    run_ranks(ranks, f, deadline);
+  } catch (std::exception const& e) {
+    return e.what();
+  }
+  return "nothing";
+}
+
+}  // namespace
+
+TEST_CASE("thread_communicator: the laws") {
+  int const ranks = GENERATE(1, 2, 3, 4, 7);
+  int const threads = GENERATE(1, 2);
+  CAPTURE(ranks, threads);
+  host_context const on(threads);
+  std::vector<std::string> broken(static_cast<std::size_t>(ranks));
+  run_ranks(ranks, [&](thread_communicator& comm) {
+    broken[static_cast<std::size_t>(comm.rank())] = expar::broken_communicator_law(on, comm);
+  });
+  for (auto const& law : broken) CHECK(law == "");
+}
+
+TEST_CASE("thread_communicator: 200 exchanges back to back, ranks late at random") {
+  int const ranks = GENERATE(1, 2, 3, 4, 7);
+  CAPTURE(ranks);
+  std::atomic<long> wrong{0};
+  run_ranks(ranks, [&](thread_communicator& comm) {
+    host_context const on(1 + comm.rank() % 2);
+    wrong += expar_test::random_rounds(on, comm, 200, static_cast<std::uint64_t>(ranks));
+  });
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("thread_communicator: a copy larger than a chunk") {
+  constexpr std::size_t bytes = (std::size_t{5} << 20) + 3;
+  std::atomic<int> wrong{0};
+  run_ranks(2, [&](thread_communicator& comm) {
+    host_context const on(3);
+    std::vector<unsigned char> in(bytes), out(2 * bytes);
+    for (std::size_t i = 0; i < bytes; ++i)
+      in[i] = static_cast<unsigned char>(i * 7 + static_cast<std::size_t>(comm.rank()));
+    comm.all_gather(on, in.data(), out.data(), bytes);
+    for (std::size_t i = 0; i < bytes; ++i)
+      wrong += out[i] != static_cast<unsigned char>(i * 7) ||
+               out[bytes + i] != static_cast<unsigned char>(i * 7 + 1);
+  });
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("thread_communicator: the exception of one rank reaches the caller and nobody hangs") {
+  for (int round = 0; round < 20; ++round) {
+    std::atomic<int> waiting{0};
+    auto const body = [&](thread_communicator& comm) {
+      host_context const on;
+      comm.barrier(on);
+      if (comm.rank() == 1) throw std::runtime_error("rank 1 is out of paper");
+      try {
+        for (;;) comm.barrier(on);
+      } catch (expar::error const& e) {
+        waiting += std::string(e.what()) == "expar: barrier: rank 1 has left and will not come";
+        throw;
+      }
+    };
+    REQUIRE_THROWS_WITH(run_ranks(4, body), "rank 1 is out of paper");
+    REQUIRE(waiting == 3);
+  }
+}
+
+TEST_CASE("thread_communicator: a rank that returns early is named on every other rank") {
+  auto const said = sentences(3, [](thread_communicator& comm) {
+    host_context const on;
+    if (comm.rank() == 2) return;
+    int const in = 1;
+    int out[3];
+    comm.all_gather(on, &in, out, sizeof in);
+  });
+  CHECK(said[0] == "expar: all_gather: rank 2 has left and will not come");
+  CHECK(said[1] == said[0]);
+  CHECK(said[2] == "");
+}
+
+TEST_CASE("thread_communicator: a rank that does not come is named after the deadline") {
+  CHECK(first_sentence(
+            3,
+            [](thread_communicator& comm) {
+              if (comm.rank() == 1)
+                std::this_thread::sleep_for(700ms);
+              else
+                comm.barrier(host_context{});
+            },
+            250ms) == "expar: barrier: rank 1 did not come within 250 ms");
+}
+
+TEST_CASE(
+    "thread_communicator: a rank that comes after the deadline does not read buffers given up") {
+  // The buffers of the ranks that gave up are gone when rank 1 comes; it throws what they threw.
+  auto const said = sentences(
+      3,
+      [](thread_communicator& comm) {
+        host_context const on;
+        std::vector<char> in(1000, 'x'), out(3000);
+        if (comm.rank() == 1) std::this_thread::sleep_for(700ms);
+        comm.all_gather(on, in.data(), out.data(), in.size());
+      },
+      250ms);
+  for (auto const& s : said) CHECK(s == "expar: all_gather: rank 1 did not come within 250 ms");
+}
+
+TEST_CASE("thread_communicator: ranks near the deadline all pass a meeting, or none does") {
+  for (int round = 0; round < 100; ++round) {
+    auto const said = sentences(
+        3,
+        [round](thread_communicator& comm) {
+          if (comm.rank() == 2) std::this_thread::sleep_for(1800us + round * 4us);
+          comm.barrier(host_context{});
+        },
+        2ms);
+    CAPTURE(said);
+    REQUIRE(said[0] == said[1]);
+    REQUIRE(said[0] == said[2]);
+  }
+}
+
+TEST_CASE("thread_communicator: ranks that disagree about a size all say so") {
+  auto const said = sentences(3, [](thread_communicator& comm) {
+    host_context const on;
+    std::vector<std::size_t> sent{4, 4, 4}, got{4, 4, 4}, places{0, 4, 8};
+    if (comm.rank() == 1) sent[2] = 3;
+    char in[12]{}, out[12]{};
+    comm.all_to_all_v(on, in, sent, places, out, got, places);
+  });
+  for (auto const& s : said)
+    CHECK(s == "expar: all_to_all_v: rank 1 sends 3 bytes to rank 2, which expects 4");
+
+  auto const fixed = sentences(2, [](thread_communicator& comm) {
+    host_context const on;
+    char in[16]{}, out[16]{};
+    comm.all_to_all(on, in, out, comm.rank() == 0 ? 8u : 4u);
+  });
+  for (auto const& s : fixed)
+    CHECK(s == "expar: all_to_all: rank 1 sends 4 bytes to rank 0, which expects 8");
+}
+
+TEST_CASE("thread_communicator: after a disagreement it still works") {
+  std::atomic<int> good{0};
+  run_ranks(3, [&](thread_communicator& comm) {
+    host_context const on;
+    char in[24]{}, out[24]{};
+    for (int round = 0; round < 20; ++round) {
+      try {
+        comm.all_to_all(on, in, out, comm.rank() == round % 3 ? 8u : 4u);
+      } catch (expar::error const&) {
+        ++good;
+      }
+    }
+    good += static_cast<int>(expar_test::random_rounds(on, comm, 20, 9) == 0);
+  });
+  CHECK(good == 3 * 21);
+}
+
+TEST_CASE("thread_communicator: windows") {
+  SECTION("begin with zero, and every rank can write each other's") {
+    std::atomic<int> wrong{0};
+    run_ranks(4, [&](thread_communicator& comm) {
+      host_context const on;
+      auto window = comm.allocate_window(16 * sizeof(int));
+      auto moved = std::move(window);
+      auto const view = moved.view();
+      auto* const mine = static_cast<int*>(view.peer(comm.rank(), 0));
+      for (int i = 0; i < 16; ++i) wrong += mine[i] != 0;
+      comm.exchange_phase(on);
+      for (int round = 0; round < 50; ++round) {
+        for (int p = 0; p < 4; ++p)
+          *static_cast<int*>(view.peer(p, sizeof(int) * static_cast<std::size_t>(comm.rank()))) =
+              round * 100 + comm.rank() * 10 + p;
+        comm.exchange_phase(on);
+        for (int s = 0; s < 4; ++s) wrong += mine[s] != round * 100 + s * 10 + comm.rank();
+        comm.exchange_phase(on);
+      }
+    });
+    CHECK(wrong == 0);
+  }
+  SECTION("have one size") {
+    auto const said = sentences(3, [](thread_communicator& comm) {
+      (void)comm.allocate_window(comm.rank() == 2 ? 8 : 16);
+    });
+    for (auto const& s : said)
+      CHECK(s ==
+            "expar: allocate_window: bytes is 16 on rank 0 but 8 on rank 2; all ranks must pass "
+            "the same");
+  }
+  SECTION("may be empty") {
+    run_ranks(2, [](thread_communicator& comm) {
+      if (comm.allocate_window(0).size_bytes() != 0) throw std::runtime_error("not empty");
+    });
+    SUCCEED();
+  }
+}
+
+TEST_CASE("run_ranks: groups inside groups") {
+  std::atomic<int> sum{0};
+  run_ranks(2, [&](thread_communicator& outer) {
+    run_ranks(2, [&](thread_communicator& inner) {
+      inner.barrier(host_context{});
+      sum += 10 * outer.rank() + inner.rank();
+    });
+    outer.barrier(host_context{});
+  });
+  CHECK(sum == 22);
+}
+
+TEST_CASE("run_ranks: there is a rank") {
+  REQUIRE_THROWS_WITH(run_ranks(0, [](thread_communicator&) {}),
+                      "expar: run_ranks: ranks is 0; at least 1 is needed");
+}

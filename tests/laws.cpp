@@ -1,0 +1,465 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/laws.hpp>
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <expar/comm/self.hpp>
+#include <expar/comm/thread.hpp>
+#include <expar/element.hpp>
+
+#include "support/catch.hpp"
+
+namespace {
+
+using expar::broken_tensor_law;
+using expar::byte_counts;
+using expar::host_context;
+using expar::index_t;
+using expar::make_view;
+using expar::tensor_view;
+using expar::thread_communicator;
+
+// A tensor that shows whatever a test wants it to show.
+struct shown {
+  std::function<tensor_view<float, 2>()> writable;
+  std::function<tensor_view<float const, 2>()> readable;
+};
+
+std::string law_of(shown& t) {
+  char const* const law = broken_tensor_law<2>(t);
+  return law == nullptr ? "none" : law;
+}
+
+}  // namespace
+
+template <>
+struct expar::tensor_traits<shown> {
+  static tensor_view<float, 2> view(shown& t) { return t.writable(); }
+  static tensor_view<float const, 2> view(shown const& t) { return t.readable(); }
+};
+
+namespace {
+
+struct mutable_only {
+  float* where;
+};
+struct changes_type {
+  float* where;
+};
+
+}  // namespace
+
+template <>
+struct expar::tensor_traits<mutable_only> {
+  static tensor_view<float, 1> view(mutable_only& t) { return make_view(t.where, 4); }
+};
+template <>
+struct expar::tensor_traits<changes_type> {
+  static tensor_view<float, 1> view(changes_type& t) { return make_view(t.where, 4); }
+  static tensor_view<std::int32_t const, 1> view(changes_type const& t) {
+    return make_view(reinterpret_cast<std::int32_t const*>(t.where), 4);
+  }
+};
+
+TEST_CASE("laws: tensors that keep them, and their elements") {
+  std::vector<float> values(60);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+  auto const before = values;
+
+  CHECK(broken_tensor_law<1>(values) == nullptr);
+  std::vector<float> const frozen(5);
+  CHECK(broken_tensor_law<1>(frozen) == nullptr);
+  std::span<float> span(values);
+  CHECK(broken_tensor_law<1>(span) == nullptr);
+  std::vector<float> none;
+  CHECK(broken_tensor_law<1>(none) == nullptr);
+  std::array<std::int32_t, 300> ids{};
+  CHECK(broken_tensor_law<1>(ids) == nullptr);
+  std::vector<expar::half> halves(1000);
+  CHECK(broken_tensor_law<1>(halves) == nullptr);
+
+  auto pitched = make_view(values.data(), 6, 7, 10);
+  CHECK(broken_tensor_law<2>(pitched) == nullptr);
+  tensor_view<float, 3> cube{values.data(), {3, 4, 5}, {20, 5, 1}};
+  CHECK(broken_tensor_law<3>(cube) == nullptr);
+  tensor_view<float, 2> backwards{values.data() + 50, {6, 7}, {-10, 1}};
+  CHECK(broken_tensor_law<2>(backwards) == nullptr);
+  // Rows that are only read may lie on top of each other.
+  tensor_view<float const, 2> broadcast{values.data(), {6, 7}, {0, 1}};
+  CHECK(broken_tensor_law<2>(broadcast) == nullptr);
+
+  CHECK(values == before);
+}
+
+TEST_CASE("laws: each broken law of a tensor is named") {
+  std::vector<float> values(100, 1.5f), others(100, 2.5f);
+  auto const before = values;
+  tensor_view<float, 2> view = make_view(values.data(), 4, 5);
+  shown t{[&] { return view; }, [&] { return tensor_view<float const, 2>(view); }};
+  REQUIRE(law_of(t) == "none");
+
+  SECTION("steady: a view of a copy that is made anew") {
+    std::vector<std::unique_ptr<std::vector<float>>> copies;
+    t.writable = [&] {
+      copies.push_back(std::make_unique<std::vector<float>>(values));
+      return make_view(copies.back()->data(), 4, 5);
+    };
+    CHECK(law_of(t) == "steady: two views of one tensor show the same data, extents and strides");
+  }
+  SECTION("const: another place") {
+    t.readable = [&] { return tensor_view<float const, 2>(make_view(others.data(), 4, 5)); };
+    CHECK(law_of(t) ==
+          "const: the view of a const tensor shows the same data, extents and strides");
+  }
+  SECTION("const: other extents") {
+    t.readable = [&] { return tensor_view<float const, 2>(make_view(values.data(), 5, 4)); };
+    CHECK(law_of(t) ==
+          "const: the view of a const tensor shows the same data, extents and strides");
+  }
+  SECTION("extents") {
+    view.extents[0] = -4;
+    CHECK(law_of(t) == "extents: no extent is negative");
+  }
+  SECTION("data") {
+    view.data = nullptr;
+    CHECK(law_of(t) == "data: a tensor with elements has an address");
+    view.extents[0] = 0;
+    CHECK(law_of(t) == "none");
+  }
+  SECTION("contiguous: columns first") {
+    view.strides[0] = 1, view.strides[1] = 4;
+    CHECK(law_of(t) == "contiguous: in the last dimension neighbours are 1 element apart");
+  }
+  SECTION("distinct: rows on top of each other") {
+    view.strides[0] = 0;
+    CHECK(law_of(t) == "distinct: every index has an element of its own");
+    view.strides[0] = 4;
+    CHECK(law_of(t) == "distinct: every index has an element of its own");
+    view.strides[0] = -3, view.data += 50;
+    CHECK(law_of(t) == "distinct: every index has an element of its own");
+  }
+  SECTION("storage: a view that refreshes its data from elsewhere") {
+    t.readable = [&] {
+      std::memcpy(values.data(), before.data(), values.size() * sizeof(float));
+      return tensor_view<float const, 2>(view);
+    };
+    CHECK(law_of(t) == "storage: what is written through one view is read through the next");
+  }
+  CHECK(values == before);
+}
+
+TEST_CASE("laws: a const tensor has a view, and of the same elements") {
+  float values[4]{};
+  mutable_only a{values};
+  CHECK(std::string(broken_tensor_law<1>(a)) ==
+        "const: a const tensor has a view, of the same elements");
+  changes_type b{values};
+  CHECK(std::string(broken_tensor_law<1>(b)) ==
+        "const: a const tensor has a view, of the same elements");
+}
+
+namespace {
+
+// A communicator over threads with one mistake. Only all_to_all_v, so that each mistake is its own.
+class flawed {
+ public:
+  enum mistake {
+    none,
+    swaps_blocks,
+    ignores_displacements_in,
+    ignores_displacements_out,
+    other_rank_order,
+    loses_last_byte,
+    fills_gaps,
+    writes_input,
+    drops_long_segments,
+    skips_small_exchanges,
+    late_by_one,
+    throws_on_one_rank,
+    says_rank_0,
+    rank_too_large,
+    size_zero,
+    size_differs
+  };
+  flawed(thread_communicator& comm, mistake which) : comm_(&comm), which_(which) {}
+
+  int rank() const noexcept {
+    if (which_ == other_rank_order) return comm_->size() - 1 - comm_->rank();
+    if (which_ == says_rank_0) return 0;
+    return which_ == rank_too_large ? comm_->size() : comm_->rank();
+  }
+  int size() const noexcept {
+    if (which_ == size_differs) return comm_->size() - (comm_->rank() == 0 ? 1 : 0);
+    return which_ == size_zero ? 0 : comm_->size();
+  }
+
+  void all_to_all_v(host_context const& on, void const* in, byte_counts counts, byte_counts from,
+                    void* out, byte_counts out_counts, byte_counts to) {
+    auto const ranks = static_cast<std::size_t>(comm_->size());
+    auto const first = static_cast<unsigned char const*>(in);
+    auto const result = static_cast<unsigned char*>(out);
+    std::vector<std::size_t> packed(ranks, 0), placed(to.begin(), to.end());
+    std::size_t total = 0;
+    if (which_ == throws_on_one_rank && comm_->rank() == 1) {
+      comm_->all_to_all_v(on, in, counts, from, out, out_counts, to);
+      throw std::runtime_error("no route to host");
+    }
+    switch (which_) {
+      case size_differs: {
+        // Rank 0 forgets the last rank, which gets nothing from it and sends it nothing.
+        std::vector<std::size_t> c(ranks, 0), o(ranks, 0), f(ranks, 0), t(ranks, 0);
+        for (std::size_t p = 0; p < counts.size(); ++p)
+          c[p] = counts[p], o[p] = out_counts[p], f[p] = from[p], t[p] = to[p];
+        if (comm_->rank() == comm_->size() - 1) c[0] = o[0] = 0;
+        return comm_->all_to_all_v(on, in, c, f, out, o, t);
+      }
+      case ignores_displacements_in:
+        for (std::size_t p = 0; p < ranks; ++p) packed[p] = total, total += counts[p];
+        return comm_->all_to_all_v(on, in, counts, packed, out, out_counts, to);
+      case ignores_displacements_out:
+        for (std::size_t p = 0; p < ranks; ++p) placed[p] = total, total += out_counts[p];
+        return comm_->all_to_all_v(on, in, counts, from, out, out_counts, placed);
+      case skips_small_exchanges: {
+        std::size_t most = 0;
+        for (std::size_t p = 0; p < ranks; ++p) most = most > counts[p] ? most : counts[p];
+        std::vector<std::size_t> all(ranks);
+        comm_->all_gather(on, &most, all.data(), sizeof most);
+        for (std::size_t n : all) most = most > n ? most : n;
+        if (most < 2) return;
+        break;
+      }
+      default:
+        break;
+    }
+    comm_->all_to_all_v(on, in, counts, from, out, out_counts, to);
+    switch (which_) {
+      case swaps_blocks:
+        if (out_counts[0] == out_counts[1])
+          for (std::size_t k = 0; k < out_counts[0]; ++k)
+            std::swap(result[to[0] + k], result[to[1] + k]);
+        break;
+      case loses_last_byte:
+        if (out_counts[0] > 3) result[to[0] + out_counts[0] - 1] ^= 1;
+        break;
+      case fills_gaps:
+        for (std::size_t p = 0; p < ranks; ++p)
+          if (out_counts[p] % 4 != 0 && next_to(p, out_counts, to))
+            result[to[p] + out_counts[p]] = 0;
+        break;
+      case writes_input:
+        if (counts[0] > 0) const_cast<unsigned char*>(first)[from[0]] = 0;
+        break;
+      case drops_long_segments:
+        for (std::size_t p = 0; p < ranks; ++p)
+          if (out_counts[p] > 60000) std::memset(result + to[p] + 60000, 0, out_counts[p] - 60000);
+        break;
+      case late_by_one:
+        // Delivers what the exchange before this one delivered there, if it was as long.
+        for (std::size_t p = 0; p < ranks; ++p) {
+          std::vector<unsigned char> now(result + to[p], result + to[p] + out_counts[p]);
+          before_.resize(ranks);
+          if (before_[p].size() == now.size() && !now.empty())
+            std::memcpy(result + to[p], before_[p].data(), now.size());
+          before_[p] = now;
+        }
+        break;
+      default:
+        break;
+    }
+  }
+
+ private:
+  // Whether the byte behind segment p is inside the buffer and in no segment.
+  static bool next_to(std::size_t p, byte_counts counts, byte_counts to) {
+    std::size_t const behind = to[p] + counts[p];
+    bool inside = false;
+    for (std::size_t q = 0; q < counts.size(); ++q) {
+      if (to[q] <= behind && behind < to[q] + counts[q]) return false;
+      inside = inside || to[q] > behind;
+    }
+    return inside;
+  }
+
+  thread_communicator* comm_;
+  mistake which_;
+  std::vector<std::vector<unsigned char>> before_;
+};
+
+static_assert(expar::variable_communicator<flawed>);
+
+// The answer of every rank.
+std::vector<std::string> answers(int ranks, flawed::mistake which) {
+  std::vector<std::string> said(static_cast<std::size_t>(ranks));
+  expar::run_ranks(ranks, [&](thread_communicator& comm) {
+    host_context const on;
+    flawed bad(comm, which);
+    said[static_cast<std::size_t>(comm.rank())] = expar::broken_communicator_law(on, bad);
+  });
+  return said;
+}
+
+bool begins(std::string const& text, std::string const& with) {
+  return text.compare(0, with.size(), with) == 0;
+}
+
+}  // namespace
+
+TEST_CASE("laws: a communicator of one member function keeps them") {
+  for (int ranks : {1, 2, 3, 5})
+    for (auto const& law : answers(ranks, flawed::none)) CHECK(law == "");
+}
+
+TEST_CASE("laws: a broken law of a communicator is named on every rank") {
+  struct expectation {
+    flawed::mistake which;
+    char const* law;
+  };
+  auto const [which, law] = GENERATE(values<expectation>({
+      {flawed::swaps_blocks, "order: segment 0 on rank 0 comes from the rank whose rank() is 1"},
+      {flawed::ignores_displacements_in, "segments: the segment from rank "},
+      {flawed::ignores_displacements_out, "segments: the segment from rank "},
+      {flawed::other_rank_order,
+       "order: segment 0 on rank 0 comes from the rank whose rank() is 2"},
+      {flawed::loses_last_byte, ""},
+      {flawed::fills_gaps, "gaps: on rank "},
+      {flawed::writes_input, "input: on rank "},
+      {flawed::drops_long_segments, "segments: the segment from rank "},
+      {flawed::skips_small_exchanges,
+       "nothing: the only byte of an exchange, from rank 2 to rank 0, is lost"},
+      {flawed::late_by_one, "segments: the segment from rank "},
+      {flawed::says_rank_0, "order: segment "},
+      {flawed::size_differs, "order: size() is 2 on rank 0 but 3 on rank 1"},
+      {flawed::throws_on_one_rank, "order: the communicator throws on rank 1: no route to host"},
+  }));
+  auto const said = answers(3, which);
+  CAPTURE(static_cast<int>(which), said);
+  CHECK(said[0] != "");
+  CHECK(begins(said[0], law));
+  CHECK(said[1] == said[0]);
+  CHECK(said[2] == said[0]);
+}
+
+TEST_CASE("laws: a communicator whose numbers are wrong") {
+  for (auto const& law : answers(3, flawed::rank_too_large))
+    CHECK(law == "rank: rank() is 3; it lies in 0 .. size() - 1 = 2");
+  for (auto const& law : answers(2, flawed::size_zero))
+    CHECK(law == "rank: size() is 0; it is at least 1");
+}
+
+namespace {
+
+// Fixed-size operations and windows, with one mistake each; all_to_all_v works.
+class flawed_above {
+ public:
+  enum mistake {
+    none,
+    own_block_first,
+    transposes_gather,
+    writes_behind,
+    own_memory,
+    phase_throws,
+    short_window
+  };
+  flawed_above(thread_communicator& comm, mistake which) : comm_(&comm), which_(which) {}
+
+  int rank() const noexcept { return comm_->rank(); }
+  int size() const noexcept { return comm_->size(); }
+  void all_to_all_v(host_context const& on, void const* in, byte_counts n, byte_counts from,
+                    void* out, byte_counts m, byte_counts to) {
+    comm_->all_to_all_v(on, in, n, from, out, m, to);
+  }
+  void all_to_all(host_context const& on, void const* in, void* out, std::size_t bytes) {
+    comm_->all_to_all(on, in, out, bytes);
+    auto const result = static_cast<unsigned char*>(out);
+    auto const me = static_cast<std::size_t>(rank());
+    if (which_ == own_block_first)
+      for (std::size_t k = 0; k < bytes; ++k) std::swap(result[k], result[me * bytes + k]);
+    if (which_ == writes_behind) result[bytes * static_cast<std::size_t>(size())] = 0;
+  }
+  void all_gather(host_context const& on, void const* in, void* out, std::size_t bytes) {
+    if (which_ == transposes_gather) {
+      std::vector<unsigned char> blocks(bytes * static_cast<std::size_t>(size()));
+      comm_->all_gather(on, in, blocks.data(), bytes);
+      for (std::size_t i = 0; i < blocks.size(); ++i)
+        static_cast<unsigned char*>(out)[i] = blocks[i % static_cast<std::size_t>(size()) * bytes +
+                                                     i / static_cast<std::size_t>(size())];
+    } else {
+      comm_->all_gather(on, in, out, bytes);
+    }
+  }
+  void barrier(host_context const& on) { comm_->barrier(on); }
+
+  struct window {
+    thread_communicator::window memory;
+    mistake which;
+    std::vector<std::byte> own;
+    struct view_type {
+      thread_communicator::window::view_type memory;
+      std::byte* own;
+      int rank() const { return memory.rank(); }
+      int size() const { return memory.size(); }
+      void* peer(int p, std::size_t offset) const {
+        return own != nullptr ? own + offset : memory.peer(p, offset);
+      }
+    };
+    std::size_t size_bytes() const { return memory.size_bytes(); }
+    view_type view() const {
+      return {memory.view(), which == own_memory ? const_cast<std::byte*>(own.data()) : nullptr};
+    }
+  };
+  window allocate_window(std::size_t bytes) {
+    return {comm_->allocate_window(which_ == short_window ? bytes + 1 : bytes), which_,
+            std::vector<std::byte>(bytes)};
+  }
+  void exchange_phase(host_context const& on) {
+    if (which_ == phase_throws) throw std::runtime_error("not today");
+    comm_->exchange_phase(on);
+  }
+
+ private:
+  thread_communicator* comm_;
+  mistake which_;
+};
+
+static_assert(expar::window_communicator<flawed_above>);
+
+}  // namespace
+
+TEST_CASE("laws: tiers 1 and 3 are examined where a communicator brings them") {
+  struct expectation {
+    flawed_above::mistake which;
+    char const* law;
+  };
+  auto const [which, law] = GENERATE(values<expectation>({
+      {flawed_above::none, ""},
+      {flawed_above::own_block_first,
+       "all_to_all: the segment from rank 0 holds on rank 1 what rank 1 sends to rank 1"},
+      {flawed_above::transposes_gather, "all_gather: the segment from rank "},
+      {flawed_above::writes_behind,
+       "all_to_all: on rank 0 a byte behind the last block is written"},
+      {flawed_above::own_memory, "window: the segment from rank "},
+      {flawed_above::phase_throws, "window: the communicator throws on rank 0: not today"},
+      {flawed_above::short_window, "window: size_bytes() is 65 on rank 0 of a window of 64 bytes"},
+  }));
+  std::vector<std::string> said(3);
+  // GCC and clang 14 differ on capturing what a structured binding names.
+  auto const mistake = which;
+  expar::run_ranks(3, [&said, mistake](thread_communicator& comm) {
+    host_context const on;
+    flawed_above bad(comm, mistake);
+    said[static_cast<std::size_t>(comm.rank())] = expar::broken_communicator_law(on, bad);
+  });
+  CAPTURE(static_cast<int>(which), said);
+  CHECK(begins(said[0], law));
+  CHECK(said[0].empty() == (which == flawed_above::none));
+  CHECK(said[1] == said[0]);
+  CHECK(said[2] == said[0]);
+}

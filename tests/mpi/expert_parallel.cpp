@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/expert_parallel.hpp>
+
+#include <chrono>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <expar/comm/mpi.hpp>
+
+#include "../support/catch.hpp"
+#include "../support/moe.hpp"
+
+using namespace expar_test;
+
+namespace {
+
+/// What every rank says, on every rank: an assertion that failed on one alone would leave the
+/// others waiting.
+std::vector<std::string> of_all(expar::mpi_communicator& comm, std::string const& mine) {
+  constexpr std::size_t room = 256;
+  std::vector<char> line(room), all(room * static_cast<std::size_t>(comm.size()));
+  mine.copy(line.data(), room - 1);
+  expar::all_gather(expar::host_context{}, comm, line.data(), all.data(), room);
+  std::vector<std::string> said;
+  for (std::size_t at = 0; at < all.size(); at += room) said.emplace_back(&all[at]);
+  return said;
+}
+std::vector<std::string> repeated(expar::mpi_communicator& comm, std::string const& s) {
+  return std::vector<std::string>(static_cast<std::size_t>(comm.size()), s);
+}
+
+template <class F>
+std::string thrown_by(F f) {
+  try {
+    f();
+  } catch (expar::error const& e) {
+    return e.what();
+  }
+  return "nothing was thrown";
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("every route comes home over MPI: random shapes against a float64 reference", "",
+                   double, expar::bfloat16) {
+  expar::mpi_communicator comm(MPI_COMM_WORLD);
+  expar::host_context const ctx;
+  for (std::uint64_t seed = 0; seed < 60; ++seed) {
+    auto const p = make_problem(seed * 11, comm.size());
+    std::string wrong;
+    if (seed % 3 == 0) wrong = check_problem<TestType, expar::weights_at_decode>(ctx, comm, p);
+    if (seed % 3 == 1) wrong = check_problem<TestType, expar::weights_at_encode>(ctx, comm, p);
+    if (seed % 3 == 2) wrong = check_problem<TestType, expar::weights_per_row>(ctx, comm, p);
+    INFO("seed " << seed);
+    REQUIRE(of_all(comm, wrong) == repeated(comm, ""));
+  }
+}
+
+TEST_CASE("200 MPI exchanges back to back, with ranks that come late at random") {
+  expar::mpi_communicator comm(MPI_COMM_WORLD);
+  expar::host_context const ctx;
+  expar_test::random late(static_cast<std::uint64_t>(comm.rank()));
+  std::string wrong;
+  for (std::uint64_t seed = 0; seed < 200; ++seed) {
+    if (late.chance(0.2))
+      std::this_thread::sleep_for(std::chrono::microseconds(late.integer(0, 400)));
+    auto const p = make_problem(seed + 40, comm.size());
+    auto const now = check_problem<float, expar::weights_at_decode>(ctx, comm, p);
+    if (wrong.empty()) wrong = now;
+  }
+  REQUIRE(of_all(comm, wrong) == repeated(comm, ""));
+}
+
+TEST_CASE("a wrong argument on one MPI rank is the same sentence on all, and nobody waits") {
+  expar::mpi_communicator comm(MPI_COMM_WORLD);
+  expar::host_context const ctx;
+  bool const culprit = comm.rank() == comm.size() - 1;
+  auto const rank = " (rank " + std::to_string(comm.size() - 1) + ")";
+  expar::expert_parallel moe(comm, {8, 2, 4});
+  std::vector<std::int32_t> ids{0, 3, 5, culprit ? 8 : 7};
+  std::vector<float> w(4, 1.f), x(8, 1.f), out(8);
+  routes_of_rank const routes{expar::make_view(ids.data(), 2, 2), expar::make_view(w.data(), 2, 2)};
+  auto const rows = expar::make_view(x.data(), 2, 4);
+  expar::expert_batch<float> batch;
+  REQUIRE(of_all(comm, thrown_by([&] { moe.dispatch(ctx, rows, routes, batch); })) ==
+          repeated(comm,
+                   "expar: plan: ids(1, 1) is 8; an expert id is -1 (no expert) or 0 to 7" + rank));
+  ids[3] = 7;
+  moe.dispatch(ctx, rows, routes, batch);
+  REQUIRE(of_all(comm, thrown_by([&] {
+                   moe.combine(ctx, batch, batch.rows(),
+                               expar::make_view(out.data(), culprit ? 1 : 2, 4));
+                 })) ==
+          repeated(comm,
+                   "expar: combine: out has extent 1 in dimension 0, but the number of tokens "
+                   "in the batch is 2" +
+                       rank));
+  REQUIRE(of_all(comm, thrown_by([&] {
+                   moe.combine(ctx, batch, batch.rows(), expar::make_view(out.data(), 2, 4));
+                 })) == repeated(comm, "nothing was thrown"));
+  REQUIRE(of_all(comm, thrown_by([&] {
+                   expar::expert_parallel odd(comm, {culprit ? 9 : 8, 2, 4});
+                 })) ==
+          repeated(comm, "expar: expert_parallel: experts is 8 on rank 0 but 9 on rank " +
+                             std::to_string(comm.size() - 1) + "; all ranks must pass the same"));
+}

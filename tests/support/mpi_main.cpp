@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "mpi_main.hpp"
+
+#include <cstdio>
+#include <iostream>
+#include <optional>
+#include <sstream>
+#include <string>
+
+#include <expar/comm/mpi.hpp>
+
+#define CATCH_CONFIG_RUNNER
+#include "catch.hpp"
+#if __has_include(<catch2/catch_session.hpp>)
+#include <catch2/catch_session.hpp>
+#endif
+
+namespace {
+
+std::string said_before_init;
+
+std::string construction_says() {
+  try {
+    expar::mpi_communicator comm(MPI_COMM_WORLD);
+    return "nothing";
+  } catch (expar::error const& e) {
+    return e.what();
+  }
+}
+
+}  // namespace
+
+std::string expar_test::said_before_mpi_init() {
+  return said_before_init;
+}
+
+// Every rank runs every test. Rank 0 prints; another rank only if a test fails there.
+int main(int argc, char** argv) {
+  said_before_init = construction_says();
+  int provided = 0;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+
+  std::ostringstream kept;
+  std::streambuf* const screen = rank == 0 ? nullptr : std::cout.rdbuf(kept.rdbuf());
+  int const failed = Catch::Session().run(argc, argv) == 0 ? 0 : 1;
+  if (screen != nullptr) std::cout.rdbuf(screen);
+  if (failed != 0 && rank != 0) std::cout << "rank " << rank << ":\n" << kept.str() << std::flush;
+
+  int failed_anywhere = failed;
+  MPI_Allreduce(&failed, &failed_anywhere, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
+  {
+    // A communicator may outlive MPI, and none can be made after it.
+    expar::mpi_communicator const survivor(MPI_COMM_WORLD);
+    MPI_Finalize();
+    if (construction_says() != said_before_init) failed_anywhere = 1;
+  }
+  return failed_anywhere;
+}
