@@ -43,8 +43,9 @@ struct tensor_view {
     for (int i = 0; i < Rank; ++i) offset += where[i] * strides[i];
     return data[offset];
   }
-  EXPAR_HD constexpr operator tensor_view<T const, Rank>() const requires(!std::is_const_v<T>) {
-    tensor_view<T const, Rank> v{data};
+  template <std::same_as<T const> Const>
+  requires(!std::is_const_v<T>) EXPAR_HD constexpr operator tensor_view<Const, Rank>() const {
+    tensor_view<Const, Rank> v{data};
     for (int i = 0; i < Rank; ++i) v.extents[i] = extents[i], v.strides[i] = strides[i];
     return v;
   }

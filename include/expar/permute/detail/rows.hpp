@@ -96,13 +96,17 @@ EXPAR_HD void scatter_token(plan_view const& plan, index_t t, T const* x, index_
   }
 }
 
-/// `width` columns of sum over kept routes of w * row, in choice order, one accumulator, rounded
-/// once.
-template <class T, class Out, class Weights, class Width>
+/// Columns of a token that are summed together.
+inline constexpr int gather_block = 64;
+
+/// `width` columns (at most gather_block; Width where it is known and not 0) of sum over kept
+/// routes of w * row, in choice order, one accumulator, rounded once.
+template <int Width, class T, class Out, class Weights>
 EXPAR_HD void gather_columns(plan_view const& plan, index_t t, expert_rows<T const> const& rows,
-                             Weights weights, index_t column, Width width, Out* out) {
+                             Weights weights, index_t column, int width, Out* out) {
   using A = accumulator_t<T>;
-  A sum[64];
+  int const n = Width != 0 ? Width : width;
+  A sum[gather_block];
   bool first = true;
   for (int j = 0; j < plan.top_k; ++j) {
     index_t const at = t * plan.top_k + j;
@@ -110,23 +114,23 @@ EXPAR_HD void gather_columns(plan_view const& plan, index_t t, expert_rows<T con
     T const* const from = rows(plan.ids[at], plan.locations[at]) + column;
     A const w = weight_of<A>(weights, t, j);
     if (first)
-      for (int c = 0; c < width; ++c) sum[c] = w * widen(from[c]);
+      for (int c = 0; c < n; ++c) sum[c] = w * widen(from[c]);
     else
-      for (int c = 0; c < width; ++c) sum[c] += w * widen(from[c]);
+      for (int c = 0; c < n; ++c) sum[c] += w * widen(from[c]);
     first = false;
   }
-  for (int c = 0; c < width; ++c)
+  for (int c = 0; c < n; ++c)
     out[column + c] = narrow<Out>(static_cast<accumulator_t<Out>>(first ? A{0} : sum[c]));
 }
 
 template <class T, class Out, class Weights>
 EXPAR_HD void gather_token(plan_view const& plan, index_t t, expert_rows<T const> const& rows,
                            Weights weights, Out* out, index_t n) {
-  using block = std::integral_constant<int, 64>;
   index_t column = 0;
-  for (; column + block::value <= n; column += block::value)
-    gather_columns(plan, t, rows, weights, column, block{}, out);
-  if (column < n) gather_columns(plan, t, rows, weights, column, static_cast<int>(n - column), out);
+  for (; column + gather_block <= n; column += gather_block)
+    gather_columns<gather_block>(plan, t, rows, weights, column, gather_block, out);
+  if (column < n)
+    gather_columns<0>(plan, t, rows, weights, column, static_cast<int>(n - column), out);
 }
 
 /// d_weights[t, j] = <row(t, j), x>, 0 where there is no row.
