@@ -31,12 +31,10 @@ void run_experts(Batch const& batch, float const* in, matrix& out) {
 
 }  // namespace
 
-//! [tensor]
 template <>
 struct expar::tensor_traits<matrix> {
   static auto view(auto& m) { return expar::make_view(m.data(), m.rows, m.columns); }
 };
-//! [tensor]
 
 //! [tour]
 template <class Comm>
