@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+# Preprocesses expar.hpp and looks at what it includes.
+
+execute_process(COMMAND "${COMPILER}" -std=c++20 "-I${INCLUDE}" -E -x c++
+    "${INCLUDE}/expar/expar.hpp"
+  OUTPUT_VARIABLE text ERROR_VARIABLE errors RESULT_VARIABLE result)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "expar.hpp does not pass the preprocessor:\n${errors}")
+endif()
+
+# Every host header, so that the umbrella cannot fall behind.
+file(GLOB_RECURSE headers RELATIVE "${INCLUDE}" "${INCLUDE}/expar/*.hpp")
+list(FILTER headers EXCLUDE REGEX "^expar/(comm/(mpi|nccl)\\.hpp|interop/|gpu/)")
+foreach(header IN LISTS headers)
+  string(FIND "${text}" "${header}\"" place)
+  if(place EQUAL -1)
+    message(SEND_ERROR "expar.hpp does not include ${header}")
+  endif()
+endforeach()
+
+foreach(foreign cuda_runtime cuda_fp16 mpi.h nccl.h Eigen torch)
+  string(REGEX MATCH "# [0-9]+ \"[^\"]*/${foreign}[^\"]*\"" place "${text}")
+  if(place)
+    message(SEND_ERROR "expar.hpp includes a header of others: ${place}")
+  endif()
+endforeach()
+
+# Lines after the preprocessor stand for compile time, and are the same on every machine.
+string(REGEX MATCHALL "\n" lines "${text}")
+list(LENGTH lines lines)
+message(STATUS "expar.hpp is ${lines} lines after the preprocessor; the budget is ${BUDGET}")
+if(lines GREATER BUDGET)
+  message(SEND_ERROR "expar.hpp has outgrown its budget: include less, or argue for a larger one")
+endif()

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/comm/mpi.hpp>
+#include <expar/expar.hpp>
+
+int main(int argc, char** argv) {
+  MPI_Init(&argc, &argv);
+  bool lawful = false;
+  {
+    expar::mpi_communicator comm(MPI_COMM_WORLD);
+    lawful = expar::broken_communicator_law(expar::host_context{}, comm).empty();
+  }
+  MPI_Finalize();
+  return lawful ? 0 : 1;
+}
