@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <type_traits>
+
+#include <expar/gpu/error.cuh>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace gpu {
+
+/// Memory in stream order: what was deallocated on a stream may be given out again to later work on
+/// that stream. Addresses are multiples of 256.
+template <class M>
+concept stream_ordered_memory = requires(M& m, cudaStream_t stream, void* p, std::size_t bytes) {
+  { m.allocate(stream, bytes) } -> std::same_as<void*>;
+  m.deallocate(stream, p, bytes);
+};
+
+/// The pool of the device, by cudaMallocAsync.
+struct pool_memory {
+  void* allocate(cudaStream_t stream, std::size_t bytes) const {
+    void* p = nullptr;
+    detail::check(cudaMallocAsync(&p, bytes, stream), "cudaMallocAsync", "allocate");
+    return p;
+  }
+  void deallocate(cudaStream_t stream, void* p, std::size_t) const noexcept {
+    static_cast<void>(cudaFreeAsync(p, stream));
+  }
+};
+
+namespace detail {
+
+template <class S>
+concept stream_by_get = requires(S const& s) {
+  { s.get() } -> std::convertible_to<cudaStream_t>;
+};
+template <class S>
+concept stream_by_name = requires(S const& s) {
+  { s.stream() } -> std::convertible_to<cudaStream_t>;
+};
+/// A stream: a raw one, or a type that gives one by get() or stream().
+template <class S>
+concept stream_like =
+    std::convertible_to<S const&, cudaStream_t> || stream_by_get<S> || stream_by_name<S>;
+
+template <stream_like S>
+cudaStream_t stream_of(S const& s) {
+  if constexpr (std::convertible_to<S const&, cudaStream_t>)
+    return s;
+  else if constexpr (stream_by_get<S>)
+    return s.get();
+  else
+    return s.stream();
+}
+
+}  // namespace detail
+
+/// Where device work runs: the caller's stream, and a memory resource. Operations only enqueue
+/// work; nothing waits for the device unless its name ends in _sync. The device of the stream is
+/// the current one, and the stream and the resource outlive the context and everything made with
+/// it. Copies share both.
+class context {
+ public:
+  static constexpr memory_space space = memory_space::device;
+
+  /// Takes memory from the pool of the device.
+  template <detail::stream_like Stream>
+  requires(!std::same_as<Stream, context>) explicit context(Stream const& stream)
+      : stream_(detail::stream_of(stream)) {}
+  /// Takes memory from `memory`.
+  template <detail::stream_like Stream, stream_ordered_memory Memory>
+  context(Stream const& stream, Memory& memory)
+      : stream_(detail::stream_of(stream)),
+        memory_(&memory),
+        allocate_([](void* m, cudaStream_t s, std::size_t n) {
+          return static_cast<Memory*>(m)->allocate(s, n);
+        }),
+        deallocate_([](void* m, cudaStream_t s, void* p, std::size_t n) {
+          static_cast<Memory*>(m)->deallocate(s, p, n);
+        }) {}
+  /// A device has no default stream here: name one.
+  context(int) = delete;
+  context(std::nullptr_t) = delete;
+
+  cudaStream_t stream() const noexcept { return stream_; }
+
+  void* allocate(std::size_t bytes) const {
+    return memory_ != nullptr ? allocate_(memory_, stream_, bytes)
+                              : pool_memory{}.allocate(stream_, bytes);
+  }
+  void deallocate(void* p, std::size_t bytes) const {
+    if (memory_ != nullptr)
+      deallocate_(memory_, stream_, p, bytes);
+    else
+      pool_memory{}.deallocate(stream_, p, bytes);
+  }
+
+ private:
+  cudaStream_t stream_;
+  void* memory_ = nullptr;
+  void* (*allocate_)(void*, cudaStream_t, std::size_t) = nullptr;
+  void (*deallocate_)(void*, cudaStream_t, void*, std::size_t) = nullptr;
+};
+
+}  // namespace gpu
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <vector>
+
+#include <expar/gpu/detail/buffer.cuh>
+#include <expar/gpu/detail/launch.cuh>
+#include <expar/gpu/plan/detail/place.cuh>
+
+namespace expar {
+inline namespace v0 {
+namespace gpu {
+
+/// What a kernel sees of a plan, by value.
+struct plan_view {
+  std::int32_t const* ids;        // [tokens, top_k]; -1: no expert
+  std::int32_t const* locations;  // [tokens, top_k], within the tile; -1: no expert
+  std::int32_t const* bases;      // [tiles, experts]: the place that a tile begins with
+  index_t const* counts;
+  index_t const* offsets;
+  index_t tokens, capacity;  // capacity -1: nothing is dropped
+  int top_k, experts, tile_bits;
+  bool choice_major;
+
+  /// The place of a route among the rows of its expert; -1: no expert, or dropped.
+  __device__ index_t location(index_t t, int j) const {
+    index_t const at = t * top_k + j;
+    std::int32_t const within = locations[at];
+    if (within < 0) return -1;
+    index_t const tile = (choice_major ? j * tokens + t : at) >> tile_bits;
+    index_t const place = bases[tile * experts + ids[at]] + within;
+    return capacity >= 0 && place >= capacity ? -1 : place;
+  }
+  __device__ index_t row(index_t t, int j) const {
+    index_t const place = location(t, j);
+    return place < 0 ? -1 : offsets[ids[t * top_k + j]] + place;
+  }
+  __device__ index_t kept(int expert) const {
+    return capacity >= 0 && counts[expert] > capacity ? capacity : counts[expert];
+  }
+};
+
+/// Where every route of a batch goes, on the device: the integers of expar::route_plan. Made by
+/// make_plan(); owns its arrays, and building it again reuses them, so that a plan which has grown
+/// to its largest batch allocates no more.
+class route_plan {
+ public:
+  explicit route_plan(context const& ctx) : control_(ctx), routes_(ctx), bases_(ctx), sums_(ctx) {}
+
+  index_t tokens() const noexcept { return view_.tokens; }
+  int top_k() const noexcept { return view_.top_k; }
+  int experts() const noexcept { return view_.experts; }
+  /// Rows per expert of a fixed_capacity layout; -1 if the layout drops nothing.
+  index_t capacity() const noexcept { return view_.capacity; }
+  int alignment() const noexcept { return alignment_; }
+  /// Rows of the layout at most: their number depends on the ids and is known on the device alone.
+  /// Exact for fixed_capacity.
+  index_t max_rows() const noexcept {
+    if (view_.capacity >= 0) return view_.experts * view_.capacity;
+    index_t const routes = view_.tokens * view_.top_k;
+    index_t const begun = routes < view_.experts ? routes : view_.experts;
+    return routes + begun * (alignment_ - 1);
+  }
+  plan_view view() const noexcept { return view_; }
+
+  /// The one launch of make_plan().
+  void place(context const& ctx, tensor_view<std::int32_t const, 2> ids, int experts,
+             index_t capacity, int alignment, bool choice_major);
+
+ private:
+  detail::buffer<unsigned> control_;
+  detail::buffer<std::int32_t> routes_, bases_;
+  detail::buffer<index_t> sums_;
+  plan_view view_{};
+  int alignment_ = 1;
+};
+
+inline void route_plan::place(context const& ctx, tensor_view<std::int32_t const, 2> ids,
+                              int experts, index_t capacity, int alignment, bool choice_major) {
+  constexpr int shared_counts = 12000;  // a block has 48 KiB without asking
+  expar::detail::expects(experts >= 1 && experts <= shared_counts, "plan: experts is ", experts,
+                         "; a device plan has 1 to ", shared_counts);
+  index_t const tokens = ids.extents[0], k = ids.extents[1];
+  expar::detail::expects(k <= INT32_MAX && ids.size() <= INT32_MAX, "plan: ids has ", tokens, " x ",
+                         k, " routes; at most ", INT32_MAX, " are possible");
+  auto const routes = static_cast<std::uint32_t>(ids.size());
+
+  // Few tiles, so that the last block has little to sum, but enough to occupy the device.
+  auto const fit = std::bit_floor(static_cast<unsigned>(shared_counts / experts));
+  int const warps = fit < detail::place_warps ? static_cast<int>(fit) : detail::place_warps;
+  index_t const run = index_t{warps} * 32;
+  int const steps = routes <= run * 128 ? 1 : routes <= run * 256 ? 2 : detail::place_steps;
+  index_t const tile = run * steps, tiles = routes == 0 ? 1 : (routes + tile - 1) / tile;
+
+  view_ = {};  // an exception below leaves an empty plan
+  if (control_.resize(2))
+    detail::check(cudaMemsetAsync(control_.data(), 0, 2 * sizeof(unsigned), ctx.stream()),
+                  "cudaMemsetAsync", "plan");
+  routes_.resize(2 * index_t{routes});
+  bases_.resize(tiles * experts);
+  sums_.resize(2 * (index_t{experts} + 1));
+  index_t* const offsets = sums_.data() + experts + 1;
+  std::int32_t* const locations = routes_.data() + routes;
+  detail::place_arguments const arguments{
+      ids.data,  ids.strides[0],  routes_.data(),
+      locations, bases_.data(),   sums_.data(),
+      offsets,   control_.data(), static_cast<std::uint32_t>(tokens),
+      routes,    capacity,        static_cast<int>(k),
+      experts,   steps,           static_cast<int>(tiles),
+      alignment};
+  detail::launch(
+      ctx, "plan", choice_major ? detail::place_routes<true> : detail::place_routes<false>, tiles,
+      warps * 32,
+      static_cast<std::size_t>(warps * (experts < 32 ? 32 : experts)) * sizeof(std::int32_t),
+      arguments);
+  alignment_ = alignment;
+  view_ = {routes_.data(), locations,
+           bases_.data(),  sums_.data(),
+           offsets,        tokens,
+           capacity,       static_cast<int>(k),
+           experts,        std::countr_zero(static_cast<std::uint64_t>(tile)),
+           choice_major};
+}
+
+/// Assigns a row to every route, as expar::make_plan() does, in one launch and without waiting:
+/// `make_plan(ctx, ids, experts, layout)`, or with a route_plan to reuse as the last argument. ids:
+/// [T,k] int32 on the device, rows may be pitched, -1 = no expert. An id that is not -1 .. experts
+/// - 1 counts as no expert, and read_sync() reports how many there were. The factor of a
+/// fixed_capacity is positive: the capacity then follows from the shape alone. experts: at most
+/// 12000.
+inline constexpr struct make_plan_fn {
+  template <class Ids>
+  void operator()(context const& ctx, Ids const& ids, int experts, ragged layout,
+                  route_plan& out) const {
+    expar::detail::check_layout("plan", layout);
+    out.place(ctx, view(ctx, ids), experts, -1, layout.alignment, false);
+  }
+  template <class Ids>
+  void operator()(context const& ctx, Ids const& ids, int experts, fixed_capacity layout,
+                  route_plan& out) const {
+    expar::detail::check_layout("plan", layout);
+    expar::detail::expects(layout.factor > 0, "plan: capacity factor is ", layout.factor,
+                           "; on a device it is positive, since others need the counts");
+    expar::detail::expects(experts >= 1, "plan: experts is ", experts, "; at least 1 is needed");
+    auto const v = view(ctx, ids);
+    expar::detail::expects(v.extents[1] <= INT32_MAX, "plan: ids has ", v.extents[1],
+                           " choices; at most ", INT32_MAX, " are possible");
+    index_t const capacity =
+        capacity_of(layout, v.extents[0], experts, static_cast<int>(v.extents[1]), 0);
+    out.place(ctx, v, experts, capacity, layout.alignment, true);
+  }
+  template <class Ids, class Layout = ragged>
+  route_plan operator()(context const& ctx, Ids const& ids, int experts, Layout layout = {}) const {
+    route_plan out(ctx);
+    (*this)(ctx, ids, experts, layout, out);
+    return out;
+  }
+
+ private:
+  template <class Ids>
+  static tensor_view<std::int32_t const, 2> view(context const& ctx, Ids const& ids) {
+    auto const v = expar::detail::as_view<2>(ctx, ids);
+    static_assert(std::is_same_v<expar::detail::element_of<decltype(v)>, std::int32_t>,
+                  "expar: expert ids are std::int32_t");
+    expar::detail::check_view("plan: ids", v);
+    return v;
+  }
+} make_plan{};
+
+/// The sums of a plan on the host.
+struct plan_sums {
+  std::vector<index_t> counts, offsets;  // [experts] routes that name each expert; [experts + 1]
+  index_t capacity = -1;
+  index_t wrong_ids = 0;  // ids that were not -1 .. experts - 1
+
+  index_t rows() const { return offsets.empty() ? 0 : offsets.back(); }
+  index_t dropped() const {
+    index_t n = 0;
+    for (index_t const count : counts)
+      if (capacity >= 0 && count > capacity) n += count - capacity;
+    return n;
+  }
+};
+
+/// Reads counts and offsets back. Waits for the stream.
+inline constexpr struct read_sync_fn {
+  plan_sums operator()(context const& ctx, route_plan const& plan) const {
+    plan_view const v = plan.view();
+    if (v.counts == nullptr) return {};
+    auto const n = static_cast<std::size_t>(v.experts) + 1;
+    std::vector<index_t> both(2 * n);
+    detail::check(cudaMemcpyAsync(both.data(), v.counts, both.size() * sizeof(index_t),
+                                  cudaMemcpyDeviceToHost, ctx.stream()),
+                  "cudaMemcpyAsync", "read_sync");
+    detail::check(cudaStreamSynchronize(ctx.stream()), "cudaStreamSynchronize", "read_sync");
+    auto const middle = both.begin() + static_cast<std::ptrdiff_t>(n);
+    return {{both.begin(), middle - 1}, {middle, both.end()}, v.capacity, *(middle - 1)};
+  }
+} read_sync{};
+
+}  // namespace gpu
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <cstdio>
+
+#define CATCH_CONFIG_RUNNER
+#include "../support/catch.hpp"
+#if __has_include(<catch2/catch_session.hpp>)
+#include <catch2/catch_session.hpp>
+#endif
+
+// Says which device ran the tests; 77 means that there is none, so that nothing was tested.
+int main(int argc, char** argv) {
+  int devices = 0;
+  cudaError_t const code = cudaGetDeviceCount(&devices);
+  if (devices == 0) {
+    std::printf("expar gpu tests: no device (%s); nothing was tested\n", cudaGetErrorString(code));
+    return 77;
+  }
+  cudaDeviceProp properties{};
+  static_cast<void>(cudaGetDeviceProperties(&properties, 0));
+  bool const interpreted = dlsym(RTLD_DEFAULT, "ptxsim_counts") != nullptr;
+  std::printf("expar gpu tests: on the %s device \"%s\", compute capability %d.%d\n",
+              interpreted ? "interpreted" : "real", properties.name, properties.major,
+              properties.minor);
+  std::fflush(stdout);
+  return Catch::Session().run(argc, argv);
+}
