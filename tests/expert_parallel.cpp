@@ -4,8 +4,12 @@
 #include <expar/comm/self.hpp>
 #include <expar/comm/thread.hpp>
 
+#include <expar/router/routes.hpp>
+
 #include <chrono>
 #include <cmath>
+#include <new>
+#include <stdexcept>
 #include <thread>
 
 #include "support/catch.hpp"
@@ -79,15 +83,15 @@ std::string thrown_by(F f) {
 }
 
 /// Real numbers for the whole group, cut into ranks at given places: what a rank gets depends on
-/// its tokens alone.
+/// its tokens alone. A long stream is enough work for several threads to share every step.
 struct stream {
   int tokens, experts, top_k, hidden;
   std::vector<std::int32_t> ids;
   std::vector<float> weights, x, d_out;
 
-  explicit stream(std::uint64_t seed) {
+  explicit stream(std::uint64_t seed, bool is_long = false) {
     expar_test::random rng(seed);
-    tokens = static_cast<int>(rng.integer(0, 60));
+    tokens = static_cast<int>(is_long ? rng.integer(2000, 2500) : rng.integer(0, 60));
     experts = static_cast<int>(rng.integer(8, 13));
     top_k = static_cast<int>(rng.integer(1, 4));
     hidden = static_cast<int>(rng.integer(1, 150));
@@ -156,6 +160,15 @@ TEST_CASE("the same bits for any number of ranks and threads") {
     }
     REQUIRE(run_stream(s, 2, 3, false) == alone);
     REQUIRE(run_stream(s, 1, 4, true) == alone);
+  }
+  for (std::uint64_t seed = 100; seed < 103; ++seed) {
+    stream const s(seed, true);
+    INFO("seed " << seed);
+    auto const alone = run_stream(s, 1, 1, false);
+    REQUIRE(run_stream(s, 1, 4, false) == alone);
+    REQUIRE(run_stream(s, 1, 3, true) == alone);
+    REQUIRE(run_stream(s, 2, 3, false) == alone);
+    REQUIRE(run_stream(s, 3, 2, true) == alone);
   }
 }
 
@@ -347,12 +360,11 @@ TEST_CASE("a communicator of one tier alone is enough for the layout that asks f
 }
 
 TEST_CASE("a repeated shape allocates nothing") {
-  std::vector<int> grown(2);
-  expar::run_ranks(2, [&](expar::thread_communicator& comm) {
-    counting_resource memory, scratch;
-    expar::host_context const ctx(1, &scratch);
-    expar::expert_parallel moe(comm, {6, 2, 16}, expar::ragged{}, expar::weights_at_decode{},
-                               &memory);
+  std::vector<int> grown(4);
+  auto const body = [&](auto& comm, auto layout, std::size_t at) {
+    counting_resource memory;
+    expar::host_context const ctx(2, &memory);
+    expar::expert_parallel moe(comm, {6, 2, 16}, layout, expar::weights_at_decode{}, &memory);
     expar::expert_batch<float> batch(&memory);
     std::vector<std::int32_t> ids{0, 1, 2, 3, 4, 5};
     std::vector<float> w(6, 0.5f), x(48, 1.f), out(48), d_w(6);
@@ -370,9 +382,14 @@ TEST_CASE("a repeated shape allocates nothing") {
                            expar::make_view(d_w.data(), 3, 2));
       moe.dispatch_backward(ctx, batch, d, rows(out));
     }
-    grown[static_cast<std::size_t>(comm.rank())] = memory.allocations - before;
+    grown[at + static_cast<std::size_t>(comm.rank())] = memory.allocations - before;
+  };
+  expar::run_ranks(2, [&](expar::thread_communicator& comm) {
+    bare_communicator bare(comm);
+    body(bare, expar::ragged{}, 0);
+    body(bare, expar::fixed_capacity{}, 2);
   });
-  REQUIRE(grown == std::vector<int>{0, 0});
+  REQUIRE(grown == std::vector<int>{0, 0, 0, 0});
 }
 
 TEST_CASE("the output may be of another element type, and is rounded once") {
@@ -589,6 +606,238 @@ TEST_CASE("a batch without routes, or of another object, is refused") {
   moe.dispatch(ctx, none, routes_of_rank{{nullptr, {0, 1}, {1, 1}}, {nullptr, {0, 1}, {1, 1}}},
                batch);
   CHECK(thrown_by([&] { other.combine(ctx, batch, none, none); }) ==
-        "expar: combine: the batch was made for 4 experts, rows of 2 and 1 ranks, not for 5, 2 and "
-        "1");
+        "expar: combine: the batch was made for 4 experts, top_k 1, rows of 2 and 1 ranks, not for "
+        "5, 1, 2 and 1");
+  expar::expert_parallel two(comm, {4, 2, 2});
+  CHECK(thrown_by([&] { two.combine(ctx, batch, none, none); }) ==
+        "expar: combine: the batch was made for 4 experts, top_k 1, rows of 2 and 1 ranks, not for "
+        "4, 2, 2 and 1");
+  expar::expert_parallel fixed(comm, {4, 1, 2}, expar::fixed_capacity{});
+  CHECK(thrown_by([&] { fixed.combine(ctx, batch, none, none); }) ==
+        "expar: combine: the batch was made for another layout (ragged or fixed_capacity)");
+  auto const moved = std::move(batch);
+  CHECK(thrown_by([&] { moe.combine(ctx, batch, none, none); }) ==
+        "expar: combine: the batch has no routes; dispatch or prepare it first");
+  CHECK(batch.row_count() == 0);
+  CHECK(batch.plan().rows() == 0);
+  CHECK(thrown_by([&] { moe.combine(ctx, moved, none, none); }) == "nothing was thrown");
+}
+
+namespace {
+
+/// Gives nothing from a certain moment on.
+class exhausted_resource final : public std::pmr::memory_resource {
+ public:
+  bool exhausted = false;
+
+ private:
+  void* do_allocate(std::size_t bytes, std::size_t alignment) override {
+    if (exhausted) throw std::bad_alloc();
+    return std::pmr::new_delete_resource()->allocate(bytes, alignment);
+  }
+  void do_deallocate(void* p, std::size_t bytes, std::size_t alignment) override {
+    std::pmr::new_delete_resource()->deallocate(p, bytes, alignment);
+  }
+  bool do_is_equal(memory_resource const& other) const noexcept override { return this == &other; }
+};
+
+struct closed_pool {
+  bool closed = false;
+  int concurrency() const { return 2; }
+  void run(int tasks, expar::task f) {
+    if (closed) throw std::runtime_error("the pool is closed");
+    for (int i = 0; i < tasks; ++i) f(i);
+  }
+};
+
+/// One rank of a group in which the last one gets into trouble.
+template <class Comm>
+struct troubled_rank {
+  static constexpr int tokens = 1500, hidden = 64;
+  Comm& comm;
+  bool culprit = comm.rank() == comm.size() - 1;
+  exhausted_resource memory;
+  closed_pool pool;
+  expar::host_context ctx{pool, &memory};
+  expar::expert_parallel<Comm> moe{
+      comm, {8, 2, hidden}, expar::ragged{}, expar::weights_at_decode{}, &memory};
+  expar::expert_batch<float> batch{&memory};
+  std::vector<std::int32_t> ids = std::vector<std::int32_t>(2 * tokens);
+  std::vector<float> w = std::vector<float>(2 * tokens, .5f), d_w = w,
+                     x = std::vector<float>(tokens * hidden, 1.f), out = x, y, d_y;
+
+  explicit troubled_rank(Comm& c) : comm(c) {
+    for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>(i * 5 % 8);
+  }
+  auto rows(std::vector<float>& v, int n = tokens, int columns = hidden) {
+    return expar::make_view(v.data(), n, columns);
+  }
+  auto whole(std::vector<float>& v) {
+    v.resize(static_cast<std::size_t>(batch.row_count()) * hidden);
+    return expar::make_view(v.data(), batch.row_count(), expar::index_t{hidden});
+  }
+  void dispatch(int n) {
+    routes_of_rank const routes{expar::make_view(ids.data(), n, 2), rows(w, n, 2)};
+    moe.dispatch(ctx, rows(x, n), routes, batch);
+  }
+  void forward() {
+    moe.combine(ctx, batch, whole(y), rows(out, static_cast<int>(batch.plan().tokens())));
+  }
+  void backward() {
+    int const n = static_cast<int>(batch.plan().tokens());
+    moe.combine_backward(ctx, batch, rows(out, n), whole(y), whole(d_y), rows(d_w, n, 2));
+    moe.dispatch_backward(ctx, batch, whole(d_y), rows(x, n));
+  }
+};
+
+}  // namespace
+
+TEST_CASE("no memory, a closed pool, or a wrong batch on one rank: the same sentence on all") {
+  struct trouble {
+    char const* sentence;
+    int kind;
+  };
+  auto const m = GENERATE(
+      trouble{"expar: an exception: std::bad_alloc (rank 2)", 0},
+      trouble{"expar: an exception: std::bad_alloc (rank 2)", 1},
+      trouble{"expar: an exception: the pool is closed (rank 2)", 2},
+      trouble{"expar: an exception: the pool is closed (rank 2)", 3},
+      trouble{"expar: an exception: the pool is closed (rank 2)", 4},
+      trouble{"expar: combine: the batch has no routes; dispatch or prepare it first (rank 2)", 5},
+      trouble{
+          "expar: combine_backward: the batch was made for 8 experts, top_k 1, rows of 64 and 3 "
+          "ranks, not for 8, 2, 64 and 3 (rank 2)",
+          6},
+      trouble{"expar: dispatch: tokens lie in the rows of the batch, which are written (rank 2)",
+              7},
+      trouble{"expar: combine_backward: d_weights overlaps d_out in memory; the operation cannot "
+              "work in place (rank 2)",
+              8});
+  std::vector<std::string> said(3), after(3);
+  expar::run_ranks(3, [&](expar::thread_communicator& comm) {
+    auto const me = static_cast<std::size_t>(comm.rank());
+    troubled_rank r(comm);
+    auto const is = [&](int kind) { return r.culprit && m.kind == kind; };
+    said[me] = thrown_by([&] {
+      r.dispatch(10);
+      r.forward();
+      r.backward();
+      r.memory.exhausted = is(0) || is(1);
+      r.pool.closed = is(2);
+      if (m.kind == 1) {  // routes fit, rows do not
+        for (int i = 0; i < 20; ++i) r.ids[static_cast<std::size_t>(i)] = 7;
+        r.dispatch(10);
+      }
+      r.dispatch(troubled_rank<expar::thread_communicator>::tokens);
+      r.pool.closed = is(3);
+      if (is(5)) {
+        expar::expert_batch<float> other;
+        r.moe.combine(r.ctx, other, r.whole(r.y), r.rows(r.out));
+      }
+      r.forward();
+      r.pool.closed = is(4);
+      expar::expert_parallel one(comm, {8, 1, 64});
+      if (m.kind == 6) {
+        expar::expert_batch<float> other;
+        routes_of_rank const routes{expar::make_view(r.ids.data(), 1500, 1), r.rows(r.w, 1500, 1)};
+        one.prepare(r.ctx, routes, other);
+        r.moe.combine_backward(r.ctx, r.culprit ? other : r.batch, r.rows(r.out), r.whole(r.y),
+                               r.whole(r.d_y), r.rows(r.d_w, 1500, 2));
+      }
+      if (m.kind == 7)
+        r.moe.dispatch(r.ctx,
+                       r.culprit ? expar::make_view(r.batch.rows().data, 1500, 64) : r.rows(r.x),
+                       r.batch);
+      if (m.kind == 8)
+        r.moe.combine_backward(
+            r.ctx, r.batch, r.rows(r.out), r.whole(r.y), r.whole(r.d_y),
+            r.culprit ? expar::make_view(r.out.data(), 1500, 2) : r.rows(r.d_w, 1500, 2));
+      r.backward();
+    });
+    after[me] = thrown_by([&] {
+      r.memory.exhausted = r.pool.closed = false;
+      r.dispatch(20);
+      r.forward();
+      r.backward();
+    });
+  });
+  for (std::size_t rank = 0; rank < 3; ++rank) {
+    CHECK(said[rank] == m.sentence);
+    CHECK(after[rank] == "nothing was thrown");
+  }
+}
+
+TEST_CASE("a batch whose prepare failed has no rows, and one that was only prepared has none yet") {
+  expar::self_communicator comm;
+  expar::host_context const ctx;
+  expar::expert_parallel moe(comm, {2, 1, 3}), large(comm, {640, 1, 3});
+  expar::expert_batch<float> batch;
+  std::vector<std::int32_t> ids{0, 1};
+  std::vector<float> w{1, 1}, x(6);
+  routes_of_rank const routes{expar::make_view(ids.data(), 2, 1), expar::make_view(w.data(), 2, 1)};
+  moe.prepare(ctx, routes, batch);
+  CHECK(batch.row_count() == 2);
+  CHECK(batch.rows().extent(0) == 0);
+  moe.dispatch(ctx, expar::make_view(x.data(), 2, 3), batch);
+  CHECK(batch.rows().extent(0) == 2);
+  ids[0] = 700;
+  CHECK(thrown_by([&] { large.prepare(ctx, routes, batch); }) ==
+        "expar: plan: ids(0, 0) is 700; an expert id is -1 (no expert) or 0 to 639");
+  CHECK(batch.row_count() == 0);
+  CHECK(batch.rows().extent(0) == 0);
+  CHECK(batch.local_experts() == 0);
+}
+
+TEST_CASE("sizes that memory cannot hold are refused") {
+  expar::self_communicator comm;
+  expar::host_context const ctx;
+  expar::expert_parallel moe(comm, {2, 1, expar::index_t{1} << 61});
+  std::vector<std::int32_t> ids{0, 1};
+  std::vector<float> w{1, 1};
+  routes_of_rank const routes{expar::make_view(ids.data(), 2, 1), expar::make_view(w.data(), 2, 1)};
+  float one = 0;
+  expar::tensor_view<float, 2> const x{&one, {2, expar::index_t{1} << 61}, {0, 1}};
+  CHECK(thrown_by([&] { moe.dispatch(ctx, x, routes); }) ==
+        "expar: dispatch: 2 rows of 2305843009213693952 elements are more than memory can hold");
+}
+
+TEST_CASE("ranks that disagree about weights all throw the same error") {
+  std::vector<std::string> site(2), type(2), kind(2);
+  expar::run_ranks(2, [&](expar::thread_communicator& comm) {
+    auto const me = static_cast<std::size_t>(comm.rank());
+    expar::host_context const ctx;
+    site[me] = thrown_by([&] {
+      if (me == 0)
+        expar::expert_parallel moe(comm, {4, 1, 4});
+      else
+        expar::expert_parallel moe(comm, {4, 1, 4}, expar::ragged{}, expar::weights_per_row{});
+    });
+    kind[me] = thrown_by([&] {
+      if (me == 0)
+        expar::expert_parallel moe(comm, {4, 1, 4});
+      else
+        expar::expert_parallel moe(comm, {4, 1, 4}, expar::fixed_capacity{});
+    });
+    type[me] = thrown_by([&] {
+      expar::expert_parallel moe(comm, {4, 1, 4});
+      expar::tensor_view<float, 2> const x{nullptr, {0, 4}, {4, 1}};
+      expar::routes<float> const f(0, 1);
+      expar::routes<double> const d(0, 1);
+      if (me == 0)
+        moe.dispatch(ctx, x, f);
+      else
+        moe.dispatch(ctx, x, d);
+    });
+  });
+  for (std::size_t r = 0; r < 2; ++r) {
+    CHECK(site[r] ==
+          "expar: expert_parallel: where weights are applied (0: decode, 1: encode, 2: per row) is "
+          "0 on rank 0 but 2 on rank 1; all ranks must pass the same");
+    CHECK(kind[r] ==
+          "expar: expert_parallel: the layout (0: ragged, 1: fixed_capacity) is 0 on rank 0 but 1 "
+          "on rank 1; all ranks must pass the same");
+    CHECK(type[r] ==
+          "expar: dispatch: a weight has 4 bytes on rank 0 but 8 on rank 1; all ranks must use the "
+          "same type of weights");
+  }
 }

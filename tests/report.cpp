@@ -179,3 +179,20 @@ TEST_CASE("gather_report gives every rank the same sums, of plans and of batches
       REQUIRE(r.capacity == most_rows);
     }
 }
+
+TEST_CASE("reports of plans with other numbers of experts are refused on every rank") {
+  std::vector<std::string> said(2);
+  expar::run_ranks(2, [&](expar::thread_communicator& comm) {
+    auto const ids = ids_of(0, 4);
+    auto const plan = expar::make_plan(ctx, expar::make_view(ids.data(), 4, 2), 5 + comm.rank());
+    try {
+      expar::gather_report(ctx, comm, plan);
+    } catch (expar::error const& e) {
+      said[static_cast<std::size_t>(comm.rank())] = e.what();
+    }
+  });
+  for (auto const& s : said)
+    CHECK(s ==
+          "expar: gather_report: experts is 5 on rank 0 but 6 on rank 1; all ranks must pass the "
+          "same");
+}

@@ -3,6 +3,7 @@
 
 #include <span>
 
+#include <expar/detail/buffer.hpp>
 #include <expar/exchange/arrivals.hpp>
 #include <expar/plan/plan.hpp>
 
@@ -22,12 +23,12 @@ class expert_batch {
       : plan_(memory), weights_(memory), map_(memory), rows_(memory), row_weights_(memory) {}
 
   /// [N,H]: the rows of the local experts, expert after expert, within one by (source rank, token,
-  /// choice). Rows that only fill (alignment, unused capacity) are zero.
-  tensor_view<T, 2> rows() noexcept { return make_view(rows_.data(), row_count(), hidden_); }
+  /// choice). Rows that only fill (alignment, unused capacity) are zero. No rows before dispatch.
+  tensor_view<T, 2> rows() noexcept { return make_view(rows_.data(), rows_here(), hidden_); }
   tensor_view<T const, 2> rows() const noexcept {
-    return make_view(rows_.data(), row_count(), hidden_);
+    return make_view(rows_.data(), rows_here(), hidden_);
   }
-  /// The same for one local expert, its filling rows included.
+  /// The same for one local expert, its filling rows included, after dispatch.
   tensor_view<T, 2> expert_rows(int local_expert) noexcept {
     index_t const first = map_.offsets[local_expert];
     return make_view(rows_.data() + first * hidden_, map_.offsets[local_expert + 1] - first,
@@ -69,13 +70,31 @@ class expert_batch {
   template <class, class, class>
   friend class expert_parallel;
 
+  index_t rows_here() const noexcept {
+    return hidden_ == 0 ? 0 : static_cast<index_t>(rows_.size()) / hidden_;
+  }
+  // Nothing is prepared, and no row is here.
+  void forget() {
+    prepared_ = false;
+    map_.offsets.clear(), map_.counts.clear();
+    rows_.clear(), row_weights_.clear();
+  }
+  void make_room() {
+    index_t n = 0;
+    detail::expects(!__builtin_mul_overflow(row_count(), hidden_, &n) &&
+                        !__builtin_mul_overflow(n, index_t{sizeof(T)}, &n),
+                    "dispatch: ", row_count(), " rows of ", hidden_,
+                    " elements are more than memory can hold");
+    rows_.resize(row_count() * hidden_);
+  }
+
   route_plan plan_;
   detail::buffer<W> weights_;
   detail::arrivals map_;
   detail::buffer<T> rows_;
   detail::buffer<W> row_weights_;
   index_t hidden_ = 0;
-  bool prepared_ = false;
+  detail::cleared_by_move<bool> prepared_;
 };
 
 }  // namespace v0

@@ -25,17 +25,18 @@ struct weights_per_row {};
 /// Sends token rows to the experts of all ranks and brings the results home, forward and backward.
 ///
 /// Collective, like every member function: all ranks call the same functions in the same order.
-/// Each returns when it has finished. A wrong argument on one rank makes the call throw the same
-/// sentence on all ranks, none of which waits forever, and leaves the object usable. What follows
-/// from another number of ranks alone changes no bit: rows are copied, and a token's sum runs over
-/// its choices in order, in one accumulator.
+/// Each returns when it has finished. Before rows travel the ranks ask each other (8 bytes) whether
+/// all can go on: a wrong argument, an exception of the caller's executor or a lack of memory on
+/// one rank makes the call throw the same sentence on all ranks, and leaves the object usable. What
+/// follows from another number of ranks alone changes no bit: rows are copied, and a token's sum
+/// runs over its choices in order, in one accumulator.
 ///
 /// Comm: tier 2 for a ragged layout, tier 1 for fixed_capacity. It outlives the object. Experts are
 /// placed by block_placement. One operation at a time per object; message buffers are kept from
 /// call to call, so that a repeated shape allocates nothing when its batch is reused.
 ///
 /// Cost per rank and direction: ragged, the rows of its kept routes; fixed_capacity, experts *
-/// capacity rows; plus 64 bytes per peer. Rows are copied three times (pack, exchange, unpack), on
+/// capacity rows. Rows are copied three times (pack, exchange, unpack), on
 /// one rank once.
 template <class Comm, class Layout = ragged, class Site = weights_at_decode>
 class expert_parallel {
@@ -60,17 +61,22 @@ class expert_parallel {
         layout_(layout),
         place_{shape.experts, comm.size()},
         memory_(memory),
+        agreement_(memory),
         counts_(memory),
         exchange_(memory),
         scalars_(memory) {
     host_context const ctx;
-    detail::expects_agreement(ctx, comm, "expert_parallel",
-                              {{"experts", static_cast<double>(shape.experts)},
-                               {"top_k", static_cast<double>(shape.top_k)},
-                               {"hidden", static_cast<double>(shape.hidden)},
-                               {"capacity factor", factor()},
-                               {"alignment", static_cast<double>(layout.alignment)},
-                               {"the kind of layout", has_capacity ? 1.0 : 0.0}});
+    detail::expects_agreement(
+        ctx, comm, "expert_parallel",
+        {{"the layout (0: ragged, 1: fixed_capacity)", has_capacity ? 1.0 : 0.0},
+         {"where weights are applied (0: decode, 1: encode, 2: per row)", at_decode   ? 0.0
+                                                                          : at_encode ? 1.0
+                                                                                      : 2.0},
+         {"experts", static_cast<double>(shape.experts)},
+         {"top_k", static_cast<double>(shape.top_k)},
+         {"hidden", static_cast<double>(shape.hidden)},
+         {"capacity factor", factor()},
+         {"alignment", static_cast<double>(layout.alignment)}});
     detail::expects(shape.experts >= 1, "expert_parallel: experts is ", shape.experts,
                     "; at least 1 is needed");
     detail::expects(shape.top_k >= 1 && shape.top_k <= shape.experts, "expert_parallel: top_k is ",
@@ -80,6 +86,8 @@ class expert_parallel {
     detail::expects(shape.experts >= comm.size(), "expert_parallel: experts is ", shape.experts,
                     ", fewer than the ", comm.size(), " ranks; every rank needs one of its own");
     detail::check_layout("expert_parallel", layout);
+    agreement_.reserve(place_.ranks);
+    counts_.reserve(place_);
   }
 
   expert_shape const& shape() const noexcept { return shape_; }
@@ -96,8 +104,8 @@ class expert_parallel {
                   "expar: expert ids are std::int32_t");
     static_assert(std::is_same_v<detail::element_of<decltype(weights)>, W>,
                   "expar: the batch keeps weights of the element type that the routes have");
-    batch.prepared_ = false;
-    std::string const failure = detail::failure_of([&] {
+    batch.forget();
+    auto const checks = [&] {
       detail::check_extent("dispatch: ids", ids, 1, shape_.top_k, "top_k");
       detail::check_view("dispatch: weights", weights);
       detail::check_extent("dispatch: weights", weights, 0, ids.extents[0], "the number of tokens");
@@ -106,27 +114,34 @@ class expert_parallel {
           ctx, ids, shape_.experts,
           has_capacity ? route_plan::order::choice_major : route_plan::order::token_major);
       keep_weights(weights, batch.weights_);
-    });
-    lay_out(ctx, batch, failure);
+      batch.map_.begin(place_, comm_->rank());
+    };
+    if (alone()) checks();
+    lay_out(ctx, batch, alone() ? detail::failure{} : detail::failure_of(checks));
     batch.prepared_ = true;
   }
 
-  /// Second part: the rows. tokens: [T,H] of the batch's element type. May be repeated with other
-  /// tokens on the same routes.
+  /// Second part: the rows. tokens: [T,H] of the batch's element type, not in memory of the batch.
+  /// May be repeated with other tokens on the same routes.
   template <class Tokens, class T, class W>
   void dispatch(host_context const& ctx, Tokens const& tokens, expert_batch<T, W>& batch) {
-    require_prepared("dispatch", batch);
     auto const x = rows_view<T>(ctx, tokens);
-    std::string const failure =
-        detail::failure_of([&] { check_token_rows("dispatch: tokens", batch, x); });
-    T* const rows = batch.rows_.resize(batch.row_count() * shape_.hidden);
-    auto const to = make_view(rows, batch.row_count(), shape_.hidden);
-    column<W> const scalars{per_row ? batch.row_weights_.resize(batch.row_count()) : nullptr,
-                            per_row};
+    tensor_view<T, 2> to;
+    column<W> scalars;
+    auto const checks = [&] {
+      require_prepared("dispatch", batch);
+      check_token_rows("dispatch: tokens", batch, x);
+      auto const room = static_cast<index_t>(batch.rows_.capacity());
+      detail::expects(!detail::overlap(x, make_view(batch.rows_.data(), index_t{1}, room)),
+                      "dispatch: tokens lie in the rows of the batch, which are written");
+      batch.make_room();
+      to = make_view(batch.rows_.data(), batch.row_count(), shape_.hidden);
+      if constexpr (per_row) scalars = {batch.row_weights_.resize(batch.row_count()), true};
+    };
     if constexpr (at_encode)
-      to_experts(ctx, batch, failure, x, weights_of(batch), to, scalars);
+      to_experts(ctx, batch, checks, x, weights_of(batch), to, scalars);
     else
-      to_experts(ctx, batch, failure, x, detail::unit_weights{}, to, scalars);
+      to_experts(ctx, batch, checks, x, detail::unit_weights{}, to, scalars);
   }
 
   /// Both parts: tokens [T,H] and their routes to rows at the experts. The second form makes the
@@ -152,16 +167,16 @@ class expert_parallel {
   /// any element type, zero for a token without a kept route.
   template <class T, class W, class Y, class Out>
   void combine(host_context const& ctx, expert_batch<T, W> const& batch, Y const& y, Out&& out) {
-    require_prepared("combine", batch);
     auto const from = rows_view<T>(ctx, y);
     auto const to = detail::as_output<2>(ctx, out);
-    std::string const failure = detail::failure_of([&] {
+    auto const checks = [&] {
+      require_prepared("combine", batch);
       check_expert_rows("combine: y", batch, from);
       check_token_rows("combine: out", batch, to);
       detail::check_apart("combine: out", to, "y", from);
-    });
+    };
     using A = accumulator_t<T>;
-    auto const home = to_sources(ctx, batch, failure, &from, column<A const>{});
+    auto const home = to_sources(ctx, batch, checks, &from, column<A const>{});
     if constexpr (at_decode)
       gather(ctx, batch, home.rows, weights_of(batch), to);
     else
@@ -178,21 +193,24 @@ class expert_parallel {
         at_decode,
         "expar: weights have a gradient in combine_backward only where they are applied at "
         "decode; leave y and d_weights out");
-    require_prepared("combine_backward", batch);
     auto const d = rows_view<T>(ctx, d_out);
     auto const y_rows = rows_view<T>(ctx, y);
     auto const to = detail::as_output<2>(ctx, d_y);
     auto const d_w = detail::as_output<2>(ctx, d_weights);
-    std::string const failure = detail::failure_of([&] {
+    auto const checks = [&] {
+      require_prepared("combine_backward", batch);
       check_token_rows("combine_backward: d_out", batch, d);
       check_expert_rows("combine_backward: y", batch, y_rows);
       check_expert_rows("combine_backward: d_y", batch, to);
       detail::check_apart("combine_backward: d_y", to, "y", y_rows);
       detail::check_apart("combine_backward: d_y", to, "d_out", d);
       check_route_weights("combine_backward: d_weights", batch, d_w);
-    });
+      detail::check_apart("combine_backward: d_weights", d_w, "y", y_rows);
+      detail::check_apart("combine_backward: d_weights", d_w, "d_out", d);
+      detail::check_apart("combine_backward: d_weights", d_w, "d_y", to);
+    };
     if (alone()) {
-      throw_here(failure);
+      checks();
       auto const table = detail::rows_of(to, batch.map_.offsets.data());
       auto const y_table = detail::rows_of(y_rows, batch.map_.offsets.data());
       for_each_token(ctx, batch, [&](index_t t) {
@@ -205,22 +223,31 @@ class expert_parallel {
     }
     // The weights travel with the gradients, so that the expert's rank, which has y, can make both.
     using A = accumulator_t<T>;
-    index_t const w_at = round_up(batch.row_count() * static_cast<index_t>(sizeof(A)), 64);
-    scalars_.resize(w_at + batch.row_count() * static_cast<index_t>(sizeof(W)));
-    A* const dot = reinterpret_cast<A*>(scalars_.data());
-    W* const w = reinterpret_cast<W*>(scalars_.data() + w_at);
-    to_experts(ctx, batch, failure, d, detail::unit_weights{}, to, column<W>{w, true});
-    ctx.for_each_chunk(batch.row_count(), 16, [&](int, index_t first, index_t last) {
-      for (index_t i = first; i < last; ++i) {
-        dot[i] = detail::dot_rows<T>(y_rows.row(i), to.row(i), shape_.hidden);
-        detail::scale_row<T>(to.row(i), static_cast<A>(widen(w[i])), to.row(i), shape_.hidden);
-      }
-    });
-    batch.map_.for_each_gap([&](index_t first, index_t last) {
-      for (index_t i = first; i < last; ++i) detail::clear_row(to.row(i), shape_.hidden);
-    });
-    gather_scalars(ctx, batch,
-                   to_sources<T>(ctx, batch, {}, nullptr, column<A const>{dot, true}).scalars, d_w);
+    column<A> dot;
+    column<W> w;
+    auto const with_room = [&] {
+      checks();
+      index_t const w_at = round_up(batch.row_count() * static_cast<index_t>(sizeof(A)), 64);
+      scalars_.resize(w_at + batch.row_count() * static_cast<index_t>(sizeof(W)));
+      dot = {reinterpret_cast<A*>(scalars_.data()), true};
+      w = {reinterpret_cast<W*>(scalars_.data() + w_at), true};
+    };
+    to_experts(ctx, batch, with_room, d, detail::unit_weights{}, to, w);
+    auto const at_experts = [&] {
+      ctx.for_each_chunk(batch.row_count(), 16, [&](int, index_t first, index_t last) {
+        for (index_t i = first; i < last; ++i) {
+          dot.data[i] = detail::dot_rows<T>(y_rows.row(i), to.row(i), shape_.hidden);
+          detail::scale_row<T>(to.row(i), static_cast<A>(widen(w.data[i])), to.row(i),
+                               shape_.hidden);
+        }
+      });
+      batch.map_.for_each_gap([&](index_t first, index_t last) {
+        for (index_t i = first; i < last; ++i) detail::clear_row(to.row(i), shape_.hidden);
+      });
+    };
+    auto const home =
+        to_sources<T>(ctx, batch, at_experts, nullptr, column<A const>{dot.data, true});
+    gather_scalars(ctx, batch, home.scalars, d_w);
   }
   /// The same where combine applies no weights: d_y[row] = d_out[t].
   template <class T, class W, class DOut, class DY>
@@ -228,15 +255,15 @@ class expert_parallel {
                         DY&& d_y) {
     static_assert(!at_decode,
                   "expar: with weights at decode, combine_backward takes y and d_weights as well");
-    require_prepared("combine_backward", batch);
     auto const d = rows_view<T>(ctx, d_out);
     auto const to = detail::as_output<2>(ctx, d_y);
-    std::string const failure = detail::failure_of([&] {
+    auto const checks = [&] {
+      require_prepared("combine_backward", batch);
       check_token_rows("combine_backward: d_out", batch, d);
       check_expert_rows("combine_backward: d_y", batch, to);
       detail::check_apart("combine_backward: d_y", to, "d_out", d);
-    });
-    to_experts(ctx, batch, failure, d, detail::unit_weights{}, to, column<W>{});
+    };
+    to_experts(ctx, batch, checks, d, detail::unit_weights{}, to, column<W>{});
   }
 
   /// The adjoint of dispatch with weights at decode: d_tokens[t] = sum over kept routes, in choice
@@ -248,16 +275,16 @@ class expert_parallel {
         at_decode,
         "expar: dispatch_backward gives d_weights as well where weights are applied at encode "
         "(pass tokens) or per row (pass d_row_weights)");
-    require_prepared("dispatch_backward", batch);
     auto const from = rows_view<T>(ctx, d_rows);
     auto const to = detail::as_output<2>(ctx, d_tokens);
-    std::string const failure = detail::failure_of([&] {
+    auto const checks = [&] {
+      require_prepared("dispatch_backward", batch);
       check_expert_rows("dispatch_backward: d_rows", batch, from);
       check_token_rows("dispatch_backward: d_tokens", batch, to);
       detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", from);
-    });
+    };
     using A = accumulator_t<T>;
-    auto const home = to_sources(ctx, batch, failure, &from, column<A const>{});
+    auto const home = to_sources(ctx, batch, checks, &from, column<A const>{});
     gather(ctx, batch, home.rows, detail::unit_weights{}, to);
   }
   /// With weights at encode, `what` is tokens [T,H]: d_tokens[t] = sum of weight * d_rows[row] and
@@ -271,25 +298,28 @@ class expert_parallel {
     static_assert(!at_decode,
                   "expar: with weights at decode, d_weights comes from combine_backward; give "
                   "dispatch_backward d_rows and d_tokens");
-    require_prepared("dispatch_backward", batch);
     using A = accumulator_t<T>;
     auto const from = rows_view<T>(ctx, d_rows);
     auto const to = detail::as_output<2>(ctx, d_tokens);
     auto const d_w = detail::as_output<2>(ctx, d_weights);
     auto const checks = [&] {
+      require_prepared("dispatch_backward", batch);
       check_expert_rows("dispatch_backward: d_rows", batch, from);
       check_token_rows("dispatch_backward: d_tokens", batch, to);
       detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", from);
       check_route_weights("dispatch_backward: d_weights", batch, d_w);
+      detail::check_apart("dispatch_backward: d_weights", d_w, "d_rows", from);
+      detail::check_apart("dispatch_backward: d_weights", d_w, "d_tokens", to);
     };
     if constexpr (at_encode) {
       auto const x = rows_view<T>(ctx, what);
-      std::string const failure = detail::failure_of([&] {
+      auto const all_checks = [&] {
         checks();
         check_token_rows("dispatch_backward: tokens", batch, x);
         detail::check_apart("dispatch_backward: d_tokens", to, "tokens", x);
-      });
-      auto const home = to_sources(ctx, batch, failure, &from, column<A const>{});
+        detail::check_apart("dispatch_backward: d_weights", d_w, "tokens", x);
+      };
+      auto const home = to_sources(ctx, batch, all_checks, &from, column<A const>{});
       for_each_token(ctx, batch, [&](index_t t) {
         detail::dot_token<T>(batch.plan_.view(), t, home.rows, x.row(t), shape_.hidden, d_w.row(t));
       });
@@ -298,13 +328,14 @@ class expert_parallel {
       auto const d_row_w = detail::as_view<1>(ctx, what);
       static_assert(std::is_same_v<detail::element_of<decltype(d_row_w)>, A>,
                     "expar: d_row_weights has the accumulator type of the rows");
-      std::string const failure = detail::failure_of([&] {
+      auto const all_checks = [&] {
         checks();
         detail::check_view("dispatch_backward: d_row_weights", d_row_w);
         detail::check_extent("dispatch_backward: d_row_weights", d_row_w, 0, batch.row_count(),
                              "the number of rows in the batch");
-      });
-      auto const home = to_sources(ctx, batch, failure, &from, column<A const>{d_row_w.data, true});
+      };
+      auto const home =
+          to_sources(ctx, batch, all_checks, &from, column<A const>{d_row_w.data, true});
       gather_scalars(ctx, batch, home.scalars, d_w);
       gather(ctx, batch, home.rows, detail::unit_weights{}, to);
     }
@@ -315,9 +346,6 @@ class expert_parallel {
   using column = detail::linear_exchange::column<S>;
 
   bool alone() const { return place_.ranks == 1; }
-  static void throw_here(std::string const& failure) {
-    if (!failure.empty()) throw error(failure);
-  }
 
   double factor() const {
     if constexpr (has_capacity)
@@ -335,12 +363,11 @@ class expert_parallel {
 
   // Says what comes, learns what arrives, and lays both out.
   template <class T, class W>
-  void lay_out(host_context const& ctx, expert_batch<T, W>& batch, std::string const& failure) {
+  void lay_out(host_context const& ctx, expert_batch<T, W>& batch, detail::failure const& mine) {
     detail::arrivals& map = batch.map_;
-    map.place = place_, map.rank = comm_->rank(), map.capacity = -1;
-    batch.hidden_ = shape_.hidden;
-    auto const group = counts_.run(ctx, *comm_, map, batch.plan_.counts(), batch.plan_.tokens(),
-                                   sizeof(T), failure);
+    auto const group =
+        counts_.run(ctx, *comm_, agreement_, place_, map, batch.plan_.counts(),
+                    batch.plan_.tokens(), {index_t{sizeof(T)}, index_t{sizeof(W)}}, mine);
     if constexpr (has_capacity) {
       map.capacity =
           capacity_of(layout_, group.tokens, shape_.experts, shape_.top_k, group.largest_count);
@@ -349,16 +376,17 @@ class expert_parallel {
     } else {
       batch.plan_.lay_out(layout_);
     }
-    map.sent.resize(static_cast<std::size_t>(shape_.experts));
     for (int e = 0; e < shape_.experts; ++e) map.sent[e] = batch.plan_.kept(e);
     map.lay_out(has_capacity ? 1 : layout_.alignment);
+    batch.hidden_ = shape_.hidden;
   }
 
-  /// Token rows, and route weights where `scalars` is not null, to the rows of the experts.
-  template <class T, class W, class Weights>
-  void to_experts(host_context const& ctx, expert_batch<T, W> const& batch,
-                  std::string const& failure, tensor_view<T const, 2> x, Weights weights,
-                  tensor_view<T, 2> rows, column<W> scalars) {
+  /// Once `checks` pass on every rank: token rows, and route weights where `scalars` travel, to the
+  /// rows of the experts. The checks may still set `rows` and `scalars`.
+  template <class T, class W, class Checks, class Weights>
+  void to_experts(host_context const& ctx, expert_batch<T, W> const& batch, Checks checks,
+                  tensor_view<T const, 2> x, Weights weights, tensor_view<T, 2> const& rows,
+                  column<W> const& scalars) {
     index_t const n = shape_.hidden;
     auto const fill = [&](detail::expert_rows<T> to, detail::expert_rows<W> scalars_to) {
       for_each_token(ctx, batch, [&](index_t t) {
@@ -369,7 +397,7 @@ class expert_parallel {
       });
     };
     if (alone()) {
-      throw_here(failure);
+      checks();
       index_t const* const offsets = batch.map_.offsets.data();
       auto const to = detail::rows_of(rows, offsets);
       auto const scalars_to =
@@ -379,13 +407,16 @@ class expert_parallel {
       if (scalars.travels) detail::zero_padding(batch.plan_, scalars_to, 1);
       return;
     }
-    exchange_.template to_experts<has_capacity>(
-        ctx, *comm_, batch.map_, failure,
-        [&](auto message) {
-          fill({message.bytes, message.row_start, 1, n * static_cast<index_t>(sizeof(T))},
-               {message.bytes, message.scalar_start, 1, sizeof(W)});
-        },
-        rows, scalars);
+    agreement_.run(ctx, *comm_, [&] {
+      checks();
+      index_t const row_bytes = n * static_cast<index_t>(sizeof(T));
+      exchange_.pack_for_experts(batch.map_, row_bytes, scalars.bytes(), [&](auto message) {
+        fill({message.bytes, message.row_start, 1, row_bytes},
+             {message.bytes, message.scalar_start, 1, sizeof(W)});
+      });
+    });
+    exchange_.template run<has_capacity>(ctx, *comm_);
+    exchange_.unpack_at_experts(ctx, batch.map_, rows, scalars);
   }
 
   template <class T, class S>
@@ -393,20 +424,24 @@ class expert_parallel {
     detail::expert_rows<T const> rows;
     detail::expert_rows<S const> scalars;
   };
-  /// Expert rows and scalars (either may be null) to where the tokens' ranks can read them by
-  /// route.
-  template <class T, class W, class S>
+  /// Once `checks` pass on every rank: expert rows and scalars (either may be left out) to where
+  /// the tokens' ranks can read them by route.
+  template <class T, class W, class Checks, class S>
   home_rows<T, S> to_sources(host_context const& ctx, expert_batch<T, W> const& batch,
-                             std::string const& failure, tensor_view<T const, 2> const* rows,
+                             Checks checks, tensor_view<T const, 2> const* rows,
                              column<S const> scalars) {
-    index_t const* const offsets = batch.map_.offsets.data();
     if (alone()) {
-      throw_here(failure);
+      checks();
+      index_t const* const offsets = batch.map_.offsets.data();
       return {rows ? detail::rows_of(*rows, offsets) : detail::expert_rows<T const>{},
               detail::rows_of(make_view(scalars.data, batch.row_count(), index_t{1}), offsets)};
     }
-    auto const message = exchange_.template to_sources<has_capacity>(ctx, *comm_, batch.map_,
-                                                                     failure, rows, scalars);
+    agreement_.run(ctx, *comm_, [&] {
+      checks();
+      exchange_.pack_for_sources(ctx, batch.map_, rows, scalars);
+    });
+    exchange_.template run<has_capacity>(ctx, *comm_);
+    auto const message = exchange_.at_sources();
     return {{message.bytes, message.row_start, 1, shape_.hidden * static_cast<index_t>(sizeof(T))},
             {message.bytes, message.scalar_start, 1, sizeof(S)}};
   }
@@ -446,11 +481,15 @@ class expert_parallel {
   void require_prepared(char const* what, expert_batch<T, W> const& batch) const {
     detail::expects(batch.prepared_, what,
                     ": the batch has no routes; dispatch or prepare it first");
-    detail::expects(batch.plan_.experts() == shape_.experts && batch.hidden_ == shape_.hidden &&
+    detail::expects(batch.plan_.experts() == shape_.experts &&
+                        batch.plan_.top_k() == shape_.top_k && batch.hidden_ == shape_.hidden &&
                         batch.map_.place.ranks == place_.ranks,
-                    what, ": the batch was made for ", batch.plan_.experts(), " experts, rows of ",
-                    batch.hidden_, " and ", batch.map_.place.ranks, " ranks, not for ",
-                    shape_.experts, ", ", shape_.hidden, " and ", place_.ranks);
+                    what, ": the batch was made for ", batch.plan_.experts(), " experts, top_k ",
+                    batch.plan_.top_k(), ", rows of ", batch.hidden_, " and ",
+                    batch.map_.place.ranks, " ranks, not for ", shape_.experts, ", ", shape_.top_k,
+                    ", ", shape_.hidden, " and ", place_.ranks);
+    detail::expects((batch.map_.capacity >= 0) == has_capacity, what,
+                    ": the batch was made for another layout (ragged or fixed_capacity)");
   }
   // A view of const elements is an argument that is read, any other one that is written.
   template <class X>
@@ -487,6 +526,7 @@ class expert_parallel {
   Layout layout_;
   block_placement place_;
   std::pmr::memory_resource* memory_;
+  detail::agreement agreement_;
   detail::count_exchange counts_;
   detail::linear_exchange exchange_;
   detail::buffer<std::byte> scalars_;

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include <expar/exchange/collectives.hpp>
+#include <expar/exchange/agreement.hpp>
 #include <expar/expert_batch.hpp>
 #include <expar/plan/placement.hpp>
 #include <expar/plan/plan.hpp>
@@ -35,6 +35,8 @@ struct routing_report {
 inline constexpr struct gather_report_fn {
   template <class Comm>
   routing_report operator()(host_context const& ctx, Comm& comm, route_plan const& plan) const {
+    detail::expects_agreement(ctx, comm, "gather_report",
+                              {{"experts", static_cast<double>(plan.experts())}});
     block_placement const place{plan.experts(), comm.size()};
     std::vector<index_t> own{plan.tokens(), plan.dropped(), plan.capacity(),
                              plan.needed_capacity()};

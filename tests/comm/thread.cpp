@@ -181,6 +181,74 @@ TEST_CASE("thread_communicator: ranks that disagree about a size all say so") {
     CHECK(s == "expar: all_to_all: rank 1 sends 4 bytes to rank 0, which expects 8");
 }
 
+TEST_CASE("thread_communicator: ranks in different operations all say so, and can go on") {
+  std::atomic<int> good{0};
+  auto const said = sentences(3, [&](thread_communicator& comm) {
+    host_context const on;
+    int const in[3] = {7, 7, 7};
+    int out[3] = {};
+    std::string mine;
+    try {
+      if (comm.rank() == 1)
+        comm.barrier(on);
+      else
+        comm.all_to_all(on, in, out, sizeof(int));
+    } catch (expar::error const& e) {
+      mine = e.what();
+    }
+    good += static_cast<int>(expar_test::random_rounds(on, comm, 5, 3) == 0 && out[0] == 0);
+    throw expar::error(mine);
+  });
+  for (auto const& s : said)
+    CHECK(s ==
+          "expar: rank 0 calls all_to_all while rank 1 calls barrier; all ranks call the same "
+          "operations in the same order");
+  CHECK(good == 3);
+}
+
+namespace {
+
+/// A pool whose tasks take long, or fail.
+struct odd_pool {
+  std::chrono::milliseconds pause;
+  bool fails;
+  int concurrency() const { return 2; }
+  void run(int tasks, expar::task f) {
+    std::this_thread::sleep_for(pause);
+    if (fails) throw std::runtime_error("the pool is closed");
+    for (int i = 0; i < tasks; ++i) f(i);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("thread_communicator: buffers stay until the last rank has read them") {
+  constexpr std::size_t bytes = std::size_t{3} << 20;
+  auto const exchange = [](thread_communicator& comm, host_context const& on) {
+    std::vector<char> in(bytes, static_cast<char>('a' + comm.rank())), out(2 * bytes);
+    comm.all_gather(on, in.data(), out.data(), bytes);
+    if (out[0] != 'a' || out[2 * bytes - 1] != 'b') throw expar::error("other bytes");
+  };
+  SECTION("a copy that takes longer than the deadline") {
+    auto const said = sentences(
+        2,
+        [&](thread_communicator& comm) {
+          odd_pool pool{400ms, false};
+          exchange(comm, comm.rank() == 1 ? host_context(pool) : host_context());
+        },
+        100ms);
+    for (auto const& s : said) CHECK(s == "");
+  }
+  SECTION("a copy that fails") {
+    auto const said = sentences(2, [&](thread_communicator& comm) {
+      odd_pool pool{0ms, true};
+      exchange(comm, comm.rank() == 1 ? host_context(pool) : host_context());
+    });
+    CHECK(said[0] == "expar: all_gather: rank 1 could not copy what it was sent");
+    CHECK(said[1] == "the pool is closed");
+  }
+}
+
 TEST_CASE("thread_communicator: after a disagreement it still works") {
   std::atomic<int> good{0};
   run_ranks(3, [&](thread_communicator& comm) {

@@ -95,6 +95,13 @@ TEST_CASE("buffer: memory that runs out leaves it empty and usable") {
     CHECK(b.data() == nullptr);
     CHECK(b.size() == 0);
     CHECK(b.resize(std::size_t{500}) != nullptr);
+    b.reserve(std::size_t{700});
+    memory.limit = memory.bytes;
+    CHECK(b.resize(std::size_t{700}) == b.data());
+    b.clear();
+    CHECK(b.size() == 0);
+    CHECK(b.capacity() == 700);
+    REQUIRE_THROWS_AS(buffer<double>(&memory).resize(std::size_t{1} << 61), std::bad_alloc);
   }
   CHECK(memory.bytes == 0);
 }

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/exchange/agreement.hpp>
 
+#include <cmath>
+#include <new>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include <expar/comm/thread.hpp>
@@ -13,7 +17,7 @@ template <class F>
 std::vector<std::string> what_ranks_throw(int ranks, F f) {
   std::vector<std::string> said(static_cast<std::size_t>(ranks));
   expar::run_ranks(ranks, [&](expar::thread_communicator& comm) {
-    said[static_cast<std::size_t>(comm.rank())] = expar::detail::failure_of([&] { f(comm); });
+    said[static_cast<std::size_t>(comm.rank())] = expar::detail::failure_of([&] { f(comm); }).text;
   });
   return said;
 }
@@ -23,12 +27,41 @@ std::vector<std::string> what_ranks_throw(int ranks, F f) {
 TEST_CASE("the lowest rank that failed speaks for all") {
   expar::host_context const ctx;
   auto const said = what_ranks_throw(4, [&](expar::thread_communicator& comm) {
-    std::string const mine = comm.rank() == 0   ? ""
-                             : comm.rank() == 2 ? "second"
-                                                : "first " + std::string(500, 'x');
-    expar::detail::throw_failure(ctx, comm, mine);
+    expar::detail::agreement agree(std::pmr::get_default_resource());
+    agree.reserve(4);
+    agree.run(ctx, comm, [&] {
+      if (comm.rank() == 2) throw expar::error("second");
+      if (comm.rank() != 0) throw expar::error("first " + std::string(600, 'x'));
+    });
   });
-  for (auto const& s : said) CHECK(s == "first " + std::string(249, 'x') + " (rank 1)");
+  for (auto const& s : said)
+    CHECK(s == ("first " + std::string(505, 'x') + " (rank 1)").substr(0, 511));
+}
+
+TEST_CASE("whatever is thrown on one rank is an error on all, and the next operation works") {
+  expar::host_context const ctx;
+  int const kind = GENERATE(0, 1, 2);
+  char const* const wanted[] = {"expar: an exception: std::bad_alloc (rank 2)",
+                                "expar: an exception: out of paper (rank 2)",
+                                "expar: an exception that is no std::exception (rank 2)"};
+  std::vector<int> sums(3);
+  auto const said = what_ranks_throw(3, [&](expar::thread_communicator& comm) {
+    expar::detail::agreement agree(std::pmr::get_default_resource());
+    agree.reserve(3);
+    auto const fails = [&] {
+      agree.run(ctx, comm, [&] {
+        if (comm.rank() != 2) return;
+        if (kind == 0) throw std::bad_alloc();
+        if (kind == 1) throw std::runtime_error("out of paper");
+        throw 5;
+      });
+    };
+    auto const text = expar::detail::failure_of(fails);
+    agree.run(ctx, comm, [&] { sums[static_cast<std::size_t>(comm.rank())] = 1; });
+    throw expar::error(text.text);
+  });
+  for (auto const& s : said) CHECK(s == wanted[kind]);
+  CHECK(sums == std::vector<int>{1, 1, 1});
 }
 
 TEST_CASE("values that differ are named with both values") {
@@ -41,6 +74,6 @@ TEST_CASE("values that differ are named with both values") {
     CHECK(s ==
           "expar: op: odd is 1048577 on rank 0 but 0.25 on rank 1; all ranks must pass the same");
   CHECK(what_ranks_throw(3, [&](auto& comm) {
-          expar::detail::expects_agreement(ctx, comm, "op", {{"same", 7}});
+          expar::detail::expects_agreement(ctx, comm, "op", {{"same", 7}, {"nan", std::nan("")}});
         }) == std::vector<std::string>(3));
 }

@@ -11,11 +11,11 @@ TEST_CASE("arriving blocks stand expert after expert, by source rank, and gaps a
     expar_test::random rng(seed);
     int const ranks = static_cast<int>(rng.integer(1, 4));
     expar::detail::arrivals map(std::pmr::get_default_resource());
-    map.place = {ranks + static_cast<int>(rng.integer(0, 5)), ranks};
-    map.rank = static_cast<int>(rng.integer(0, ranks - 1));
+    int const experts = ranks + static_cast<int>(rng.integer(0, 5));
+    map.begin({experts, ranks}, static_cast<int>(rng.integer(0, ranks - 1)));
+    REQUIRE(map.rows() == 0);
     map.capacity = rng.chance(.5) ? -1 : rng.integer(0, 5);
     int const alignment = map.capacity < 0 ? static_cast<int>(rng.integer(1, 4)) : 1;
-    map.arrived.resize(static_cast<std::size_t>(map.blocks()));
     for (auto& n : map.arrived) n = rng.integer(0, map.capacity < 0 ? 5 : map.capacity);
     map.lay_out(alignment);
     std::vector<int> owner(static_cast<std::size_t>(map.rows()), -1);

@@ -14,12 +14,16 @@ TEST_CASE("every rank learns what comes from every rank, and the maxima of the g
   expar::run_ranks(ranks, [&](expar::thread_communicator& comm) {
     expar::host_context const ctx;
     expar::detail::arrivals map(std::pmr::get_default_resource());
-    map.place = {experts, ranks};
-    map.rank = comm.rank();
+    expar::block_placement const place{experts, ranks};
+    map.begin(place, comm.rank());
     std::vector<expar::index_t> counts;
     for (int e = 0; e < experts; ++e) counts.push_back(count(comm.rank(), e));
     expar::detail::count_exchange exchange(std::pmr::get_default_resource());
-    auto const most = exchange.run(ctx, comm, map, counts, 10 - comm.rank(), 4, "");
+    expar::detail::agreement agree(std::pmr::get_default_resource());
+    exchange.reserve(place);
+    agree.reserve(ranks);
+    auto const most =
+        exchange.run(ctx, comm, agree, place, map, counts, 10 - comm.rank(), {4, 4}, {});
     auto& mine = wrong[static_cast<std::size_t>(comm.rank())];
     if (most.tokens != 10 || most.largest_count != 206) mine = "maxima";
     for (int s = 0; s < ranks; ++s)

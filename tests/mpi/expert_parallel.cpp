@@ -100,6 +100,14 @@ TEST_CASE("a wrong argument on one MPI rank is the same sentence on all, and nob
                    moe.combine(ctx, batch, batch.rows(), expar::make_view(out.data(), 2, 4));
                  })) == repeated(comm, "nothing was thrown"));
   REQUIRE(of_all(comm, thrown_by([&] {
+                   expar::expert_batch<float> none;
+                   moe.combine(ctx, culprit ? none : batch, batch.rows(),
+                               expar::make_view(out.data(), 2, 4));
+                 })) == repeated(comm,
+                                 "expar: combine: the batch has no routes; dispatch or prepare it "
+                                 "first" +
+                                     rank));
+  REQUIRE(of_all(comm, thrown_by([&] {
                    expar::expert_parallel odd(comm, {culprit ? 9 : 8, 2, 4});
                  })) ==
           repeated(comm, "expar: expert_parallel: experts is 8 on rank 0 but 9 on rank " +

@@ -168,6 +168,11 @@ TEST_CASE("decode refuses what it cannot do, by name") {
       expar::decode_backward(ctx, p, view(a, 2, 4), view(a, 2, 4), view(a, 2, 1), view(b, 2, 4),
                              view(b, 2, 2)),
       "expar: decode_backward: d_weights has extent 2 in dimension 1, but top_k of the plan is 1");
+  CHECK_THROWS_WITH(
+      expar::decode_backward(ctx, p, view(a, 2, 4), view(a, 2, 4), view(b, 2, 1), view(b, 2, 4),
+                             view(a, 2, 1)),
+      "expar: decode_backward: d_weights overlaps decode_backward: rows in memory; the operation "
+      "cannot work in place");
 }
 
 TEST_CASE("rows of no elements, and no tokens at all, are ordinary") {

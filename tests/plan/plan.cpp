@@ -178,6 +178,13 @@ TEST_CASE("a plan is reused, and an error leaves it empty") {
   CHECK_THROWS(expar::make_plan(ctx, ids, 2, expar::ragged{}, p));
   CHECK(p.tokens() == 0);
   CHECK(p.rows() == 0);
+  expar::make_plan(ctx, ids, 4, expar::ragged{}, p);
+  auto const rows = p.rows();
+  expar::route_plan const moved = std::move(p);
+  CHECK(moved.rows() == rows);
+  CHECK(p.rows() == 0);
+  CHECK(p.tokens() == 0);
+  CHECK(p.experts() == 0);
   CHECK(expar::route_plan().rows() == 0);
 }
 

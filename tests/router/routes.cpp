@@ -84,4 +84,7 @@ TEST_CASE("routes refuse extents below 0", "[router]") {
           "expar: routes: tokens is -1; it is at least 0");
   REQUIRE(router_test::sentence_of([] { expar::routes<>(1, -2); }) ==
           "expar: routes: top_k is -2; it is at least 0");
+  REQUIRE(router_test::sentence_of([] { expar::routes<>(expar::index_t{1} << 62, 4); }) ==
+          "expar: routes: 4611686018427387904 tokens of 4 choices are more than memory can hold");
+  REQUIRE_THROWS_AS(expar::routes<>(expar::index_t{1} << 62, 1), std::bad_alloc);
 }

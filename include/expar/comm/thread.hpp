@@ -30,7 +30,11 @@ class thread_group {
   struct finding {
     int sender = -1;  // none
     std::size_t sent = 0, expected = 0;
+    bool stopped = false;  // an exception ended its copies
   };
+  /// Whether a rank that is late at a meeting is given up. Not where it may be reading the buffers
+  /// of those who wait.
+  enum class patience { until_deadline, unlimited };
 
   thread_group(int ranks, std::chrono::milliseconds deadline)
       : deadline_(deadline), places_(static_cast<std::size_t>(ranks)) {}
@@ -40,32 +44,22 @@ class thread_group {
   finding& found(int rank) noexcept { return places_[static_cast<std::size_t>(rank)].found; }
 
   /// Returns when every rank has come as often as this one, or throws: either all ranks pass a
-  /// meeting or none does, so that nobody reads the buffers of a rank that has given up.
-  void meet(int rank, char const* where) {
-    auto& arrived = places_[static_cast<std::size_t>(rank)].arrived;
-    auto const turn = arrived.load(std::memory_order_relaxed) + 1;
+  /// meeting or none does, so that nobody reads the buffers of a rank that has given up. Throws on
+  /// all ranks if they are in different operations.
+  void meet(int rank, char const* where, patience wait = patience::until_deadline) {
+    if ((state_.load(std::memory_order_acquire) & broken) != 0) report(where);
+    auto& mine = places_[static_cast<std::size_t>(rank)];
+    auto const turn = mine.arrived.load(std::memory_order_relaxed) + 1;
     auto const all = 2 * turn * static_cast<unsigned long long>(size());
-    arrived.store(turn, std::memory_order_relaxed);
-    auto seen = state_.load(std::memory_order_relaxed);
-    while ((seen & broken) == 0 &&
-           !state_.compare_exchange_weak(seen, seen + 2, std::memory_order_acq_rel)) {
-    }
-    auto const passed = [&] { return (seen = state_.load(std::memory_order_acquire)) >= all; };
-    // A short spin, then yields: ranks often outnumber cores, and the peer needs this one to come.
-    for (int spin = 0; spin < 64; ++spin)
-      if (passed()) return;
-    auto const started = std::chrono::steady_clock::now();
-    for (long waits = 0; !passed(); ++waits) {
-      if ((seen & broken) != 0) report(where);
-      if (waits % 64 == 0) {
-        bool const late = std::chrono::steady_clock::now() - started > deadline_;
-        for (int step = 1; step < size(); ++step)
-          give_up_on((rank + step) % size(), turn, all, late);
-      }
-      if (waits > 4096)
-        std::this_thread::sleep_for(std::chrono::microseconds(100));
-      else
-        std::this_thread::yield();
+    // Two places in turn: nobody writes one again before all have passed the next meeting.
+    mine.operation[turn % 2] = where;
+    wait_for_all(rank, turn, all, where, wait);
+    for (place const& theirs : places_) {
+      char const* const first = places_[0].operation[turn % 2];
+      char const* const other = theirs.operation[turn % 2];
+      expects(std::strcmp(first, other) == 0, "rank 0 calls ", first, " while rank ",
+              static_cast<int>(&theirs - places_.data()), " calls ", other,
+              "; all ranks call the same operations in the same order");
     }
   }
 
@@ -83,9 +77,38 @@ class thread_group {
   struct alignas(64) place {
     std::atomic<unsigned long long> arrived{0};
     std::atomic<bool> left{false};
+    char const* operation[2] = {};
     slot shown;
     finding found;
   };
+
+  void wait_for_all(int rank, unsigned long long turn, unsigned long long all, char const* where,
+                    patience wait) {
+    auto& arrived = places_[static_cast<std::size_t>(rank)].arrived;
+    arrived.store(turn, std::memory_order_relaxed);
+    auto seen = state_.load(std::memory_order_relaxed);
+    while ((seen & broken) == 0 &&
+           !state_.compare_exchange_weak(seen, seen + 2, std::memory_order_acq_rel)) {
+    }
+    auto const passed = [&] { return (seen = state_.load(std::memory_order_acquire)) >= all; };
+    // A short spin, then yields: ranks often outnumber cores, and the peer needs this one to come.
+    for (int spin = 0; spin < 64; ++spin)
+      if (passed()) return;
+    auto const started = std::chrono::steady_clock::now();
+    for (long waits = 0; !passed(); ++waits) {
+      if ((seen & broken) != 0) report(where);
+      if (waits % 64 == 0) {
+        bool const late = wait == patience::until_deadline &&
+                          std::chrono::steady_clock::now() - started > deadline_;
+        for (int step = 1; step < size(); ++step)
+          give_up_on((rank + step) % size(), turn, all, late);
+      }
+      if (waits > 4096)
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      else
+        std::this_thread::yield();
+    }
+  }
 
   // Breaks the group if `peer` has not come for this turn and never will, or is late. Arrivals stop
   // counting in the same atomic step, so that all ranks agree on which meetings took place.
@@ -113,8 +136,8 @@ class thread_group {
 
   std::chrono::milliseconds deadline_;
   std::vector<place> places_;
-  std::atomic<unsigned long long> state_{
-      0};  // twice the number of arrivals, and whether it is broken
+  // Twice the number of arrivals, and whether it is broken.
+  std::atomic<unsigned long long> state_{0};
   std::mutex mutex_;
   int missing_ = -1;
   bool missing_left_ = false;
@@ -126,7 +149,8 @@ class thread_group {
 /// One rank of several that are threads of one process; run_ranks() makes them. All tiers: peers
 /// read each other's buffers, so a byte is copied once. A light handle; use it on the thread of its
 /// rank. A rank that throws or returns while others wait for it makes them throw; a rank that
-/// neither comes nor leaves makes them throw after the deadline of run_ranks().
+/// neither comes nor leaves makes them throw after the deadline of run_ranks(); ranks that call
+/// different operations all throw.
 class thread_communicator {
   using slot = detail::thread_group::slot;
 
@@ -193,7 +217,7 @@ class thread_communicator {
       if (group_->at(p).bytes != group_->at(0).bytes && odd < 0) odd = p;
     }
     std::size_t const first = group_->at(0).bytes, other = odd < 0 ? 0 : group_->at(odd).bytes;
-    group_->meet(rank_, "allocate_window");
+    group_->meet(rank_, "allocate_window", detail::thread_group::patience::unlimited);
     detail::expects(odd < 0, "allocate_window: bytes is ", first, " on rank 0 but ", other,
                     " on rank ", odd, "; all ranks must pass the same");
     return w;
@@ -226,19 +250,27 @@ class thread_communicator {
   void swap(host_context const& on, char const* name, Block blocks, void* out) const {
     group_->meet(rank_, name);
     auto& found = group_->found(rank_) = {};
-    for (int step = 0; step < size(); ++step) {
-      int const peer = (rank_ + step) % size();
-      slot const& theirs = group_->at(peer);
-      block const b = blocks(peer, theirs);
-      if (b.sent != b.expected)
-        found = {peer, b.sent, b.expected};
-      else if (b.sent != 0)
-        copy(on, static_cast<std::byte*>(out) + b.to,
-             static_cast<std::byte const*>(theirs.in) + b.from, b.sent);
+    std::exception_ptr failure;
+    try {
+      for (int step = 0; step < size(); ++step) {
+        int const peer = (rank_ + step) % size();
+        slot const& theirs = group_->at(peer);
+        block const b = blocks(peer, theirs);
+        if (b.sent != b.expected)
+          found = {peer, b.sent, b.expected, false};
+        else if (b.sent != 0)
+          copy(on, static_cast<std::byte*>(out) + b.to,
+               static_cast<std::byte const*>(theirs.in) + b.from, b.sent);
+      }
+    } catch (...) {
+      failure = std::current_exception();
+      found.stopped = true;
     }
-    group_->meet(rank_, name);
+    group_->meet(rank_, name, detail::thread_group::patience::unlimited);
+    if (failure) std::rethrow_exception(failure);
     for (int rank = 0; rank < size(); ++rank) {
       auto const& wrong = group_->found(rank);
+      detail::expects(!wrong.stopped, name, ": rank ", rank, " could not copy what it was sent");
       detail::expects(wrong.sender < 0, name, ": rank ", wrong.sender, " sends ", wrong.sent,
                       " bytes to rank ", rank, ", which expects ", wrong.expected);
     }

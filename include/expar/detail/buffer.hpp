@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory_resource>
+#include <new>
 #include <type_traits>
 #include <utility>
 
@@ -36,15 +38,20 @@ class buffer {
 
   /// Makes room for n elements and gives their address.
   T* resize(std::size_t n) {
-    if (n > capacity_) {
-      release();
-      data_ = static_cast<T*>(from_->allocate(n * sizeof(T), alignment));
-      capacity_ = n;
-    }
+    reserve(n);
     size_ = n;
     return data_;
   }
   T* resize(std::ptrdiff_t n) { return resize(static_cast<std::size_t>(n)); }
+  /// Makes room for n elements, so that resize(n) will not throw. The content is lost if it grows.
+  void reserve(std::size_t n) {
+    if (n <= capacity_) return;
+    if (n > PTRDIFF_MAX / sizeof(T)) throw std::bad_array_new_length();
+    release();
+    data_ = static_cast<T*>(from_->allocate(n * sizeof(T), alignment));
+    capacity_ = n;
+  }
+  void clear() noexcept { size_ = 0; }
   T* assign(std::size_t n, T value) {
     resize(n);
     for (std::size_t i = 0; i < n; ++i) data_[i] = value;
@@ -54,6 +61,7 @@ class buffer {
   T* data() noexcept { return data_; }
   T const* data() const noexcept { return data_; }
   std::size_t size() const noexcept { return size_; }
+  std::size_t capacity() const noexcept { return capacity_; }
   T& operator[](std::ptrdiff_t i) noexcept { return data_[i]; }
   T const& operator[](std::ptrdiff_t i) const noexcept { return data_[i]; }
   T* begin() noexcept { return data_; }
@@ -72,6 +80,22 @@ class buffer {
   std::pmr::memory_resource* from_;
   T* data_ = nullptr;
   std::size_t size_ = 0, capacity_ = 0;
+};
+
+/// A number that is zero where it was moved from, as a buffer is empty.
+template <class T>
+class cleared_by_move {
+ public:
+  cleared_by_move(T value = T{}) noexcept : value_(value) {}
+  cleared_by_move(cleared_by_move&& other) noexcept : value_(std::exchange(other.value_, T{})) {}
+  cleared_by_move& operator=(cleared_by_move&& other) noexcept {
+    value_ = std::exchange(other.value_, T{});
+    return *this;
+  }
+  operator T() const noexcept { return value_; }
+
+ private:
+  T value_;
 };
 
 }  // namespace detail

@@ -24,6 +24,18 @@ struct arrivals {
   buffer<index_t> arrived, first_row;  // [ranks * locals]
   buffer<index_t> offsets, counts;     // [locals + 1], [locals]
 
+  /// Of a new batch: room for what is known after counts have travelled.
+  void begin(block_placement placement, int own_rank) {
+    capacity = -1;
+    offsets.clear(), counts.clear();
+    auto const local = static_cast<std::size_t>(placement.count(own_rank));
+    auto const all = local * static_cast<std::size_t>(placement.ranks);
+    sent.resize(static_cast<std::size_t>(placement.experts));
+    arrived.resize(all), first_row.resize(all);
+    offsets.reserve(local + 1), counts.reserve(local);
+    place = placement, rank = own_rank;
+  }
+
   int locals() const { return place.count(rank); }
   int blocks() const { return place.ranks * locals(); }
   index_t rows() const { return offsets.size() == 0 ? 0 : offsets[locals()]; }
@@ -47,7 +59,6 @@ struct arrivals {
   /// a capacity every block has that many rows; else an expert begins at a multiple of `alignment`.
   void lay_out(int alignment) {
     int const n = locals();
-    first_row.resize(arrived.size());
     offsets.resize(static_cast<std::size_t>(n) + 1);
     counts.resize(static_cast<std::size_t>(n));
     index_t row = 0;

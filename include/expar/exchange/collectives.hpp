@@ -8,22 +8,32 @@ namespace expar {
 inline namespace v0 {
 namespace detail {
 
-// Tier 1 on tier 2: block p of `in` begins at p * step and has `bytes` bytes; block s of `out` at
-// s * bytes.
-template <class Comm>
-void fixed_by_variable(host_context const& ctx, Comm& comm, void const* in, std::size_t step,
-                       void* out, std::size_t bytes) {
-  auto const ranks = static_cast<std::size_t>(comm.size());
-  buffer<std::size_t> table(ctx.memory());
-  std::size_t* const count = table.resize(3 * ranks);
-  for (std::size_t p = 0; p < ranks; ++p) {
-    count[p] = bytes;
-    count[ranks + p] = p * step;
-    count[2 * ranks + p] = p * bytes;
+/// Byte counts and displacements for tier 1 on tier 2. Who keeps one calls without allocating.
+class fixed_counts {
+ public:
+  explicit fixed_counts(std::pmr::memory_resource* memory) : table_(memory) {}
+  /// Room for calls among so many ranks.
+  void reserve(int ranks) { table_.resize(3 * static_cast<std::size_t>(ranks)); }
+
+  /// Block p of `in` begins at p * step and has `bytes` bytes; block s of `out` at s * bytes.
+  template <class Comm>
+  void run(host_context const& ctx, Comm& comm, void const* in, std::size_t step, void* out,
+           std::size_t bytes) {
+    auto const ranks = static_cast<std::size_t>(comm.size());
+    std::size_t* const count = table_.resize(3 * ranks);
+    for (std::size_t p = 0; p < ranks; ++p) {
+      count[p] = bytes;
+      count[ranks + p] = p * step;
+      count[2 * ranks + p] = p * bytes;
+    }
+    byte_counts const counts{count, ranks}, from{count + ranks, ranks},
+        to{count + 2 * ranks, ranks};
+    comm.all_to_all_v(ctx, in, counts, from, out, counts, to);
   }
-  byte_counts const counts{count, ranks}, from{count + ranks, ranks}, to{count + 2 * ranks, ranks};
-  comm.all_to_all_v(ctx, in, counts, from, out, counts, to);
-}
+
+ private:
+  buffer<std::size_t> table_;
+};
 
 }  // namespace detail
 
@@ -33,6 +43,13 @@ inline constexpr struct all_to_all_fn {
   template <class Comm>
   void operator()(host_context const& ctx, Comm& comm, void const* in, void* out,
                   std::size_t bytes) const {
+    detail::fixed_counts counts(ctx.memory());
+    (*this)(ctx, comm, in, out, bytes, counts);
+  }
+  /// The same, with a table that is kept from call to call.
+  template <class Comm>
+  void operator()(host_context const& ctx, Comm& comm, void const* in, void* out, std::size_t bytes,
+                  detail::fixed_counts& counts) const {
     static_assert(
         collective_communicator<Comm>,
         "expar: this needs a communicator with all_to_all, all_gather and barrier, or with "
@@ -40,7 +57,7 @@ inline constexpr struct all_to_all_fn {
     if constexpr (detail::native_collectives<Comm, host_context>)
       comm.all_to_all(ctx, in, out, bytes);
     else
-      detail::fixed_by_variable(ctx, comm, in, bytes, out, bytes);
+      counts.run(ctx, comm, in, bytes, out, bytes);
   }
 } all_to_all{};
 
@@ -49,6 +66,12 @@ inline constexpr struct all_gather_fn {
   template <class Comm>
   void operator()(host_context const& ctx, Comm& comm, void const* in, void* out,
                   std::size_t bytes) const {
+    detail::fixed_counts counts(ctx.memory());
+    (*this)(ctx, comm, in, out, bytes, counts);
+  }
+  template <class Comm>
+  void operator()(host_context const& ctx, Comm& comm, void const* in, void* out, std::size_t bytes,
+                  detail::fixed_counts& counts) const {
     static_assert(
         collective_communicator<Comm>,
         "expar: this needs a communicator with all_to_all, all_gather and barrier, or with "
@@ -56,7 +79,7 @@ inline constexpr struct all_gather_fn {
     if constexpr (detail::native_collectives<Comm, host_context>)
       comm.all_gather(ctx, in, out, bytes);
     else
-      detail::fixed_by_variable(ctx, comm, in, 0, out, bytes);
+      counts.run(ctx, comm, in, 0, out, bytes);
   }
 } all_gather{};
 

@@ -3,7 +3,6 @@
 
 #include <cstring>
 #include <span>
-#include <string>
 
 #include <expar/exchange/agreement.hpp>
 #include <expar/exchange/arrivals.hpp>
@@ -13,41 +12,50 @@ inline namespace v0 {
 namespace detail {
 
 /// Tells every rank how many rows will come, before any row travels: one message of equal size to
-/// every rank, so that tier 1 is enough.
+/// every rank, so that tier 1 is enough. Its memory is there from the beginning.
 class count_exchange {
+  struct header {
+    index_t failed, tokens, largest_count, row_element_bytes, weight_bytes;
+  };
+  static constexpr index_t head = sizeof(header) / sizeof(index_t);
+
  public:
   explicit count_exchange(std::pmr::memory_resource* memory) : words_(memory) {}
+
+  void reserve(block_placement place) {
+    words_.resize(2 * index_t{place.ranks} * (head + place.most()));
+  }
 
   /// Maxima over the ranks: the tokens of a rank, and the routes of a rank for one expert.
   struct maxima {
     index_t tokens = 0, largest_count = 0;
   };
+  struct sizes {
+    index_t row_element, weight;
+  };
 
-  /// Collective. Fills map.arrived from the `counts` [experts] of every rank (`map.place` and
-  /// `map.rank` are set). Throws on all ranks if one of them passes a failure, or if element sizes
-  /// differ.
+  /// Collective. Fills map.arrived from the `counts` [experts] of every rank (`map.place`,
+  /// `map.rank` and the size of `map.arrived` are set, but where `mine` says that something went
+  /// wrong). Throws on all ranks if one of them failed, or if element sizes differ.
   template <class Comm>
-  maxima run(host_context const& ctx, Comm& comm, arrivals& map, std::span<index_t const> counts,
-             index_t tokens, index_t element_bytes, std::string const& failure) {
-    struct header {
-      index_t failed, tokens, largest_count, element_bytes;
-    };
-    constexpr index_t head = sizeof(header) / sizeof(index_t);
-    int const ranks = map.place.ranks, locals = map.locals();
-    index_t const words = head + map.place.most();
+  maxima run(host_context const& ctx, Comm& comm, agreement& ranks_agree, block_placement place,
+             arrivals& map, std::span<index_t const> counts, index_t tokens, sizes bytes,
+             failure const& mine) {
+    int const ranks = place.ranks, locals = place.count(comm.rank());
+    index_t const words = head + place.most();
     index_t* const out = words_.assign(static_cast<std::size_t>(2 * ranks * words), 0);
     index_t* const in = out + ranks * words;
-    header mine{failure.empty() ? 0 : 1, tokens, 0, element_bytes};
-    if (failure.empty())
+    header own{mine ? 1 : 0, tokens, 0, bytes.row_element, bytes.weight};
+    if (!mine)
       for (index_t const count : counts)
-        mine.largest_count = count > mine.largest_count ? count : mine.largest_count;
+        own.largest_count = count > own.largest_count ? count : own.largest_count;
     for (int p = 0; p < ranks; ++p) {
-      std::memcpy(out + p * words, &mine, sizeof mine);
-      for (int l = 0; failure.empty() && l < map.place.count(p); ++l)
-        out[p * words + head + l] = counts[static_cast<std::size_t>(map.place.first(p) + l)];
+      std::memcpy(out + p * words, &own, sizeof own);
+      for (int l = 0; !mine && l < place.count(p); ++l)
+        out[p * words + head + l] = counts[static_cast<std::size_t>(place.first(p) + l)];
     }
-    if (ranks == 1 && !failure.empty()) throw error(failure);
-    all_to_all(ctx, comm, out, in, static_cast<std::size_t>(words) * sizeof(index_t));
+    all_to_all(ctx, comm, out, in, static_cast<std::size_t>(words) * sizeof(index_t),
+               ranks_agree.counts());
 
     auto const header_of = [&](int rank) {
       header h;
@@ -55,19 +63,21 @@ class count_exchange {
       return h;
     };
     for (int s = 0; s < ranks; ++s)
-      if (header_of(s).failed != 0) throw_failure(ctx, comm, failure);
-    index_t const first_bytes = header_of(0).element_bytes;
+      if (header_of(s).failed != 0) ranks_agree.fail(ctx, comm, mine);
+    header const first = header_of(0);
     maxima most;
-    index_t* const arrived = map.arrived.resize(static_cast<std::size_t>(map.blocks()));
     for (int s = 0; s < ranks; ++s) {
       header const h = header_of(s);
-      expects(h.element_bytes == first_bytes, "dispatch: an element of a row has ", first_bytes,
-              " bytes on rank 0 but ", h.element_bytes, " on rank ", s,
+      expects(h.row_element_bytes == first.row_element_bytes, "dispatch: an element of a row has ",
+              first.row_element_bytes, " bytes on rank 0 but ", h.row_element_bytes, " on rank ", s,
               "; all ranks must use the same element type");
+      expects(h.weight_bytes == first.weight_bytes, "dispatch: a weight has ", first.weight_bytes,
+              " bytes on rank 0 but ", h.weight_bytes, " on rank ", s,
+              "; all ranks must use the same type of weights");
       most.tokens = h.tokens > most.tokens ? h.tokens : most.tokens;
       most.largest_count =
           h.largest_count > most.largest_count ? h.largest_count : most.largest_count;
-      for (int l = 0; l < locals; ++l) arrived[s * locals + l] = in[s * words + head + l];
+      for (int l = 0; l < locals; ++l) map.arrived[s * locals + l] = in[s * words + head + l];
     }
     return most;
   }

@@ -5,6 +5,7 @@
 
 #include <expar/communicator.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/error.hpp>
 
 namespace expar {
 inline namespace v0 {
@@ -12,17 +13,16 @@ namespace detail {
 
 /// How a message buffer is divided. Rows come in blocks (the rows of one expert, from one rank),
 /// blocks in order of the peer that they go to or come from. A peer's segment is
-///   header | its rows, block after block | one scalar per row, block after block
-/// each part at a multiple of 64 bytes, and so never empty: a rank always hears from every peer.
+///   its rows, block after block | one scalar per row, block after block
+/// each part at a multiple of 64 bytes.
 class segments {
  public:
-  static constexpr index_t header = 64;
-
   explicit segments(std::pmr::memory_resource* memory)
       : counts_(memory), displacements_(memory), row_start_(memory), scalar_start_(memory) {}
 
   /// Block b has rows(b) rows; the blocks of peer p are first(p) .. first(p + 1) - 1. With
-  /// `equal_rows` >= 0 every segment has room for that many rows, so that all have one size.
+  /// `equal_rows` >= 0 every segment has room for that many rows, so that all have one size. Throws
+  /// if the bytes are more than an index can count.
   template <class Rows, class First>
   void divide(int peers, Rows rows, First first, index_t row_bytes, index_t scalar_bytes,
               index_t equal_rows) {
@@ -30,12 +30,13 @@ class segments {
     displacements_.resize(static_cast<std::size_t>(peers));
     row_start_.resize(static_cast<std::size_t>(first(peers)));
     scalar_start_.resize(static_cast<std::size_t>(first(peers)));
+    check_total(peers, rows, first, row_bytes, scalar_bytes, equal_rows);
     total_ = 0;
     for (int p = 0; p < peers; ++p) {
       index_t n = 0;
       for (int b = first(p); b < first(p + 1); ++b) n += rows(b);
       index_t const room = equal_rows < 0 ? n : equal_rows;
-      index_t row_at = total_ + header, scalar_at = row_at + padded(room * row_bytes);
+      index_t row_at = total_, scalar_at = row_at + padded(room * row_bytes);
       index_t const end = scalar_at + padded(room * scalar_bytes);
       for (int b = first(p); b < first(p + 1); ++b) {
         row_start_[b] = row_at, row_at += rows(b) * row_bytes;
@@ -58,6 +59,20 @@ class segments {
 
  private:
   static constexpr index_t padded(index_t n) { return (n + 63) / 64 * 64; }
+
+  template <class Rows, class First>
+  static void check_total(int peers, Rows rows, First first, index_t row_bytes,
+                          index_t scalar_bytes, index_t equal_rows) {
+    index_t n = 0, total = 0;
+    if (equal_rows < 0)
+      for (int b = 0; b < first(peers); ++b) n += rows(b);
+    else
+      n = peers * equal_rows;
+    expects(!__builtin_mul_overflow(n, row_bytes + scalar_bytes, &total) &&
+                !__builtin_add_overflow(total, index_t{peers} * 128, &total),
+            "exchange: ", n, " rows of ", row_bytes + scalar_bytes,
+            " bytes are more than memory can hold");
+  }
 
   buffer<std::size_t> counts_, displacements_;
   buffer<index_t> row_start_, scalar_start_;

@@ -32,7 +32,12 @@ struct plan_view {
 class route_plan {
  public:
   explicit route_plan(std::pmr::memory_resource* memory = std::pmr::get_default_resource())
-      : ids_(memory), locations_(memory), counts_(memory), offsets_(memory) {}
+      : ids_(memory),
+        locations_(memory),
+        counts_(memory),
+        offsets_(memory),
+        next_(memory),
+        wrong_(memory) {}
 
   index_t tokens() const noexcept { return tokens_; }
   int top_k() const noexcept { return top_k_; }
@@ -89,15 +94,20 @@ class route_plan {
 
  private:
   void clear(int experts) {
-    tokens_ = 0, top_k_ = 0, experts_ = experts, capacity_ = -1;
+    tokens_ = 0, top_k_ = 0, experts_ = 0, capacity_ = -1;
     counts_.assign(static_cast<std::size_t>(experts), 0);
     offsets_.assign(static_cast<std::size_t>(experts) + 1, 0);
+    experts_ = experts;
   }
 
-  index_t tokens_ = 0, capacity_ = -1;
-  int top_k_ = 0, experts_ = 0;
+  detail::cleared_by_move<index_t> tokens_;
+  index_t capacity_ = -1;
+  detail::cleared_by_move<int> top_k_, experts_;
   detail::buffer<std::int32_t> ids_, locations_;
   detail::buffer<index_t> counts_, offsets_;
+  // Of place() alone, kept so that the next plan does not allocate.
+  detail::buffer<std::int32_t> next_;
+  detail::buffer<index_t> wrong_;
 };
 
 namespace detail {
@@ -146,12 +156,10 @@ inline void route_plan::place(host_context const& ctx, tensor_view<std::int32_t 
     index_t const grain = 65536 / k + 1, groups = by == order::choice_major ? k : 1;
     int const parts = ctx.chunks(tokens, grain);
     index_t const tables = parts == 1 ? 1 : groups * parts;
-    detail::buffer<std::int32_t> next(ctx.memory());
-    detail::buffer<index_t> wrong(ctx.memory());
-    next.assign(static_cast<std::size_t>(tables * experts), 0);
-    wrong.assign(static_cast<std::size_t>(parts), -1);
+    std::int32_t* const next = next_.assign(static_cast<std::size_t>(tables * experts), 0);
+    index_t* const wrong = wrong_.assign(static_cast<std::size_t>(parts), -1);
     auto const table = [&](index_t group, index_t part) {
-      return next.data() + (parts == 1 ? 0 : group * parts + part) * experts;
+      return next + (parts == 1 ? 0 : group * parts + part) * experts;
     };
     if (parts > 1) {
       ctx.for_each_chunk(tokens, grain, [&](int part, index_t first, index_t last) {
@@ -178,7 +186,7 @@ inline void route_plan::place(host_context const& ctx, tensor_view<std::int32_t 
         if (at >= 0 && (wrong[part] < 0 || at < wrong[part])) wrong[part] = at;
       }
     });
-    for (index_t const at : wrong)
+    for (index_t const at : wrong_)
       if (at >= 0)
         detail::fail("plan: ids(", at / k, ", ", at % k, ") is ", ids(at / k, at % k),
                      "; an expert id is -1 (no expert) or 0 to ", experts - 1);

@@ -61,7 +61,10 @@ class routes {
   void resize(index_t tokens, int top_k) {
     detail::expects(tokens >= 0, "routes: tokens is ", tokens, "; it is at least 0");
     detail::expects(top_k >= 0, "routes: top_k is ", top_k, "; it is at least 0");
-    auto const n = static_cast<std::size_t>(tokens) * static_cast<std::size_t>(top_k);
+    index_t count = 0;
+    detail::expects(!__builtin_mul_overflow(tokens, index_t{top_k}, &count), "routes: ", tokens,
+                    " tokens of ", top_k, " choices are more than memory can hold");
+    auto const n = static_cast<std::size_t>(count);
     ids = {}, weights = {};
     std::int32_t* const id_data = id_buffer_.assign(n, -1);
     W* const weight_data = weight_buffer_.assign(n, narrow<W>(0));

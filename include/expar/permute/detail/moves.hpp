@@ -76,6 +76,8 @@ void dots(host_context const& ctx, route_plan const& plan, named<T> rows, named<
   check_extent(rows.what, rows.view, 1, n, "the row size on the other side");
   check_output(d_weights.what, d_weights.view);
   check_route_matrix(d_weights.what, plan, d_weights.view);
+  check_apart(d_weights.what, d_weights.view, rows.what, rows.view);
+  check_apart(d_weights.what, d_weights.view, tokens.what, tokens.view);
   auto const table = rows_of<row const>(rows.view, plan.offsets().data());
   for_each_token(ctx, plan, n * static_cast<index_t>(sizeof(T)), [&](index_t t) {
     dot_token<row>(plan.view(), t, table, tokens.view.row(t), n, d_weights.view.row(t));
