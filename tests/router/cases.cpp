@@ -109,6 +109,23 @@ TEMPLATE_TEST_CASE("Kimi K2: sigmoid, bias, and scale", "[router][cases]", doubl
   require_matrix(routes.weights, weights);
 }
 
+TEMPLATE_TEST_CASE("DeepSeek-V3: sigmoid, bias, groups, and scale", "[router][cases]", double,
+                   float) {
+  using namespace cases::deepseek_v3;
+  using T = TestType;
+  auto const two =
+      route<T>(expar::models::deepseek_v3(
+                   {.experts = 8, .top_k = 3, .groups = 4, .top_groups = 2, .scale = scale}),
+               cases::qwen::logits, bias);
+  require_ids(two, ids);
+  require_matrix(two.weights, weights);
+  auto const three =
+      route<T>(expar::models::deepseek_v3({.experts = 8, .top_k = 3, .groups = 4, .top_groups = 3}),
+               cases::qwen::logits, negative);
+  require_ids(three, negative_ids);
+  require_matrix(three.weights, negative_weights);
+}
+
 TEMPLATE_TEST_CASE("z-loss with padding", "[router][cases]", double, float) {
   using namespace cases::padded_z_loss;
   using T = TestType;

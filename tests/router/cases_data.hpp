@@ -90,4 +90,18 @@ inline matrix const weights{
     {0.5968312157171946, 0.7009591765646426, 0.783913011029735, 0.7452965966884283}};
 }  // namespace kimi_k2
 
+// Logits of qwen.
+namespace deepseek_v3 {
+inline std::vector<double> const& bias = kimi_k2::bias;
+inline double const scale = 2.5;
+inline id_matrix const ids{{3, 1, 0}, {4, 1, 0}};
+inline matrix const weights{{0.8963430278062026, 0.7821690746889153, 0.821487897504882},
+                            {0.7303056831882658, 0.8577206701780382, 0.911973646633696}};
+// All keys are negative: experts outside of the best groups must fall behind them nevertheless.
+inline std::vector<double> const negative{-2.0, -1.5, -2.0, -1.75, -2.0, -2.0, -1.5, -2.0};
+inline id_matrix const negative_ids{{1, 6, 3}, {6, 1, 0}};
+inline matrix const negative_weights{{0.3231513387404327, 0.30652661864821906, 0.37032204261134827},
+                                     {0.3515038935861671, 0.3143076799857829, 0.33418842642805013}};
+}  // namespace deepseek_v3
+
 }  // namespace cases

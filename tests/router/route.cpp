@@ -200,13 +200,13 @@ TEST_CASE("gaps between rows of routes and logits are left alone", "[router]") {
     for (int j = 2; j < 5; ++j) REQUIRE(w.at(t, j) == 77);
 }
 
-TEST_CASE("scores that float cannot tell apart are ties", "[router]") {
+TEST_CASE("scores that float cannot tell apart are told apart by their logits", "[router]") {
   matrix<float> z(std::vector<row_type>{{-200, -150, 0, -201}});
   expar::routes routes(1, 3);
   expar::route(ctx, mixtral(4, 3), z.view(), routes);
   REQUIRE(routes.ids(0, 0) == 2);
-  REQUIRE(routes.ids(0, 1) == 0);
-  REQUIRE(routes.ids(0, 2) == 1);
+  REQUIRE(routes.ids(0, 1) == 1);
+  REQUIRE(routes.ids(0, 2) == 0);
 }
 
 TEST_CASE("no tokens are no work", "[router]") {
@@ -274,6 +274,20 @@ TEST_CASE("routing refuses what does not fit", "[router]") {
           "is 5");
   REQUIRE(route(mixtral(4, 2), expar::make_view<float>(nullptr, 2, 4), none, good) ==
           "expar: route: logits has 8 elements but its data is null");
+  auto const grouped = [&](int groups, int top_groups, int best_of) {
+    expar::router const r({4, 2}, expar::sigmoid_score{},
+                          expar::group_limited{expar::biased_key{}, groups, top_groups, best_of});
+    return route(r, z.view(), none, good);
+  };
+  REQUIRE(grouped(2, 1, 2) == "nothing was thrown");
+  REQUIRE(grouped(3, 1, 1) == "expar: route: groups is 3; it divides the 4 experts");
+  REQUIRE(grouped(0, 1, 1) == "expar: route: groups is 0; it divides the 4 experts");
+  REQUIRE(grouped(2, 3, 1) ==
+          "expar: route: top_groups is 3; it is at least 1 and at most the 2 groups");
+  REQUIRE(grouped(2, 0, 1) ==
+          "expar: route: top_groups is 0; it is at least 1 and at most the 2 groups");
+  REQUIRE(grouped(4, 1, 2) ==
+          "expar: route: best_of is 2; it is at least 1 and at most the 1 experts of a group");
   expar::routes shorter(1, 2), wider(2, 3);
   REQUIRE(route(mixtral(4, 2), z.view(), none, shorter) ==
           "expar: route: ids has extent 1 in dimension 0, but the number of tokens is 2");

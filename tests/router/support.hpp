@@ -80,8 +80,9 @@ struct reference_router {
     for (double& x : s) x = sum > 0 ? x / sum : 0;
     return s;
   }
+  /// Without a bias, both scores order experts as their logits do.
   row_type keys(row_type const& z, row_type const& bias) const {
-    row_type s = scores(z);
+    row_type s = biased ? scores(z) : z;
     for (std::size_t e = 0; e < s.size(); ++e) {
       if (biased) s[e] += bias[e];
       if (masked(z[e]) || masked(s[e])) s[e] = -inf;

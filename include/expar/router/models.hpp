@@ -76,6 +76,25 @@ constexpr auto kimi_k2(biased_shape shape = {.experts = 384, .top_k = 8, .scale 
   return glm_4_5(shape);
 }
 
+struct grouped_shape {
+  int experts;
+  int top_k;
+  int groups;
+  int top_groups;
+  double scale = 1;  // the model's routed_scaling_factor
+};
+
+/// DeepSeek-V3, R1, V3.1 and V3.2 (256 experts, k = 8, 4 of 8 groups, scale 2.5): the formula and
+/// epsilon of glm_4_5, among the experts of the groups whose two largest keys have the largest sum.
+/// Source: Hugging Face transformers, deepseek_v3; DeepSeek-V3, inference/model.py, Gate.
+constexpr auto deepseek_v3(
+    grouped_shape shape = {
+        .experts = 256, .top_k = 8, .groups = 8, .top_groups = 4, .scale = 2.5}) {
+  return router({.experts = shape.experts, .top_k = shape.top_k}, sigmoid_score{},
+                group_limited{biased_key{}, shape.groups, shape.top_groups, 2},
+                renormalize{.epsilon = 1e-20}, scale{shape.scale});
+}
+
 }  // namespace models
 }  // namespace v0
 }  // namespace expar

@@ -16,6 +16,20 @@ namespace expar {
 inline namespace v0 {
 namespace detail {
 
+template <class Key>
+void check_key(char const*, Key const&, int) {}
+template <class Inner>
+void check_key(char const* what, group_limited<Inner> const& key, int experts) {
+  expects(key.groups >= 1 && experts % key.groups == 0, what, ": groups is ", key.groups,
+          "; it divides the ", experts, " experts");
+  expects(key.top_groups >= 1 && key.top_groups <= key.groups, what, ": top_groups is ",
+          key.top_groups, "; it is at least 1 and at most the ", key.groups, " groups");
+  expects(key.best_of >= 1 && key.best_of <= experts / key.groups, what, ": best_of is ",
+          key.best_of, "; it is at least 1 and at most the ", experts / key.groups,
+          " experts of a group");
+  check_key(what, key.inner, experts);
+}
+
 template <class Router, class T>
 void check_router(char const* what, char const* logits_name, Router const& r,
                   tensor_view<T, 2> const& logits) {
@@ -24,6 +38,7 @@ void check_router(char const* what, char const* logits_name, Router const& r,
   expects(r.top_k >= 1, what, ": top_k is ", r.top_k, "; it is at least 1");
   expects(r.top_k <= r.experts, what, ": top_k is ", r.top_k, ", but there are only ", r.experts,
           " experts");
+  check_key(what, r.key, r.experts);
   check_view(logits_name, logits);
   check_extent(logits_name, logits, 1, r.experts, "the router's number of experts");
 }
@@ -41,10 +56,9 @@ void check_choices(char const* what, Router const& r, tensor_view<T, 2> const& v
 /// Gives every token its experts: `route(ctx, router, logits, bias, routes)`.
 ///   logits: [T, experts], any element type. What is NaN or -inf is never selected
 ///   bias: [experts], of which only the selection knows, or expar::no_bias. May be left out where
-///   the
-///         router's key takes none
+///         the router's key takes none
 ///   routes: `ids` [T, top_k] and `weights` [T, top_k] of any element type are written; see
-///   routes_like
+///           routes_like
 /// Computes in float, or in double for logits of double, and rounds the weights once. Choices are
 /// in descending order of the key; equal keys by ascending expert id. Memory: some rows per thread,
 /// from the context. Throws where shapes do not fit, or unless 1 <= top_k <= experts.

@@ -32,6 +32,8 @@ struct router_shape {
 template <score_policy Score, key_policy Key, weight_policy... Weights>
 struct router {
   static constexpr bool takes_bias = Key::takes_bias;
+  /// Whether experts are compared by their logits; see score_key.
+  static constexpr bool by_logit = detail::selects_by_logit<Score, Key>;
 
   int experts;
   int top_k;
@@ -44,7 +46,8 @@ struct router {
 
   /// How many numbers of type A the scratch of forward() and vjp() holds.
   EXPAR_HD constexpr std::ptrdiff_t forward_scratch() const {
-    return std::ptrdiff_t{2} * experts + top_k;
+    int const behind = detail::key_scratch(key);
+    return std::ptrdiff_t{2} * experts + (behind > top_k ? behind : top_k);
   }
   EXPAR_HD constexpr std::ptrdiff_t vjp_scratch() const {
     return experts + std::ptrdiff_t{weigh.length + 2} * top_k;
@@ -58,10 +61,14 @@ struct router {
     A* const scores = scratch;
     A* const keys = scores + experts;
     score(z, scores, experts);
-    key(z, scores, bias, keys, experts);
-    for (int e = 0; e < experts; ++e)
-      if (detail::masked(z[e])) keys[e] = -detail::infinity<A>;
-    select_top_k(keys, experts, top_k, ids, keys + experts);
+    if constexpr (by_logit) {
+      select_top_k(z, experts, top_k, ids, keys);
+    } else {
+      key(z, scores, bias, keys, experts);
+      for (int e = 0; e < experts; ++e)
+        if (detail::masked(z[e])) keys[e] = -detail::infinity<A>;
+      select_top_k(static_cast<A const*>(keys), experts, top_k, ids, keys + experts);
+    }
     gather(scores, ids, w);
     weigh(ids, w, top_k);
   }

@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cmath>
-#include <limits>
-
 #include <expar/config.hpp>
+#include <expar/detail/arithmetic.hpp>
+#include <expar/router/exp.hpp>
 
 namespace expar {
 inline namespace v0 {
 namespace detail {
-
-// Variables, because kernels may read constants but not call what computes them.
-template <class A>
-inline constexpr A infinity = std::numeric_limits<A>::infinity();
 
 /// A logit of NaN or -inf takes part in nothing: its score is 0, it is never selected, and its
 /// gradient is 0.
@@ -33,7 +28,45 @@ EXPAR_HD constexpr A largest_logit(A const* z, int experts) {
 /// exp(z - most) for an unmasked z <= most; a logit of +inf counts as the limit of a large one.
 template <class A>
 EXPAR_HD A shifted_exp(A z, A most) {
-  return z == most ? A(1) : std::exp(z - most);
+  return exponential(zero_unless(z != most, add(z, -most)));
+}
+
+/// The sum of term(e) over the experts in an order that vectors, threads and lanes all can follow:
+/// expert e goes to partial sum e mod 32, by ascending e, and the 32 partial sums are halved: l
+/// takes up l + 16, then l + 8, 4, 2 and 1.
+template <class A, class Term>
+EXPAR_HD A interleaved_sum(int experts, Term term) {
+  constexpr int lanes = 32;
+  A part[lanes] = {};
+  int first = 0;
+  for (; first + lanes <= experts; first += lanes)
+    for (int l = 0; l < lanes; ++l) part[l] = add(part[l], term(first + l));
+  for (int l = 0; first + l < experts; ++l) part[l] = add(part[l], term(first + l));
+  for (int half = lanes / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) part[l] = add(part[l], part[l + half]);
+  return part[0];
+}
+
+/// The scores s of one token by a separable policy.
+template <class Score, class A>
+EXPAR_HD void separable_scores(Score score, A const* z, A* s, int experts) {
+  A const most = Score::normalized ? largest_logit(z, experts) : A(0);
+  for (int e = 0; e < experts; ++e) {
+    A const x = z[e];
+    s[e] = zero_unless(!masked(x), score.term(x, most));
+  }
+  if constexpr (Score::normalized) {
+    A const sum = interleaved_sum<A>(experts, [s](int e) { return s[e]; });
+    if (sum > A(0))
+      for (int e = 0; e < experts; ++e) s[e] = divide(s[e], sum);
+  }
+}
+template <class Score, class A>
+EXPAR_HD void separable_vjp(Score score, A const* s, A const* ds, A* dz, int experts) {
+  A mean = 0;
+  if constexpr (Score::normalized)
+    mean = interleaved_sum<A>(experts, [s, ds](int e) { return multiply(ds[e], s[e]); });
+  for (int e = 0; e < experts; ++e) dz[e] = score.slope(s[e], ds[e], mean);
 }
 
 }  // namespace detail
@@ -41,45 +74,71 @@ EXPAR_HD A shifted_exp(A z, A most) {
 /// The first policy of a router: the logits z of one token to its scores s, both [experts].
 ///   score(z, s, experts)              writes s; 0 where z is NaN or -inf
 ///   score.vjp(z, s, ds, dz, experts)  overwrites dz with the gradient for z, given s and the
-///   gradient
-///                                     ds for it; dz may be ds
+///                                     gradient ds for it; dz may be ds
+/// A policy may say `monotone = true`: of two logits of a token, the larger has the larger score
+/// wherever numbers are exact. Then a router that selects by the score compares logits.
 template <class S>
 concept score_policy = requires(S const score, float const* in, float* out, int experts) {
   score(in, out, experts);
   score.vjp(in, in, in, out, experts);
 };
 
+/// A score policy that is made expert by expert, which lets a device hold a token in registers:
+///   score.term(z, most)       the score of a logit, or what becomes it when divided by the
+///                             interleaved sum over the unmasked experts; most is their largest
+///                             logit. What it gives for a masked logit is not used
+///   score.normalized          whether to divide; if not, most is not given
+///   score.slope(s, ds, mean)  the gradient for z of one expert; mean is the interleaved sum of ds
+///   *
+///                             s, or 0 unless normalized
+template <class S>
+concept separable_score = score_policy<S> && requires(S const score, float x) {
+  score.term(x, x);
+  score.slope(x, x, x);
+  requires S::normalized || !S::normalized;
+};
+
 /// s = exp(z) / sum of exp(z) over the experts. One logit of +inf has score 1, m of them 1/m each.
 struct softmax_score {
+  static constexpr bool monotone = true, normalized = true;
+
+  template <class A>
+  EXPAR_HD A term(A z, A most) const {
+    return detail::shifted_exp(z, most);
+  }
+  template <class A>
+  EXPAR_HD A slope(A s, A ds, A mean) const {
+    return detail::multiply(s, detail::add(ds, -mean));
+  }
   template <class A>
   EXPAR_HD void operator()(A const* z, A* s, int experts) const {
-    A const most = detail::largest_logit(z, experts);
-    A sum = 0;
-    for (int e = 0; e < experts; ++e) {
-      s[e] = detail::masked(z[e]) ? A(0) : detail::shifted_exp(z[e], most);
-      sum += s[e];
-    }
-    if (sum > A(0))
-      for (int e = 0; e < experts; ++e) s[e] /= sum;
+    detail::separable_scores(*this, z, s, experts);
   }
   template <class A>
   EXPAR_HD void vjp(A const* /*z*/, A const* s, A const* ds, A* dz, int experts) const {
-    A mean = 0;
-    for (int e = 0; e < experts; ++e) mean += ds[e] * s[e];
-    for (int e = 0; e < experts; ++e) dz[e] = s[e] * (ds[e] - mean);
+    detail::separable_vjp(*this, s, ds, dz, experts);
   }
 };
 
 /// s = 1 / (1 + exp(-z)), each expert for itself.
 struct sigmoid_score {
+  static constexpr bool monotone = true, normalized = false;
+
+  template <class A>
+  EXPAR_HD A term(A z, A /*most*/) const {
+    return detail::divide(A(1), detail::add(A(1), detail::exponential(-z)));
+  }
+  template <class A>
+  EXPAR_HD A slope(A s, A ds, A /*mean*/) const {
+    return detail::multiply(detail::multiply(ds, s), detail::add(A(1), -s));
+  }
   template <class A>
   EXPAR_HD void operator()(A const* z, A* s, int experts) const {
-    for (int e = 0; e < experts; ++e)
-      s[e] = detail::masked(z[e]) ? A(0) : A(1) / (A(1) + std::exp(-z[e]));
+    detail::separable_scores(*this, z, s, experts);
   }
   template <class A>
   EXPAR_HD void vjp(A const* /*z*/, A const* s, A const* ds, A* dz, int experts) const {
-    for (int e = 0; e < experts; ++e) dz[e] = ds[e] * s[e] * (A(1) - s[e]);
+    detail::separable_vjp(*this, s, ds, dz, experts);
   }
 };
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include <expar/config.hpp>
+#include <expar/detail/arithmetic.hpp>
 
 namespace expar {
 inline namespace v0 {
@@ -37,7 +38,7 @@ struct renormalize {
   EXPAR_HD void operator()(std::int32_t const* /*ids*/, A* w, int k) const {
     if (k == 1 && !single) return;
     A const divisor = denominator(w, k);
-    for (int j = 0; j < k; ++j) w[j] = divisor == A(0) ? A(0) : w[j] / divisor;
+    for (int j = 0; j < k; ++j) w[j] = divisor == A(0) ? A(0) : detail::divide(w[j], divisor);
   }
   template <class A>
   EXPAR_HD void vjp(std::int32_t const* ids, A const* in, A const* out, A* d, int k) const {
@@ -45,16 +46,17 @@ struct renormalize {
     A const divisor = denominator(in, k);
     A mean = 0;
     if (!clamped(in, k))
-      for (int j = 0; j < k; ++j) mean += d[j] * out[j];
+      for (int j = 0; j < k; ++j) mean = detail::add(mean, detail::multiply(d[j], out[j]));
     for (int j = 0; j < k; ++j)
-      d[j] = ids[j] < 0 || divisor == A(0) ? A(0) : (d[j] - mean) / divisor;
+      d[j] =
+          ids[j] < 0 || divisor == A(0) ? A(0) : detail::divide(detail::add(d[j], -mean), divisor);
   }
 
  private:
   template <class A>
   EXPAR_HD static A sum(A const* w, int k) {
     A total = 0;
-    for (int j = 0; j < k; ++j) total += w[j];
+    for (int j = 0; j < k; ++j) total = detail::add(total, w[j]);
     return total;
   }
   template <class A>
@@ -64,7 +66,7 @@ struct renormalize {
   template <class A>
   EXPAR_HD A denominator(A const* w, int k) const {
     if (clamped(w, k)) return static_cast<A>(epsilon);
-    return sum(w, k) + (kind == guard::add ? static_cast<A>(epsilon) : A(0));
+    return detail::add(sum(w, k), kind == guard::add ? static_cast<A>(epsilon) : A(0));
   }
 };
 
@@ -74,12 +76,12 @@ struct scale {
 
   template <class A>
   EXPAR_HD void operator()(std::int32_t const* /*ids*/, A* w, int k) const {
-    for (int j = 0; j < k; ++j) w[j] *= static_cast<A>(factor);
+    for (int j = 0; j < k; ++j) w[j] = detail::multiply(w[j], static_cast<A>(factor));
   }
   template <class A>
   EXPAR_HD void vjp(std::int32_t const* /*ids*/, A const* /*in*/, A const* /*out*/, A* d,
                     int k) const {
-    for (int j = 0; j < k; ++j) d[j] *= static_cast<A>(factor);
+    for (int j = 0; j < k; ++j) d[j] = detail::multiply(d[j], static_cast<A>(factor));
   }
 };
 

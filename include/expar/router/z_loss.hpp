@@ -29,9 +29,8 @@ struct z_term {
   template <class A>
   A log_sum_exp(A const* z) const {
     A const most = largest_logit(z, experts);
-    A sum = 0;
-    for (int e = 0; e < experts; ++e)
-      if (!masked(z[e])) sum += shifted_exp(z[e], most);
+    A const sum = interleaved_sum<A>(
+        experts, [z, most](int e) { return zero_unless(!masked(z[e]), shifted_exp(z[e], most)); });
     return sum > A(0) ? most + std::log(sum) : A(0);
   }
   template <class A>
