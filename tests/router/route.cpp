@@ -253,7 +253,13 @@ TEST_CASE("routing takes its memory from the context and gives it back", "[route
   expar::route(own, biased(3, 2), z.view(), bias, routes);
   expar::route_backward(own, biased(3, 2), z.view(), routes, routes.weights, z.view());
   std::pmr::set_default_resource(before);
-  REQUIRE(memory.calls == 3);
+  REQUIRE(memory.calls == 0);
+  std::vector<expar::half> const other_bias(3, expar::half{0});
+  expar::route(own, biased(3, 2), z.view(), other_bias, routes);  // widened in memory
+  REQUIRE(memory.calls == 1);
+  matrix<float> wide(1, 5000);  // more than the stack is asked for
+  expar::route(own, mixtral(5000, 2), wide.view(), routes);
+  REQUIRE(memory.calls == 2);
   REQUIRE(memory.held == 0);
 }
 

@@ -10,13 +10,21 @@ namespace expar {
 inline namespace v0 {
 namespace detail {
 
-/// Calls f(token, scratch) for every token, with `size` numbers of scratch per thread. A chunk
-/// holds some thousand logits: less is not worth waking a thread.
+/// Calls f(token, scratch) for every token, with `size` numbers of scratch per thread: on its stack
+/// for some thousand experts, from the context beyond. A chunk holds some thousand logits: less is
+/// not worth waking a thread.
 template <class A, class F>
 void for_each_token_with(host_context const& ctx, index_t tokens, index_t experts, index_t size,
                          F&& f) {
-  if (tokens == 0) return;
+  constexpr index_t on_stack = 8192;
   index_t const grain = 4096 / (experts + 1) + 1;
+  if (size <= on_stack) {
+    ctx.for_each_chunk(tokens, grain, [&](int, index_t first, index_t last) {
+      alignas(64) A scratch[on_stack];
+      for (index_t t = first; t < last; ++t) f(t, scratch);
+    });
+    return;
+  }
   index_t const stride = size + 64;  // keeps threads off each other's cache lines
   buffer<A> scratch(ctx.memory());
   scratch.resize(stride * ctx.chunks(tokens, grain));

@@ -61,7 +61,9 @@ void check_choices(char const* what, Router const& r, tensor_view<T, 2> const& v
 ///           routes_like
 /// Computes in float, or in double for logits of double, and rounds the weights once. Choices are
 /// in descending order of the key; equal keys by ascending expert id. Memory: some rows per thread,
-/// from the context. Throws where shapes do not fit, or unless 1 <= top_k <= experts.
+/// on its stack, or from the context where there are more than some thousand experts or the bias
+/// has another type than float (double for logits of double). Throws where shapes do not fit, or
+/// unless 1 <= top_k <= experts.
 inline constexpr struct route_fn {
   template <class Router, class Logits, class Routes>
   void operator()(host_context const& ctx, Router const& r, Logits const& logits,
@@ -119,9 +121,13 @@ inline constexpr struct route_fn {
           "expar: the bias is of an element type; specialize expar::element_traits for it");
       detail::check_view("route: bias", v);
       detail::check_extent("route: bias", v, 0, r.experts, "the router's number of experts");
-      A* const wide = to.resize(v.extents[0]);
-      detail::widen_row(v.data, wide, v.extents[0]);
-      return wide;
+      if constexpr (std::is_same_v<detail::element_of<decltype(v)>, A>) {
+        return v.data;
+      } else {
+        A* const wide = to.resize(v.extents[0]);
+        detail::widen_row(v.data, wide, v.extents[0]);
+        return wide;
+      }
     }
   }
 } route{};
@@ -130,9 +136,8 @@ inline constexpr struct route_fn {
 /// gradient for the weights that route() wrote. The logits are those that route() read; of the
 /// routes only the ids are read, and taken as constants, so an id that is set to -1 on the way
 /// takes no part at all. A route that is dropped for want of capacity keeps its id and has a
-/// d_weights of 0. The bias gets no gradient. Element types are free. Memory: some rows per thread,
-/// from the context. Throws where shapes do not fit, or if an id is not -1 .. experts - 1; then
-/// d_logits is untouched.
+/// d_weights of 0. The bias gets no gradient. Element types are free. Memory: as route(). Throws
+/// where shapes do not fit, or if an id is not -1 .. experts - 1; then d_logits is untouched.
 inline constexpr struct route_backward_fn {
   template <class Router, class Logits, class Routes, class DWeights, class DLogits>
   void operator()(host_context const& ctx, Router const& r, Logits const& logits,
