@@ -14,7 +14,7 @@ endif()
 
 # Every host header, so that the umbrella cannot fall behind.
 file(GLOB_RECURSE headers RELATIVE "${INCLUDE}" "${INCLUDE}/expar/*.hpp")
-list(FILTER headers EXCLUDE REGEX "^expar/(comm/(mpi|nccl)\\.hpp|interop/|gpu/)")
+list(FILTER headers EXCLUDE REGEX "^expar/(comm/(mpi|nccl[a-z_]*)\\.|interop/|gpu/)")
 foreach(header IN LISTS headers)
   string(FIND "${text}" "${header}\"" place)
   if(place EQUAL -1)
