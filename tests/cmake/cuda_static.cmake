@@ -7,6 +7,12 @@ set(nvcc "${CMAKE_CUDA_COMPILER}" -std=c++20 "-I${PROJECT_SOURCE_DIR}/include"
 if(CMAKE_CUDA_HOST_COMPILER)
   list(APPEND nvcc -ccbin "${CMAKE_CUDA_HOST_COMPILER}")
 endif()
+set(archs sm_80 sm_90a sm_100)
+set(code "")
+foreach(arch IN LISTS archs)
+  string(REPLACE "sm_" "compute_" virtual "${arch}")
+  list(APPEND code -gencode "arch=${virtual},code=${arch}")
+endforeach()
 set(scratch "${CMAKE_CURRENT_BINARY_DIR}/cuda_static")
 file(MAKE_DIRECTORY "${scratch}/alone")
 
@@ -18,9 +24,7 @@ endfunction()
 # --- every header that needs nvcc, alone -----------------------------------------------------------
 file(GLOB_RECURSE cuda_headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/include"
   "${PROJECT_SOURCE_DIR}/include/expar/*.cuh" "${PROJECT_SOURCE_DIR}/include/expar/comm/nccl*.hpp")
-find_path(EXPAR_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
 if(NOT EXPAR_NCCL_INCLUDE_DIR)
-  message(STATUS "expar: NCCL was not found; its adapters are not compiled")
   list(FILTER cuda_headers EXCLUDE REGEX "/nccl[^/]*$")
 endif()
 file(WRITE "${scratch}/alone/empty.cu" "")
@@ -28,10 +32,11 @@ foreach(header IN LISTS cuda_headers)
   string(REGEX REPLACE "^expar/|\\.[a-z]+$" "" name "${header}")
   string(REPLACE "/" "." name "${name}")
   set(include "")
-  if(header MATCHES "/nccl[^/]*$")
+  if(header MATCHES "/nccl[^/]*$" AND
+      NOT EXPAR_NCCL_INCLUDE_DIR IN_LIST CMAKE_CXX_IMPLICIT_INCLUDE_DIRECTORIES)
     set(include -isystem "${EXPAR_NCCL_INCLUDE_DIR}")
   endif()
-  expar_static_test(alone.${name} ${nvcc} ${include} -arch=sm_80 -include "${header}"
+  expar_static_test(alone.${name} ${nvcc} ${include} ${code} -include "${header}"
     -c "${scratch}/alone/empty.cu" -o "${scratch}/alone/${name}.o")
 endforeach()
 
@@ -51,7 +56,6 @@ endforeach()
 
 # --- registers, spills and memory accesses of the kernels that matter --------------------------------
 # A spill, or any use of local memory, is an error of the compilation.
-set(archs sm_80 sm_90a sm_100)
 set(cubins "")
 foreach(arch IN LISTS archs)
   add_custom_command(OUTPUT "${scratch}/${arch}.cubin" "${scratch}/${arch}.log"
