@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-# Preprocesses expar.hpp and looks at what it includes.
+# Preprocesses expar.hpp and looks at what it includes. LANGUAGE cu: as CUDA, where the compiler
+# includes its runtime by itself.
 
-execute_process(COMMAND "${COMPILER}" -std=c++20 "-I${INCLUDE}" -E -x c++
+if(NOT DEFINED LANGUAGE)
+  set(LANGUAGE c++)
+endif()
+execute_process(COMMAND "${COMPILER}" -std=c++20 "-I${INCLUDE}" -E -x ${LANGUAGE}
     "${INCLUDE}/expar/expar.hpp"
   OUTPUT_VARIABLE text ERROR_VARIABLE errors RESULT_VARIABLE result)
 if(NOT result EQUAL 0)
@@ -10,7 +14,7 @@ endif()
 
 # Every host header, so that the umbrella cannot fall behind.
 file(GLOB_RECURSE headers RELATIVE "${INCLUDE}" "${INCLUDE}/expar/*.hpp")
-list(FILTER headers EXCLUDE REGEX "^expar/(comm/(mpi|nccl)\\.hpp|interop/|gpu/)")
+list(FILTER headers EXCLUDE REGEX "^expar/(comm/(mpi|nccl[a-z_]*)\\.|interop/|gpu/)")
 foreach(header IN LISTS headers)
   string(FIND "${text}" "${header}\"" place)
   if(place EQUAL -1)
@@ -18,7 +22,11 @@ foreach(header IN LISTS headers)
   endif()
 endforeach()
 
-foreach(foreign cuda_runtime cuda_fp16 mpi.h nccl.h Eigen torch)
+set(foreigners cuda_fp16 cuda_bf16 cub/ thrust/ cooperative_groups expar/gpu/ mpi.h nccl.h Eigen torch)
+if(LANGUAGE STREQUAL "c++")
+  list(APPEND foreigners cuda_runtime)
+endif()
+foreach(foreign IN LISTS foreigners)
   string(REGEX MATCH "# [0-9]+ \"[^\"]*/${foreign}[^\"]*\"" place "${text}")
   if(place)
     message(SEND_ERROR "expar.hpp includes a header of others: ${place}")
@@ -26,6 +34,9 @@ foreach(foreign cuda_runtime cuda_fp16 mpi.h nccl.h Eigen torch)
 endforeach()
 
 # Lines after the preprocessor stand for compile time, and are the same on every machine.
+if(NOT DEFINED BUDGET)
+  return()
+endif()
 string(REGEX MATCHALL "\n" lines "${text}")
 list(LENGTH lines lines)
 message(STATUS "expar.hpp is ${lines} lines after the preprocessor; the budget is ${BUDGET}")

@@ -2,9 +2,9 @@
 #include <expar/gpu/plan/plan.cuh>
 #include <expar/plan/plan.hpp>
 
+#include "gpu/device.cuh"
 #include "support/catch.hpp"
 #include "support/random.hpp"
-#include "gpu/device.cuh"
 
 using Catch::Matchers::Equals;
 using expar::index_t;
@@ -231,7 +231,8 @@ TEST_CASE("a failed call of the runtime becomes an exception once") {
     FAIL("nothing was thrown");
   } catch (expar::cuda_error const& e) {
     REQUIRE(e.code() != cudaSuccess);
-    REQUIRE_THAT(e.what(), Catch::Matchers::StartsWith("expar: test: cudaSetDevice gave CUDA error "));
+    REQUIRE_THAT(e.what(),
+                 Catch::Matchers::StartsWith("expar: test: cudaSetDevice gave CUDA error "));
     REQUIRE(std::string(e.call()) == "cudaSetDevice");
     REQUIRE(std::string(e.place()) == "test");
   }
