@@ -45,22 +45,26 @@ class nccl_error : public error {
 
 /// The ranks of an NCCL communicator, one GPU each: tiers 1 and 2 on device memory. It works on the
 /// caller's communicator and neither duplicates nor destroys it: `comm` outlives it and has no
-/// other operation under way meanwhile. Operations are enqueued on the stream of the context and
-/// complete in its order: `out` is ready, and `in` may be reused, for later work on that stream.
-/// None waits for the device, allocates, or needs a count from it; all can be captured in a graph,
-/// which keeps the counts of its capture. The first operation between two ranks waits on the host
-/// until NCCL has connected them. One thread calls it at a time; all ranks make the same calls in
-/// the same order. A thread that drives several ranks groups their calls by ncclGroupStart and
-/// ncclGroupEnd, and nothing begins before that end. NCCL does not notice two ranks that disagree
-/// about a byte count: they may wait for ever, see check_async().
+/// other operation under way meanwhile.
 ///
-/// Tested against a stand-in for NCCL that moves the bytes; not run on several GPUs.
+/// Operations are enqueued on the stream of the context and complete in its order: `out` is ready,
+/// and `in` may be reused, for later work on that stream. They neither allocate nor wait for the
+/// device; but before two ranks meet for the first time NCCL connects them, and the host waits for
+/// that. A graph that captures one keeps its counts.
+///
+/// One thread calls it at a time, and all ranks make the same calls in the same order. A thread
+/// that drives several ranks groups their calls by ncclGroupStart and ncclGroupEnd; nothing begins
+/// before that end. NCCL does not notice two ranks that disagree about a byte count: they may wait
+/// for ever, see check_async().
+///
+/// Tested on ranks of a stand-in for NCCL that moves the bytes. Not run on several GPUs, nor
+/// captured.
 class nccl_communicator {
  public:
   static constexpr communicator_traits traits{.space = memory_space::device};
 
   /// Local. `comm` is initialised (a non-blocking one: no longer in progress) and its device is the
-  /// current one. Allocates a few bytes per rank.
+  /// current one. Allocates a few bytes per rank, and its end waits for the device to free them.
   explicit nccl_communicator(ncclComm_t comm) : comm_(comm) {
     detail::expects(comm != nullptr, "nccl_communicator: comm is null");
     int device = 0, current = 0;

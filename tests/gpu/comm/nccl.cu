@@ -170,10 +170,12 @@ TEST_CASE("fixed sizes are one call of NCCL each, and none of them waits or allo
   REQUIRE(expar_test::runtime_calls::now().since(before) == std::vector<unsigned long>(5, 0));
   std::vector<std::string> names;
   for (auto const& c : here.calls) names.push_back(c.name);
+#if NCCL_VERSION_CODE >= 22800  // earlier, all_to_all is a group like all_to_all_v
   REQUIRE(names == std::vector<std::string>{"ncclAlltoAll", "ncclAllGather", "ncclAllReduce",
                                             "ncclCommGetAsyncError"});
   REQUIRE(here.calls[0].bytes == std::size_t{5} << 30);
   REQUIRE(here.calls[1].bytes == std::size_t{7} << 30);
+#endif
   nccl_here() = {};
 }
 
@@ -243,7 +245,8 @@ TEST_CASE("an error of any call is an nccl_error, and leaves no group open behin
     fails("ncclRecv", "all_to_all_v", after, ragged);
   }
   fails("ncclGroupEnd", "all_to_all_v", 0, ragged);
-  fails("ncclAlltoAll", "all_to_all", 0, [&] { comm.all_to_all(on, nullptr, nullptr, 1); });
+  fails(NCCL_VERSION_CODE >= 22800 ? "ncclAlltoAll" : "ncclSend", "all_to_all", 0,
+        [&] { comm.all_to_all(on, nullptr, nullptr, 1); });
   fails("ncclAllGather", "all_gather", 0, [&] { comm.all_gather(on, nullptr, nullptr, 1); });
   fails("ncclAllReduce", "barrier", 0, [&] { comm.barrier(on); });
   fails("ncclCommGetAsyncError", "check_async", 0, [&] { comm.check_async(); });
