@@ -24,7 +24,7 @@ endfunction()
 # --- every header that needs nvcc, alone -----------------------------------------------------------
 file(GLOB_RECURSE cuda_headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/include"
   "${PROJECT_SOURCE_DIR}/include/expar/*.cuh" "${PROJECT_SOURCE_DIR}/include/expar/comm/nccl*.hpp")
-if(NOT EXPAR_NCCL_INCLUDE_DIR)
+if(NOT NCCL_FOUND)
   list(FILTER cuda_headers EXCLUDE REGEX "/nccl[^/]*$")
 endif()
 file(WRITE "${scratch}/alone/empty.cu" "")
@@ -33,8 +33,8 @@ foreach(header IN LISTS cuda_headers)
   string(REPLACE "/" "." name "${name}")
   set(include "")
   if(header MATCHES "/nccl[^/]*$" AND
-      NOT EXPAR_NCCL_INCLUDE_DIR IN_LIST CMAKE_CXX_IMPLICIT_INCLUDE_DIRECTORIES)
-    set(include -isystem "${EXPAR_NCCL_INCLUDE_DIR}")
+      NOT NCCL_INCLUDE_DIR IN_LIST CMAKE_CXX_IMPLICIT_INCLUDE_DIRECTORIES)
+    set(include -isystem "${NCCL_INCLUDE_DIR}")
   endif()
   expar_static_test(alone.${name} ${nvcc} ${include} ${code} -include "${header}"
     -c "${scratch}/alone/empty.cu" -o "${scratch}/alone/${name}.o")
