@@ -18,6 +18,11 @@ namespace detail {
 /// Tables of one number per expert fit the 48 KiB that a block has without asking.
 inline constexpr int most_experts = 12000;
 
+inline void check_factor(char const* what, fixed_capacity layout) {
+  expar::detail::expects(layout.factor > 0, what, ": capacity factor is ", layout.factor,
+                         "; on a device it is positive, since others need the counts");
+}
+
 /// Routes take their places in the order of t * token_stride + j * choice_stride, tile by tile of
 /// 2^bits; routes of one tile know their places among each other.
 struct tile_order {
@@ -64,7 +69,8 @@ struct plan_view {
 /// to its largest batch allocates no more.
 class route_plan {
  public:
-  explicit route_plan(context const& ctx) : control_(ctx), routes_(ctx), bases_(ctx), sums_(ctx) {}
+  explicit route_plan(context const& ctx)
+      : control_(ctx), routes_(ctx), bases_(ctx), sums_(ctx), scratch_(ctx) {}
 
   index_t tokens() const noexcept { return view_.tokens; }
   int top_k() const noexcept { return view_.top_k; }
@@ -94,11 +100,18 @@ class route_plan {
   /// Makes room for a plan of this shape, and takes the shape on: the launch is the caller's.
   arrays arrange(context const& ctx, index_t tokens, int top_k, int experts, index_t capacity,
                  int alignment, index_t tiles, detail::tile_order order);
+  /// Room for n numbers that such a launch works with.
+  template <class A>
+  A* scratch(index_t n) {
+    scratch_.resize(n * index_t{sizeof(A)});
+    return reinterpret_cast<A*>(scratch_.data());
+  }
 
  private:
   detail::buffer<unsigned> control_;
   detail::buffer<std::int32_t> routes_, bases_;
   detail::buffer<index_t> sums_;
+  detail::buffer<unsigned char> scratch_;
   plan_view view_{};
   int alignment_ = 1;
 };
@@ -173,8 +186,7 @@ inline constexpr struct make_plan_fn {
   void operator()(context const& ctx, Ids const& ids, int experts, fixed_capacity layout,
                   route_plan& out) const {
     expar::detail::check_layout("plan", layout);
-    expar::detail::expects(layout.factor > 0, "plan: capacity factor is ", layout.factor,
-                           "; on a device it is positive, since others need the counts");
+    detail::check_factor("plan", layout);
     expar::detail::expects(experts >= 1, "plan: experts is ", experts, "; at least 1 is needed");
     auto const v = view(ctx, ids);
     expar::detail::expects(v.extents[1] <= INT32_MAX, "plan: ids has ", v.extents[1],
