@@ -90,21 +90,7 @@ struct group_limited {
   /// The sum of one run, of which at(i) is the i-th key; -inf if there is nothing to select.
   template <class A, class At>
   EXPAR_HD A sum_of_best(int size, At at) const {
-    A sum = -detail::infinity<A>, last = 0;
-    int last_at = -1;
-    for (int n = 0; n < best_of; ++n) {
-      A best = -detail::infinity<A>;
-      int best_at = -1;
-      for (int i = 0; i < size; ++i) {
-        A const key = at(i);
-        bool const taken = last_at >= 0 && !(key < last || (key == last && i > last_at));
-        if (!taken && key > best) best = key, best_at = i;
-      }
-      if (best_at < 0) break;
-      sum = n == 0 ? best : detail::add(sum, best);
-      last = best, last_at = best_at;
-    }
-    return sum;
+    return best_of <= 2 ? sum_of_two<A>(size, at) : sum_of_many<A>(size, at);
   }
   /// Whether run g is among the best, given all sums.
   template <class A>
@@ -129,6 +115,39 @@ struct group_limited {
     for (int g = 0; g < groups; ++g)
       if (!keeps(sums, g))
         for (int i = 0; i < size; ++i) keys[g * size + i] = -detail::infinity<A>;
+  }
+
+ private:
+  template <class A, class At>
+  EXPAR_HD A sum_of_two(int size, At at) const {
+    A first = -detail::infinity<A>, second = first;
+    for (int i = 0; i < size; ++i) {
+      A const key = at(i);
+      if (key > first)
+        second = first, first = key;
+      else if (key > second)
+        second = key;
+    }
+    return best_of == 1 || detail::masked(second) ? first : detail::add(first, second);
+  }
+  /// By descending key; nothing is stored, so each key costs a pass.
+  template <class A, class At>
+  EXPAR_HD A sum_of_many(int size, At at) const {
+    A sum = -detail::infinity<A>, last = 0;
+    int last_at = -1;
+    for (int n = 0; n < best_of; ++n) {
+      A best = -detail::infinity<A>;
+      int best_at = -1;
+      for (int i = 0; i < size; ++i) {
+        A const key = at(i);
+        bool const taken = last_at >= 0 && !(key < last || (key == last && i > last_at));
+        if (!taken && key > best) best = key, best_at = i;
+      }
+      if (best_at < 0) break;
+      sum = n == 0 ? best : detail::add(sum, best);
+      last = best, last_at = best_at;
+    }
+    return sum;
   }
 };
 template <class Inner>

@@ -13,6 +13,29 @@ namespace expar {
 inline namespace v0 {
 namespace gpu {
 
+namespace detail {
+
+/// Tables of one number per expert fit the 48 KiB that a block has without asking.
+inline constexpr int most_experts = 12000;
+
+inline void check_factor(char const* what, fixed_capacity layout) {
+  expar::detail::expects(layout.factor > 0, what, ": capacity factor is ", layout.factor,
+                         "; on a device it is positive, since others need the counts");
+}
+
+/// Routes take their places in the order of t * token_stride + j * choice_stride, tile by tile of
+/// 2^bits; routes of one tile know their places among each other.
+struct tile_order {
+  index_t token_stride, choice_stride;
+  int bits;
+
+  EXPAR_HD constexpr index_t tile(index_t t, int j) const {
+    return (t * token_stride + j * choice_stride) >> bits;
+  }
+};
+
+}  // namespace detail
+
 /// What a kernel sees of a plan, by value.
 struct plan_view {
   std::int32_t const* ids;        // [tokens, top_k]; -1: no expert
@@ -21,16 +44,15 @@ struct plan_view {
   index_t const* counts;
   index_t const* offsets;
   index_t tokens, capacity;  // capacity -1: nothing is dropped
-  int top_k, experts, tile_bits;
-  bool choice_major;
+  int top_k, experts;
+  detail::tile_order order;
 
   /// The place of a route among the rows of its expert; -1: no expert, or dropped.
   __device__ index_t location(index_t t, int j) const {
     index_t const at = t * top_k + j;
     std::int32_t const within = locations[at];
     if (within < 0) return -1;
-    index_t const tile = (choice_major ? j * tokens + t : at) >> tile_bits;
-    index_t const place = bases[tile * experts + ids[at]] + within;
+    index_t const place = bases[order.tile(t, j) * experts + ids[at]] + within;
     return capacity >= 0 && place >= capacity ? -1 : place;
   }
   __device__ index_t row(index_t t, int j) const {
@@ -47,7 +69,8 @@ struct plan_view {
 /// to its largest batch allocates no more.
 class route_plan {
  public:
-  explicit route_plan(context const& ctx) : control_(ctx), routes_(ctx), bases_(ctx), sums_(ctx) {}
+  explicit route_plan(context const& ctx)
+      : control_(ctx), routes_(ctx), bases_(ctx), sums_(ctx), scratch_(ctx) {}
 
   index_t tokens() const noexcept { return view_.tokens; }
   int top_k() const noexcept { return view_.top_k; }
@@ -69,59 +92,81 @@ class route_plan {
   void place(context const& ctx, tensor_view<std::int32_t const, 2> ids, int experts,
              index_t capacity, int alignment, bool choice_major);
 
+  /// What a launch that makes the plan writes.
+  struct arrays {
+    std::int32_t *ids, *locations;
+    detail::tile_sums sums;
+  };
+  /// Makes room for a plan of this shape, and takes the shape on: the launch is the caller's.
+  arrays arrange(context const& ctx, index_t tokens, int top_k, int experts, index_t capacity,
+                 int alignment, index_t tiles, detail::tile_order order);
+  /// Room for n numbers that such a launch works with.
+  template <class A>
+  A* scratch(index_t n) {
+    scratch_.resize(n * index_t{sizeof(A)});
+    return reinterpret_cast<A*>(scratch_.data());
+  }
+
  private:
   detail::buffer<unsigned> control_;
   detail::buffer<std::int32_t> routes_, bases_;
   detail::buffer<index_t> sums_;
+  detail::buffer<unsigned char> scratch_;
   plan_view view_{};
   int alignment_ = 1;
 };
 
+inline route_plan::arrays route_plan::arrange(context const& ctx, index_t tokens, int top_k,
+                                              int experts, index_t capacity, int alignment,
+                                              index_t tiles, detail::tile_order order) {
+  view_ = {};  // an exception below leaves an empty plan
+  if (control_.resize(2))
+    detail::check(cudaMemsetAsync(control_.data(), 0, 2 * sizeof(unsigned), ctx.stream()),
+                  "cudaMemsetAsync", "plan");
+  index_t const routes = tokens * top_k;
+  routes_.resize(2 * routes);
+  bases_.resize(tiles * experts);
+  sums_.resize(2 * (index_t{experts} + 1));
+  index_t* const offsets = sums_.data() + experts + 1;
+  std::int32_t* const locations = routes_.data() + routes;
+  alignment_ = alignment;
+  view_ = {routes_.data(), locations, bases_.data(), sums_.data(), offsets,
+           tokens,         capacity,  top_k,         experts,      order};
+  return {routes_.data(),
+          locations,
+          {bases_.data(), sums_.data(), offsets, control_.data(), capacity, experts,
+           static_cast<int>(tiles), alignment}};
+}
+
 inline void route_plan::place(context const& ctx, tensor_view<std::int32_t const, 2> ids,
                               int experts, index_t capacity, int alignment, bool choice_major) {
-  constexpr int shared_counts = 12000;  // a block has 48 KiB without asking
-  expar::detail::expects(experts >= 1 && experts <= shared_counts, "plan: experts is ", experts,
-                         "; a device plan has 1 to ", shared_counts);
+  expar::detail::expects(experts >= 1 && experts <= detail::most_experts, "plan: experts is ",
+                         experts, "; a device plan has 1 to ", detail::most_experts);
   index_t const tokens = ids.extents[0], k = ids.extents[1];
   expar::detail::expects(k <= INT32_MAX && ids.size() <= INT32_MAX, "plan: ids has ", tokens, " x ",
                          k, " routes; at most ", INT32_MAX, " are possible");
   auto const routes = static_cast<std::uint32_t>(ids.size());
 
   // Few tiles, so that the last block has little to sum, but enough to occupy the device.
-  auto const fit = std::bit_floor(static_cast<unsigned>(shared_counts / experts));
+  auto const fit = std::bit_floor(static_cast<unsigned>(detail::most_experts / experts));
   int const warps = fit < detail::place_warps ? static_cast<int>(fit) : detail::place_warps;
   index_t const run = index_t{warps} * 32;
   int const steps = routes <= run * 128 ? 1 : routes <= run * 256 ? 2 : detail::place_steps;
   index_t const tile = run * steps, tiles = routes == 0 ? 1 : (routes + tile - 1) / tile;
 
-  view_ = {};  // an exception below leaves an empty plan
-  if (control_.resize(2))
-    detail::check(cudaMemsetAsync(control_.data(), 0, 2 * sizeof(unsigned), ctx.stream()),
-                  "cudaMemsetAsync", "plan");
-  routes_.resize(2 * index_t{routes});
-  bases_.resize(tiles * experts);
-  sums_.resize(2 * (index_t{experts} + 1));
-  index_t* const offsets = sums_.data() + experts + 1;
-  std::int32_t* const locations = routes_.data() + routes;
-  detail::place_arguments const arguments{
-      ids.data,  ids.strides[0],  routes_.data(),
-      locations, bases_.data(),   sums_.data(),
-      offsets,   control_.data(), static_cast<std::uint32_t>(tokens),
-      routes,    capacity,        static_cast<int>(k),
-      experts,   steps,           static_cast<int>(tiles),
-      alignment};
+  auto const to = arrange(ctx, tokens, static_cast<int>(k), experts, capacity, alignment, tiles,
+                          {choice_major ? 1 : k, choice_major ? tokens : 1,
+                           std::countr_zero(static_cast<std::uint64_t>(tile))});
+  detail::place_arguments const arguments{ids.data, ids.strides[0],
+                                          to.ids,   to.locations,
+                                          to.sums,  static_cast<std::uint32_t>(tokens),
+                                          routes,   static_cast<int>(k),
+                                          steps};
   detail::launch(
       ctx, "plan", choice_major ? detail::place_routes<true> : detail::place_routes<false>, tiles,
       warps * 32,
       static_cast<std::size_t>(warps * (experts < 32 ? 32 : experts)) * sizeof(std::int32_t),
       arguments);
-  alignment_ = alignment;
-  view_ = {routes_.data(), locations,
-           bases_.data(),  sums_.data(),
-           offsets,        tokens,
-           capacity,       static_cast<int>(k),
-           experts,        std::countr_zero(static_cast<std::uint64_t>(tile)),
-           choice_major};
 }
 
 /// Assigns a row to every route, as expar::make_plan() does, in one launch and without waiting:
@@ -141,8 +186,7 @@ inline constexpr struct make_plan_fn {
   void operator()(context const& ctx, Ids const& ids, int experts, fixed_capacity layout,
                   route_plan& out) const {
     expar::detail::check_layout("plan", layout);
-    expar::detail::expects(layout.factor > 0, "plan: capacity factor is ", layout.factor,
-                           "; on a device it is positive, since others need the counts");
+    detail::check_factor("plan", layout);
     expar::detail::expects(experts >= 1, "plan: experts is ", experts, "; at least 1 is needed");
     auto const v = view(ctx, ids);
     expar::detail::expects(v.extents[1] <= INT32_MAX, "plan: ids has ", v.extents[1],

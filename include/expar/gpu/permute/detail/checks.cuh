@@ -8,10 +8,6 @@ namespace expar {
 inline namespace v0 {
 namespace gpu::detail {
 
-template <class T>
-tensor_view<std::remove_const_t<T> const, 2> read_only(tensor_view<T, 2> const& v) {
-  return {v.data, {v.extents[0], v.extents[1]}, {v.strides[0], v.strides[1]}};
-}
 template <class W>
 matrix_weights<std::remove_const_t<W>> weights_of(tensor_view<W, 2> const& v) {
   return {read_only(v)};

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include <expar/detail/arithmetic.hpp>
 #include <expar/element.hpp>
 #include <expar/plan/layout.hpp>
 #include <expar/tensor.hpp>
@@ -12,6 +13,11 @@
 namespace expar {
 inline namespace v0 {
 namespace gpu::detail {
+
+template <class T>
+tensor_view<std::remove_const_t<T> const, 2> read_only(tensor_view<T, 2> const& v) {
+  return {v.data, {v.extents[0], v.extents[1]}, {v.strides[0], v.strides[1]}};
+}
 
 template <int Bytes>
 struct word_of;
@@ -97,19 +103,8 @@ inline row_split split_rows(index_t vectors, index_t packs) {
   return {static_cast<int>(vectors == 0 ? 1 : (vectors + run - 1) / run), run == 0 ? 32 : run};
 }
 
-// Products and sums are rounded one by one, as on the host where nothing is contracted.
-__device__ inline float multiply(float a, float b) {
-  return __fmul_rn(a, b);
-}
-__device__ inline double multiply(double a, double b) {
-  return __dmul_rn(a, b);
-}
-__device__ inline float add(float a, float b) {
-  return __fadd_rn(a, b);
-}
-__device__ inline double add(double a, double b) {
-  return __dadd_rn(a, b);
-}
+using expar::detail::add;
+using expar::detail::multiply;
 
 template <class T>
 __device__ accumulator_t<T> widen_fast(T x) {

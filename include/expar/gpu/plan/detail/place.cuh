@@ -13,23 +13,29 @@ namespace gpu::detail {
 /// up to 16 warps, and a warp takes up to 4 runs of 32 routes.
 inline constexpr int place_steps = 4, place_warps = 16;
 
+/// What the blocks of a launch leave behind, and what the last of them makes of it.
+struct tile_sums {
+  std::int32_t* bases;  // [tiles, experts], what a tile begins with
+  index_t* counts;      // [experts + 1], and behind the last the ids that are out of range
+  index_t* offsets;     // [experts + 1]
+  unsigned* control;    // two zeros before and after every launch
+  index_t capacity;
+  int experts, tiles, alignment;
+};
+
 struct place_arguments {
   std::int32_t const* ids;
   index_t pitch;
   std::int32_t* ids_out;    // [tokens, top_k], -1 for what is no expert
   std::int32_t* locations;  // [tokens, top_k], within the tile
-  std::int32_t* bases;      // [tiles, experts], what a tile begins with
-  index_t* counts;          // [experts + 1], and behind the last the ids that are out of range
-  index_t* offsets;         // [experts + 1]
-  unsigned* control;        // two zeros before and after every launch
+  tile_sums sums;
   std::uint32_t tokens, routes;
-  index_t capacity;
-  int top_k, experts, steps, tiles, alignment;
+  int top_k, steps;
 };
 
 /// What the other tiles begin with, the counts and the offsets: made by the block that arrives
 /// last. Its threads are groups of `experts`; a group sums its share of the tiles.
-inline __device__ void scan_tiles(place_arguments const& a, std::int32_t* shared) {
+inline __device__ void scan_tiles(tile_sums const& a, std::int32_t* shared) {
   constexpr int batch = 16;
   __shared__ index_t warp_sums[place_warps];
   __shared__ index_t carry;
@@ -98,15 +104,27 @@ inline __device__ void scan_tiles(place_arguments const& a, std::int32_t* shared
   }
 }
 
+/// Whether this block is the last of its launch, which then sees what the others have written.
+inline __device__ bool arrives_last(tile_sums const& a) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {  // releases what its block has written, and acquires what others have
+    __threadfence();
+    last = atomicAdd(a.control, 1u) == gridDim.x - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
 /// Ids, places within the tile, what every tile begins with, counts and offsets: one launch, with
 /// integer atomics alone, so every run gives the same bytes.
 template <bool ChoiceMajor>
 __global__ void __launch_bounds__(place_warps * 32) place_routes(place_arguments const a) {
   extern __shared__ std::int32_t next[];  // [warps, experts], and an entry for each thread
-  __shared__ bool last;
   int const thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   int const warp = thread / 32, lane = thread % 32, warps = threads / 32;
-  std::int32_t* const mine = next + warp * a.experts;
+  std::int32_t* const mine = next + warp * a.sums.experts;
   std::uint32_t const begin =
       (blockIdx.x * static_cast<unsigned>(warps) + static_cast<unsigned>(warp)) *
       static_cast<unsigned>(a.steps * 32);
@@ -125,13 +143,13 @@ __global__ void __launch_bounds__(place_warps * 32) place_routes(place_arguments
     at[s] = t * k + j;
     id[s] = a.ids[t * a.pitch + j];
   }
-  for (int i = thread; i < warps * a.experts; i += threads) next[i] = 0;
+  for (int i = thread; i < warps * a.sums.experts; i += threads) next[i] = 0;
   __syncthreads();
 
 #pragma unroll
   for (int s = 0; s < place_steps; ++s) {
     if (s >= a.steps) break;
-    if (id[s] < -1 || id[s] >= a.experts) id[s] = -1, ++wrong;
+    if (id[s] < -1 || id[s] >= a.sums.experts) id[s] = -1, ++wrong;
     unsigned const same = __match_any_sync(~0u, id[s]);
     bool const leads = id[s] >= 0 && lane == __ffs(static_cast<int>(same)) - 1;
     std::int32_t const before = id[s] < 0 ? 0 : mine[id[s]];
@@ -140,18 +158,18 @@ __global__ void __launch_bounds__(place_warps * 32) place_routes(place_arguments
     if (leads) mine[id[s]] = before + __popc(same);
     __syncwarp();
   }
-  if (wrong != 0) atomicAdd(a.control + 1, wrong);
+  if (wrong != 0) atomicAdd(a.sums.control + 1, wrong);
   __syncthreads();
 
   // Counts of the warps become what each begins with; their sums are the counts of the tile.
-  for (int e = thread; e < a.experts; e += threads) {
+  for (int e = thread; e < a.sums.experts; e += threads) {
     std::int32_t before = 0;
     for (int w = 0; w < warps; ++w) {
-      std::int32_t const count = next[w * a.experts + e];
-      next[w * a.experts + e] = before;
+      std::int32_t const count = next[w * a.sums.experts + e];
+      next[w * a.sums.experts + e] = before;
       before += count;
     }
-    a.bases[index_t{blockIdx.x} * a.experts + e] = before;
+    a.sums.bases[index_t{blockIdx.x} * a.sums.experts + e] = before;
   }
   __syncthreads();
 #pragma unroll
@@ -161,14 +179,7 @@ __global__ void __launch_bounds__(place_warps * 32) place_routes(place_arguments
       a.locations[at[s]] = id[s] < 0 ? -1 : mine[id[s]] + place[s];
     }
 
-  __syncthreads();
-  if (thread == 0) {  // releases what its block has written, and acquires what others have
-    __threadfence();
-    last = atomicAdd(a.control, 1u) == gridDim.x - 1;
-    __threadfence();
-  }
-  __syncthreads();
-  if (last) scan_tiles(a, next);
+  if (arrives_last(a.sums)) scan_tiles(a.sums, next);
 }
 
 }  // namespace gpu::detail

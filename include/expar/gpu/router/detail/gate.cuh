@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/gpu/router/detail/lanes.cuh>
+#include <expar/gpu/router/detail/token_tiles.cuh>
+#include <expar/router/router.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace gpu::detail {
+
+inline constexpr int gate_threads = 256;
+
+/// How a key that a group of lanes can make is made: expert by expert, and then perhaps in groups.
+template <class Key>
+struct lane_key {
+  static constexpr bool possible = separable_key<Key>, grouped = false;
+  __device__ static Key const& each(Key const& key) { return key; }
+};
+template <class Inner>
+struct lane_key<group_limited<Inner>> {
+  static constexpr bool possible = separable_key<Inner>, grouped = true;
+  __device__ static Inner const& each(group_limited<Inner> const& key) { return key.inner; }
+};
+template <class Router>
+struct router_parts;
+template <class Score, class Key, class... Weights>
+struct router_parts<router<Score, Key, Weights...>> {
+  using score = Score;
+  using key = Key;
+  static constexpr bool lanes = separable_score<Score> && lane_key<Key>::possible;
+  static constexpr bool grouped = lane_key<Key>::grouped;
+};
+
+template <class Router, class T, class B, class W>
+struct gate_arguments {
+  using A = accumulator_t<T>;
+
+  Router router;
+  tensor_view<T const, 2> logits;
+  B const* bias;  // null: none
+  tensor_view<std::int32_t, 2> ids;
+  tensor_view<W, 2> weights;
+  bool vectors;     // four logits at once
+  int table_bytes;  // shared memory before what each group of lanes has
+  A* scratch;       // for a thread per token
+  token_tiles tiles;
+
+  /// Numbers of type A that a group of lanes has in shared memory: its keys and the sums of their
+  /// groups, where there are groups, and weights. An odd number of keys, so that the groups of a
+  /// warp use different banks.
+  __host__ __device__ int keys() const {
+    if constexpr (router_parts<Router>::grouped)
+      return ((router.experts + 31) / 32 * 32 + 1) + router.key.scratch();
+    else
+      return 0;
+  }
+  __host__ __device__ int numbers() const { return keys() + router.top_k; }
+  __host__ __device__ index_t thread_numbers() const {
+    return index_t{2} * router.experts + router.top_k + router.forward_scratch();
+  }
+};
+
+/// Leaves the keys of the best groups, and -inf elsewhere.
+template <class Layout, class Key, class A>
+__device__ void limit_groups(Key const& key, int experts, int lane, A* row,
+                             A (&keys)[Layout::values]) {
+  int const size = experts / key.groups;
+  A* const sums = row + (experts + 31) / 32 * 32 + 1;
+#pragma unroll
+  for (int v = 0; v < Layout::values; ++v)
+    if (int const e = Layout::expert(lane, v); e < experts) row[e] = keys[v];
+  __syncwarp();
+  int const start = lane % size;  // no two lanes begin in the same bank
+  for (int g = lane; g < key.groups; g += Layout::lanes)
+    sums[g] = key.template sum_of_best<A>(size, [&](int i) {
+      int const at = i + start;
+      return row[g * size + (at < size ? at : at - size)];
+    });
+  __syncwarp();
+  for (int g0 = 0; g0 < key.groups; g0 += Layout::lanes) {
+    int const g = g0 + lane;
+    unsigned const all = __ballot_sync(~0u, g < key.groups && !key.keeps(sums, g));
+    unsigned drops = all >> (threadIdx.x % 32 / Layout::lanes * Layout::lanes);
+    if constexpr (Layout::lanes < 32) drops &= (1u << Layout::lanes) - 1;
+    for (; drops != 0; drops &= drops - 1) {
+      A* const run = row + (g0 + __ffs(static_cast<int>(drops)) - 1) * size;
+      for (int i = lane; i < size; i += Layout::lanes) run[i] = -expar::detail::infinity<A>;
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int v = 0; v < Layout::values; ++v)
+    if (int const e = Layout::expert(lane, v); e < experts) keys[v] = row[e];
+}
+
+/// The k experts with the largest keys, as select_top_k() orders them, to ids in shared memory. The
+/// keys are used up.
+template <class Layout, class A>
+__device__ void select_by_lanes(A (&keys)[Layout::values], int lane, int k, std::int32_t* ids) {
+  constexpr A none = -expar::detail::infinity<A>;
+  A best = none;
+  int at = 0;
+  auto const find_best = [&](int taken) {
+    best = none;
+#pragma unroll
+    for (int v = 0; v < Layout::values; ++v) {
+      if (v == taken) keys[v] = none;
+      if (keys[v] > best) best = keys[v], at = v;
+    }
+  };
+  find_best(-1);
+  for (int j = 0; j < k; ++j) {
+    A key = best;
+    int id = Layout::expert(lane, at);
+#pragma unroll
+    for (int d = Layout::lanes / 2; d > 0; d /= 2) {
+      A const other = __shfl_xor_sync(~0u, key, d);
+      int const other_id = __shfl_xor_sync(~0u, id, d);
+      if (other > key || (other == key && other_id < id)) key = other, id = other_id;
+    }
+    if (!(key > none)) id = -1;
+    if (lane == 0) ids[j] = id;
+    if (id >= 0 && Layout::lane_of(id) == lane && j + 1 < k) find_best(at);
+  }
+}
+
+/// Routes and, if asked, their plan: a group of lanes has a token, its logits in registers.
+template <class Layout, class Router, class T, class B, class W>
+__global__ void __launch_bounds__(gate_threads, Layout::resident)
+    gate_by_lanes(gate_arguments<Router, T, B, W> const a) {
+  using A = accumulator_t<T>;
+  using parts = router_parts<Router>;
+  extern __shared__ __align__(16) unsigned char gate_memory[];
+  auto* const table = reinterpret_cast<unsigned*>(gate_memory);
+  int const thread = static_cast<int>(threadIdx.x), lane = thread % Layout::lanes;
+  int const group = thread / Layout::lanes;
+  int const groups = static_cast<int>(blockDim.x) / Layout::lanes;
+  int const experts = a.router.experts, k = a.router.top_k;
+  A* const numbers = reinterpret_cast<A*>(gate_memory + a.table_bytes);
+  A* const row = numbers + group * a.numbers();
+  A* const w = row + a.keys();
+  std::int32_t* const ids =
+      reinterpret_cast<std::int32_t*>(numbers + groups * a.numbers()) + group * k;
+  bool const names = a.tiles.plans && !a.tiles.choice_major;
+
+  if (names) clear_table(a.tiles, table);
+  for (int i = group; i < a.tiles.size(); i += groups) {
+    index_t const t = (index_t{blockIdx.x} << a.tiles.bits) + i;
+    bool const here = t < a.tiles.tokens;
+    T const* const logits = a.logits.row(here ? t : 0);
+    A x[Layout::values];
+    load_row<Layout>(logits, here ? experts : 0, lane, a.vectors, x);
+    auto const scores = score_token<Layout>(a.router.score, x);
+#pragma unroll
+    for (int v = 0; v < Layout::values; ++v) {
+      A key = x[v];
+      if constexpr (!Router::by_logit) {
+        A bias = 0;
+        if constexpr (Router::takes_bias)
+          if (int const e = Layout::expert(lane, v); a.bias != nullptr && e < experts)
+            bias = static_cast<A>(widen_fast(a.bias[e]));
+        key = lane_key<typename parts::key>::each(a.router.key).of(x[v], scores.of(x[v]), bias);
+      }
+      bool const possible = !expar::detail::masked(x[v]) && !expar::detail::masked(key);
+      x[v] = possible ? key : -expar::detail::infinity<A>;
+    }
+    if constexpr (parts::grouped) limit_groups<Layout>(a.router.key, experts, lane, row, x);
+    select_by_lanes<Layout>(x, lane, k, ids);
+    __syncwarp();
+    for (int j = lane; j < k; j += Layout::lanes)
+      w[j] = ids[j] < 0 ? A(0) : scores.of(widen_fast(logits[ids[j]]));
+    __syncwarp();
+    if (lane == 0) a.router.weigh(static_cast<std::int32_t const*>(ids), w, k);
+    __syncwarp();
+    for (int j = lane; here && j < k; j += Layout::lanes) {
+      a.ids.row(t)[j] = ids[j];
+      a.weights.row(t)[j] = narrow<W>(static_cast<accumulator_t<W>>(w[j]));
+      if (a.tiles.plans) a.tiles.to.ids[t * k + j] = ids[j];
+      if (names && ids[j] >= 0) name_expert(a.tiles, table, ids[j], i);
+    }
+    __syncwarp();
+  }
+  if (!a.tiles.plans) return;
+  place_tile(a.tiles, table, static_cast<int>(blockIdx.x), true);
+  if (arrives_last(a.tiles.to.sums))
+    scan_tiles(a.tiles.to.sums, reinterpret_cast<std::int32_t*>(table));
+}
+
+/// The same by the code of the host, a thread per token, for what lanes cannot hold.
+template <class Router, class T, class B, class W>
+__global__ void __launch_bounds__(gate_threads)
+    gate_by_threads(gate_arguments<Router, T, B, W> const a) {
+  using A = accumulator_t<T>;
+  extern __shared__ __align__(16) unsigned char gate_memory[];
+  auto* const table = reinterpret_cast<unsigned*>(gate_memory);
+  int const experts = a.router.experts, k = a.router.top_k, tile_size = a.tiles.size();
+  for (int tile = static_cast<int>(blockIdx.x); tile < a.tiles.tiles;
+       tile += static_cast<int>(gridDim.x)) {
+    for (int i = static_cast<int>(threadIdx.x); i < tile_size; i += static_cast<int>(blockDim.x)) {
+      index_t const t = (index_t{tile} << a.tiles.bits) + i;
+      if (t >= a.tiles.tokens) break;
+      A* const z = a.scratch + (index_t{blockIdx.x} * tile_size + i) * a.thread_numbers();
+      A *const bias = z + experts, *const w = bias + experts;
+      std::int32_t* const ids = a.ids.row(t);
+      for (int e = 0; e < experts; ++e) z[e] = widen_fast(a.logits.row(t)[e]);
+      for (int e = 0; a.bias != nullptr && e < experts; ++e)
+        bias[e] = static_cast<A>(widen_fast(a.bias[e]));
+      a.router.forward(static_cast<A const*>(z),
+                       a.bias == nullptr ? nullptr : static_cast<A const*>(bias), w + k, ids, w);
+      for (int j = 0; j < k; ++j) {
+        a.weights.row(t)[j] = narrow<W>(static_cast<accumulator_t<W>>(w[j]));
+        if (a.tiles.plans) a.tiles.to.ids[t * k + j] = ids[j];
+      }
+    }
+    if (a.tiles.plans) place_tile(a.tiles, table, tile, false);
+    __syncthreads();
+  }
+  if (a.tiles.plans && arrives_last(a.tiles.to.sums))
+    scan_tiles(a.tiles.to.sums, reinterpret_cast<std::int32_t*>(table));
+}
+
+/// How many bytes of shared memory a block has without asking, less what scans take.
+inline constexpr int gate_bytes = 48 * 1024 - 512;
+
+/// Tokens of a tile: few tiles, but enough to occupy the device, and a table that leaves room.
+inline int tile_bits(index_t tokens, int experts) {
+  int bits = 5;
+  while (bits < 8 && tokens > (index_t{128} << bits) && index_t{experts} << bits <= 16384 * 8)
+    ++bits;
+  return bits;
+}
+
+/// Tokens that threads have in flight where a thread has a token: what bounds their scratch.
+inline constexpr index_t tokens_in_flight = 1024;
+
+/// Enqueues one of the two kernels. `scratch(n)` gives n numbers of type A, if it comes to that.
+template <class Router, class T, class B, class W, class Scratch>
+void gate(context const& ctx, char const* place, gate_arguments<Router, T, B, W> a,
+          Scratch scratch) {
+  using A = accumulator_t<T>;
+  int const experts = a.router.experts, k = a.router.top_k;
+  auto const table_bytes = [&](int threads) {
+    if (!a.tiles.plans) return 0;
+    int const entries = experts * a.tiles.words();
+    return (entries > threads ? entries : threads) * 4 + 15 & ~15;
+  };
+  if constexpr (router_parts<Router>::lanes) {
+    bool done = false;
+    if (k <= 32)
+      with_layout(experts, [&](auto layout) {
+        using Layout = decltype(layout);
+        a.vectors = fits(a.logits, 4);
+        auto const bytes = [&](int threads) {
+          index_t const group = a.numbers() * index_t{sizeof(A)} + k * index_t{4};
+          return table_bytes(threads) + threads / Layout::lanes * group;
+        };
+        int threads = gate_threads;
+        while (threads > 32 && bytes(threads) > gate_bytes) threads /= 2;
+        if (bytes(threads) > gate_bytes) return;
+        a.table_bytes = table_bytes(threads);
+        launch(ctx, place, gate_by_lanes<Layout, Router, T, B, W>, a.tiles.tiles, threads,
+               static_cast<std::size_t>(bytes(threads)), a);
+        done = true;
+      });
+    if (done) return;
+  }
+  index_t const in_flight = tokens_in_flight >> a.tiles.bits;
+  index_t const blocks = a.tiles.tiles < in_flight ? a.tiles.tiles : in_flight;
+  int const threads = a.tiles.size();
+  a.scratch = scratch((blocks << a.tiles.bits) * a.thread_numbers());
+  launch(ctx, place, gate_by_threads<Router, T, B, W>, blocks, threads,
+         static_cast<std::size_t>(table_bytes(threads)), a);
+}
+
+}  // namespace gpu::detail
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <expar/gpu/permute/detail/vectors.cuh>
+#include <expar/router/score.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace gpu::detail {
+
+/// How the lanes that share a token hold its experts. Of 8 lanes each has runs of 4, so that a run
+/// is one access; of 32 lanes each has single ones. Either way expert e belongs to one of 32 places
+/// e mod 32, which are the partial sums of expar::detail::interleaved_sum(). Groups of lanes do not
+/// cross warps, and all lanes of a warp take part in every exchange.
+template <int Lanes, int Values>
+struct lane_layout {
+  static constexpr int lanes = Lanes, values = Values, run = 32 / Lanes;
+  /// Blocks of 256 threads that a multiprocessor is to hold, which bounds the registers.
+  static constexpr int resident = Values <= 8 ? 4 : Values <= 32 ? 3 : 1;
+
+  __device__ static int expert(int lane, int v) { return v / run * 32 + lane * run + v % run; }
+  __device__ static int lane_of(int expert) { return expert / run % Lanes; }
+  __device__ static int value_of(int expert) { return expert / 32 * run + expert % run; }
+};
+
+/// The numbers of one token, or -inf behind the last expert.
+template <class Layout, class T, class A>
+__device__ void load_row(T const* row, int experts, int lane, bool vectors,
+                         A (&x)[Layout::values]) {
+#pragma unroll
+  for (int v = 0; v < Layout::values; ++v) x[v] = -expar::detail::infinity<A>;
+  if constexpr (Layout::run == 4 && (sizeof(T) & (sizeof(T) - 1)) == 0)
+    if (vectors) {
+#pragma unroll
+      for (int v = 0; v < Layout::values; v += 4)
+        if (int const e = Layout::expert(lane, v); e < experts) {
+          auto const p = pack<T, 4>::load(row + e);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) x[v + i] = widen_fast(p.at[i]);
+        }
+      return;
+    }
+#pragma unroll
+  for (int v = 0; v < Layout::values; ++v)
+    if (int const e = Layout::expert(lane, v); e < experts) x[v] = widen_fast(row[e]);
+}
+
+template <class Layout, class T, class A>
+__device__ void store_row(A const (&x)[Layout::values], int experts, int lane, bool vectors,
+                          T* row) {
+  auto const narrowed = [](A a) { return narrow<T>(static_cast<accumulator_t<T>>(a)); };
+  if constexpr (Layout::run == 4 && (sizeof(T) & (sizeof(T) - 1)) == 0)
+    if (vectors) {
+#pragma unroll
+      for (int v = 0; v < Layout::values; v += 4)
+        if (int const e = Layout::expert(lane, v); e < experts) {
+          pack<T, 4> p;
+#pragma unroll
+          for (int i = 0; i < 4; ++i) p.at[i] = narrowed(x[v + i]);
+          p.store(row + e);
+        }
+      return;
+    }
+#pragma unroll
+  for (int v = 0; v < Layout::values; ++v)
+    if (int const e = Layout::expert(lane, v); e < experts) row[e] = narrowed(x[v]);
+}
+
+/// The largest number of a token; NaN is none.
+template <class Layout, class A>
+__device__ A largest(A const (&x)[Layout::values]) {
+  A most = -expar::detail::infinity<A>;
+#pragma unroll
+  for (int v = 0; v < Layout::values; ++v) most = x[v] > most ? x[v] : most;
+#pragma unroll
+  for (int d = Layout::lanes / 2; d > 0; d /= 2) {
+    A const other = __shfl_xor_sync(~0u, most, d);
+    most = other > most ? other : most;
+  }
+  return most;
+}
+
+/// expar::detail::interleaved_sum() of term(v); experts that are not there add 0, which changes
+/// nothing.
+template <class Layout, class A, class Term>
+__device__ A sum_over_experts(Term term) {
+  A part[Layout::run] = {};
+#pragma unroll
+  for (int v = 0; v < Layout::values; ++v)
+    part[v % Layout::run] = add(part[v % Layout::run], term(v));
+#pragma unroll
+  for (int d = Layout::lanes / 2; d > 0; d /= 2)
+#pragma unroll
+    for (int i = 0; i < Layout::run; ++i) part[i] = add(part[i], __shfl_xor_sync(~0u, part[i], d));
+#pragma unroll
+  for (int half = Layout::run / 2; half > 0; half /= 2)
+#pragma unroll
+    for (int i = 0; i < half; ++i) part[i] = add(part[i], part[i + half]);
+  return part[0];
+}
+
+/// What all experts of a token share in a separable score.
+template <class Score, class A>
+struct token_score {
+  Score score;
+  A most, sum;
+
+  __device__ A term(A z) const {
+    return expar::detail::zero_unless(!expar::detail::masked(z), score.term(z, most));
+  }
+  __device__ A of(A z) const {
+    A const s = term(z);
+    if constexpr (Score::normalized)
+      return sum > A(0) ? expar::detail::divide(s, sum) : s;
+    else
+      return s;
+  }
+};
+template <class Layout, class Score, class A>
+__device__ token_score<Score, A> score_token(Score score, A const (&z)[Layout::values]) {
+  token_score<Score, A> shared{score, 0, 0};
+  if constexpr (Score::normalized) {
+    shared.most = largest<Layout>(z);
+    shared.sum = sum_over_experts<Layout, A>([&](int v) { return shared.term(z[v]); });
+  }
+  return shared;
+}
+
+/// Calls f with the layout that holds so many experts; false if there is none.
+template <class F>
+bool with_layout(int experts, F f) {
+  if (experts <= 64)
+    f(lane_layout<8, 8>{});
+  else if (experts <= 128)
+    f(lane_layout<8, 16>{});
+  else if (experts <= 256)
+    f(lane_layout<8, 32>{});
+  else if (experts <= 512)
+    f(lane_layout<32, 16>{});
+  else if (experts <= 1024)
+    f(lane_layout<32, 32>{});
+  else if (experts <= 2048)
+    f(lane_layout<32, 64>{});
+  else
+    return false;
+  return true;
+}
+
+}  // namespace gpu::detail
+}  // namespace v0
+}  // namespace expar
