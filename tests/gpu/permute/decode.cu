@@ -49,6 +49,27 @@ TEST_CASE("decode rounds once into the type of its output") {
     });
 }
 
+TEST_CASE("a residual is the first term, as on the host") {
+  auto all = shapes();
+  for (int k : {1, 2, 4, 6, 8}) all.push_back({5, k, 9, 48});
+  for (shape const& s : all)
+    in_all_layouts(s, [&](auto& p) {
+      auto rows = p.template rows<expar::bfloat16>();
+      auto residual = p.template values<expar::bfloat16>(s.tokens, s.hidden);
+      auto w = p.template values<float>(s.tokens, s.k);
+      grid<expar::bfloat16> const blank(s.tokens, s.hidden, s.gap);
+      auto wanted = blank;
+      expar::decode(p.on_host, p.host, rows.view(), w.view(), residual.view(), wanted.view());
+      auto const dy = p.on_device(rows), dr = p.on_device(residual), out = p.on_device(blank);
+      auto const dw = p.on_device(w);
+      expar::gpu::decode(p.ctx, p.device, dy.view(), dw.view(), dr.view(), out.view());
+      expar::gpu::decode(p.ctx, p.device, dy.view(), dw.view(), dr.view(), dr.view());
+      auto got = p.back(out, blank), in_place = p.back(dr, blank);
+      REQUIRE(same_bytes(got, wanted));
+      REQUIRE(same_bytes(in_place, wanted));
+    });
+}
+
 TEMPLATE_TEST_CASE("decode_backward gives the rows of the host, and dots within their rounding", "",
                    double, float, expar::half, expar::bfloat16) {
   auto all = shapes();
@@ -120,6 +141,28 @@ TEST_CASE("decode skips rows that are missing past the end") {
   REQUIRE(holds);
 }
 
+TEST_CASE("with fill::none rows that no route has keep what they hold on the way back") {
+  auto const keep = expar::fill::none;
+  in_all_layouts(shape{12, 2, 5, 20}, [&](auto& p) {
+    auto d = p.template values<float>(12, 20), w = p.template values<float>(12, 2);
+    auto y = p.template rows<float>();
+    grid<float> const blank(p.host.rows(), 20);
+    auto plain = blank, weighted = blank;
+    grid<float> d_w(12, 2);
+    expar::decode_backward(p.on_host, p.host, d.view(), plain.view(), keep);
+    expar::decode_backward(p.on_host, p.host, d.view(), y.view(), w.view(), weighted.view(),
+                           d_w.view(), keep);
+    auto const dd = p.on_device(d), dw = p.on_device(w), dy = p.on_device(y),
+               plain_out = p.on_device(blank), weighted_out = p.on_device(blank);
+    expar::gpu::decode_backward(p.ctx, p.device, dd.view(), plain_out.view(), keep);
+    expar::gpu::decode_backward(p.ctx, p.device, dd.view(), dy.view(), dw.view(),
+                                weighted_out.view(), dw.view(), keep);
+    auto got = p.back(plain_out, blank), got_weighted = p.back(weighted_out, blank);
+    REQUIRE(same_bytes(got, plain));
+    REQUIRE(same_bytes(got_weighted, weighted));
+  });
+}
+
 TEST_CASE("one launch decodes, and one comes back") {
   two_plans p(shape{6, 2, 4, 16}, expar::ragged{4});
   auto x = p.values<float>(6, 16), w = p.values<float>(6, 2), y = p.rows<float>();
@@ -156,6 +199,11 @@ TEST_CASE("decode on the device says what it cannot do, by name") {
   CHECK_THROWS_WITH(
       expar::gpu::decode(p.ctx, p.device, view(a, 2, 4), view(a, 2, 4)),
       "expar: decode: out overlaps decode: rows in memory; the operation cannot work in "
+      "place");
+  CHECK_THROWS_WITH(
+      expar::gpu::decode(p.ctx, p.device, view(a, 2, 4), view(a, 2, 1),
+                         expar::make_view(b.data() + 1, 2, 4), view(b, 2, 4)),
+      "expar: decode: out overlaps decode: residual in memory; the operation cannot work in "
       "place");
   CHECK_THROWS_WITH(
       expar::gpu::decode_backward(p.ctx, p.device, view(a, 2, 4), view(a, 2, 4), view(a, 2, 1),

@@ -66,6 +66,58 @@ TEMPLATE_TEST_CASE("what comes back through encode_backward has the bytes of the
     });
 }
 
+TEST_CASE("weights travel with the rows in the same launch") {
+  auto all = shapes();
+  all.push_back({5, 2, 4, 0});  // weights alone
+  for (shape const& s : all)
+    in_all_layouts(s, [&](auto& p) {
+      auto x = p.template values<expar::bfloat16>(s.tokens, s.hidden);
+      auto w = p.template values<float>(s.tokens, s.k);
+      grid<expar::bfloat16> const blank(p.host.rows(), s.hidden, s.gap);
+      auto rows = blank;
+      std::vector<float> const blank_w(static_cast<std::size_t>(p.host.rows()), 77);
+      auto row_weights = blank_w;
+      expar::encode(p.on_host, p.host, x.view(), w.view(), rows.view(), row_weights);
+
+      auto const dx = p.on_device(x), rows_out = p.on_device(blank);
+      auto const dw = p.on_device(w);
+      device_array<float> const w_out(blank_w);
+      auto const w_view = expar::make_view(w_out.data(), p.host.rows());
+      REQUIRE(launches_of(1, [&] {
+                expar::gpu::encode(p.ctx, p.device, dx.view(), dw.view(), rows_out.view(), w_view);
+              }) <= 1);
+      auto got = p.back(rows_out, blank);
+      REQUIRE(same_bytes(got, rows));
+      REQUIRE(w_out.read() == row_weights);
+    });
+}
+
+TEST_CASE("with fill::none rows on the device that no route has keep what they hold") {
+  auto const keep = expar::fill::none;
+  in_all_layouts(shape{12, 2, 5, 20}, [&](auto& p) {
+    auto x = p.template values<float>(12, 20), w = p.template values<float>(12, 2);
+    grid<float> const blank(p.host.rows(), 20);
+    auto none = blank, weighted = blank;
+    expar::encode(p.on_host, p.host, x.view(), none.view(), keep);
+    expar::encode(p.on_host, p.host, x.view(), w.view(), weighted.view(), keep);
+    auto const dx = p.on_device(x), dw = p.on_device(w), none_out = p.on_device(blank),
+               weighted_out = p.on_device(blank), carried_out = p.on_device(blank);
+    device_array<float> const w_out(std::vector<float>(p.host.rows(), 77));
+    expar::gpu::encode(p.ctx, p.device, dx.view(), none_out.view(), keep);
+    expar::gpu::encode(p.ctx, p.device, dx.view(), dw.view(), weighted_out.view(), keep);
+    expar::gpu::encode(p.ctx, p.device, dx.view(), dw.view(), carried_out.view(),
+                       expar::make_view(w_out.data(), p.host.rows()), keep);
+    auto got = p.back(none_out, blank), got_weighted = p.back(weighted_out, blank),
+         got_carried = p.back(carried_out, blank);
+    REQUIRE(same_bytes(got, none));
+    REQUIRE(same_bytes(got_weighted, weighted));
+    REQUIRE(same_bytes(got_carried, none));
+    std::vector<float> row_weights(p.host.rows(), 77);
+    expar::encode_weights(p.on_host, p.host, w.view(), row_weights, keep);
+    REQUIRE(w_out.read() == row_weights);
+  });
+}
+
 TEST_CASE("encode leaves rows behind the layout alone, and those that are missing out") {
   two_plans p(shape{40, 3, 5, 12}, expar::ragged{4});
   auto x = p.values<float>(40, 12);
@@ -140,6 +192,11 @@ TEST_CASE("encode on the device says what it cannot do, by name") {
   CHECK_THROWS_WITH(
       expar::gpu::encode(p.ctx, p.device, view(a, 2, 4), view(a, 2, 2), view(b, 2, 4)),
       "expar: encode: weights has extent 2 in dimension 1, but top_k of the plan is 1");
+  CHECK_THROWS_WITH(
+      expar::gpu::encode(p.ctx, p.device, view(a, 2, 4), view(a, 2, 1), view(b, 2, 4),
+                         expar::make_view(b.data() + 8, 3)),
+      "expar: encode: row_weights has extent 3 in dimension 0, but the number of rows in the plan "
+      "is 2");
   CHECK_THROWS_WITH(
       expar::gpu::encode_backward(p.ctx, p.device, view(a, 2, 4), view(b, 1, 4)),
       "expar: encode_backward: d_tokens has extent 1 in dimension 0, but the number of "
