@@ -17,6 +17,7 @@
 #include <expar/permute/decode.hpp>
 #include <expar/permute/encode.hpp>
 #include <expar/permute/fill.hpp>
+#include <expar/permute/quantize.hpp>
 #include <expar/permute/tokens.hpp>
 #include <expar/permute/weights.hpp>
 #include <expar/plan/layout.hpp>
