@@ -12,6 +12,7 @@
 namespace {
 
 using expar::bfloat16;
+using expar::float8_e4m3;
 using expar::half;
 
 float float_of(std::uint32_t bits) {
@@ -65,6 +66,29 @@ struct definition_of<half> : definition<5, 10> {};
 template <>
 struct definition_of<bfloat16> : definition<8, 7> {};
 
+// The value of a code of OCP E4M3, by its definition.
+double value_of(float8_e4m3 x) {
+  int const exponent = (x.bits >> 3) & 15;
+  double const mantissa = x.bits & 7, sign = x.bits >= 0x80 ? -1 : 1;
+  if ((x.bits & 0x7f) == 0x7f) return std::nan("");
+  if (exponent == 0) return sign * std::ldexp(mantissa, -9);
+  return sign * std::ldexp(8 + mantissa, exponent - 10);
+}
+
+// The code nearest to x, found by looking at all: the even one of two, at most 448.
+float8_e4m3 nearest(float x) {
+  std::uint8_t const sign = std::signbit(x) ? 0x80 : 0;
+  if (std::isnan(x)) return {static_cast<std::uint8_t>(sign | 0x7f)};
+  double const magnitude = std::fabs(static_cast<double>(x));
+  std::uint8_t best = 0;
+  for (std::uint8_t code = 1; code < 0x7f; ++code) {
+    double const old = std::fabs(value_of({best}) - magnitude);
+    double const now = std::fabs(value_of({code}) - magnitude);
+    if (now < old || (now == old && code % 2 == 0)) best = code;
+  }
+  return {static_cast<std::uint8_t>(sign | best)};
+}
+
 // A type of the reader's own: the upper byte of a half, rounded there.
 struct quarter {
   std::uint8_t bits;
@@ -89,6 +113,7 @@ TEST_CASE("element: what can stand in a row") {
   STATIC_REQUIRE(expar::element<double>);
   STATIC_REQUIRE(expar::element<half>);
   STATIC_REQUIRE(expar::element<bfloat16>);
+  STATIC_REQUIRE(expar::element<float8_e4m3>);
   STATIC_REQUIRE(expar::element<quarter>);
   STATIC_REQUIRE_FALSE(expar::element<int>);
   STATIC_REQUIRE_FALSE(expar::element<void*>);
@@ -96,6 +121,7 @@ TEST_CASE("element: what can stand in a row") {
   STATIC_REQUIRE(std::is_same_v<expar::accumulator_t<half>, float>);
   STATIC_REQUIRE(sizeof(half) == 2);
   STATIC_REQUIRE(sizeof(bfloat16) == 2);
+  STATIC_REQUIRE(sizeof(float8_e4m3) == 1);
   CHECK(expar::widen(expar::narrow<quarter>(1.75f)) == 1.75f);
 }
 
@@ -107,6 +133,10 @@ TEST_CASE("element: conversions work at compile time") {
   STATIC_REQUIRE(expar::widen(half{1}) == 0x1p-24f);
   STATIC_REQUIRE(expar::narrow<bfloat16>(1.0f).bits == 0x3f80);
   STATIC_REQUIRE(expar::widen(bfloat16{0xc000}) == -2.0f);
+  STATIC_REQUIRE(expar::narrow<float8_e4m3>(1.0f).bits == 0x38);
+  STATIC_REQUIRE(expar::narrow<float8_e4m3>(-1e9f).bits == 0xfe);
+  STATIC_REQUIRE(expar::widen(float8_e4m3{0x7e}) == 448.0f);
+  STATIC_REQUIRE(expar::widen(float8_e4m3{1}) == 0x1p-9f);
   STATIC_REQUIRE(expar::narrow<double>(expar::widen(0.1)) == 0.1);
   STATIC_REQUIRE(expar::narrow<float>(expar::widen(0.1f)) == 0.1f);
 }
@@ -181,5 +211,43 @@ TEMPLATE_TEST_CASE("element: narrowing rounds to nearest, ties to even", "", hal
     // The payload of this NaN is lost by cutting off; it must not become infinity.
     CHECK(agrees(float_of(0x7f800001u)));
     CHECK(agrees(float_of(0xff800001u)));
+  }
+}
+
+TEST_CASE("element: all 256 codes of e4m3 widen by definition and come back") {
+  for (int code = 0; code < 256; ++code) {
+    CAPTURE(code);
+    float8_e4m3 const x{static_cast<std::uint8_t>(code)};
+    float const wide = expar::widen(x);
+    if (std::isnan(value_of(x)))
+      CHECK(std::isnan(wide));
+    else
+      CHECK(static_cast<double>(wide) == value_of(x));
+    CHECK(std::signbit(wide) == (code >= 128));
+    CHECK(expar::narrow<float8_e4m3>(wide).bits == code);
+  }
+}
+
+TEST_CASE("element: narrowing to e4m3 gives the nearest code, the even one of two, at most 448") {
+  auto const agrees = [](float x) { return expar::narrow<float8_e4m3>(x).bits == nearest(x).bits; };
+  expar_test::random rng(3);
+  int wrong = 0;
+  for (int i = 0; i < 200000; ++i) {
+    wrong += !agrees(float_of(static_cast<std::uint32_t>(rng.bits())));
+    double const scale = std::ldexp(1.0, static_cast<int>(rng.integer(-12, 10)));
+    wrong += !agrees(static_cast<float>(rng.uniform(-1, 1) * scale));
+  }
+  for (std::uint8_t code = 0; code < 0x7f; ++code) {
+    double const high = code == 0x7e ? 480 : value_of({static_cast<std::uint8_t>(code + 1)});
+    auto const middle = static_cast<float>((value_of({code}) + high) / 2);
+    for (float x : {middle, std::nextafter(middle, 0.0f), std::nextafter(middle, INFINITY)})
+      wrong += !agrees(x) + !agrees(-x);
+  }
+  CHECK(wrong == 0);
+  for (float x :
+       {448.0f, 464.0f, 480.0f, 1e30f, INFINITY, 0.0f, 0x1p-10f, 0x1p-149f, std::nanf("")}) {
+    CAPTURE(x);
+    CHECK(agrees(x));
+    CHECK(agrees(-x));
   }
 }

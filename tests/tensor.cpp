@@ -62,6 +62,15 @@ struct on_device {
   float* where;
 };
 
+// A range whose elements no pointer reaches, as of a vector in device memory.
+struct remote_vector {
+  struct pointer {
+    float operator*() const;
+  };
+  pointer data() const;
+  std::size_t size() const;
+  float* begin() const;
+};
 struct not_a_tensor {
   int x;
 };
@@ -129,6 +138,7 @@ TEST_CASE("tensor: which types are tensors of which rank") {
   STATIC_REQUIRE_FALSE(tensor<tensor_view<int, 2>, 1>);
   STATIC_REQUIRE(tensor<std::vector<float>, 1>);
   STATIC_REQUIRE(tensor<std::vector<float> const, 1>);
+  STATIC_REQUIRE_FALSE(tensor<remote_vector, 1>);
   STATIC_REQUIRE(tensor<std::span<double>, 1>);
   STATIC_REQUIRE(tensor<std::array<int, 3>, 1>);
   STATIC_REQUIRE_FALSE(tensor<std::vector<bool>, 1>);

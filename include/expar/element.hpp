@@ -43,6 +43,12 @@ struct half {
   std::uint16_t bits;
 };
 
+/// OCP 8-bit floating point E4M3: 4 bits of exponent (bias 7), 3 of mantissa, no infinity, largest
+/// 448. Storage only; arithmetic is done in float. What is beyond 448, infinity too, becomes 448.
+struct float8_e4m3 {
+  std::uint8_t bits;
+};
+
 template <>
 struct element_traits<bfloat16> {
   using accumulator = float;
@@ -83,6 +89,36 @@ struct element_traits<half> {
     std::uint32_t const overflow = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
     std::uint32_t const finite = magnitude < 0x38800000u ? subnormal : normal;
     return {static_cast<std::uint16_t>(sign | (magnitude >= 0x477ff000u ? overflow : finite))};
+  }
+};
+
+template <>
+struct element_traits<float8_e4m3> {
+  using accumulator = float;
+  EXPAR_HD static constexpr float widen(float8_e4m3 x) {
+    std::uint32_t const magnitude = x.bits & 0x7fu;
+    // Normal: rebias. Subnormal: one exponent higher the mantissa stands behind 2^-6.
+    float const normal = __builtin_bit_cast(float, (magnitude << 20) + 0x3c000000u);
+    float const subnormal = __builtin_bit_cast(float, (magnitude << 20) + 0x3c800000u) - 0x1p-6f;
+    float const finite = magnitude < 8u ? subnormal : normal;
+    std::uint32_t const nan = magnitude == 0x7fu ? 0x7fc00000u : 0u;
+    std::uint32_t const sign = (x.bits & 0x80u) << 24;
+    return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, finite) | nan | sign);
+  }
+  EXPAR_HD static constexpr float8_e4m3 narrow(float x) {
+    auto const u = __builtin_bit_cast(std::uint32_t, x);
+    std::uint32_t const sign = (u >> 24) & 0x80u;
+    std::uint32_t const magnitude = u & 0x7fffffffu;
+    // As for binary16: rebias and round at bit 20, or align the bottom bit by adding 2^14.
+    std::uint32_t const normal =
+        (magnitude - 0x3c000000u + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20;
+    std::uint32_t const small = __builtin_bit_cast(
+        std::uint32_t,
+        __builtin_bit_cast(float, magnitude < 0x3c800000u ? magnitude : 0u) + 0x1p14f);
+    std::uint32_t const subnormal = small - 0x46800000u;
+    std::uint32_t const beyond = magnitude > 0x7f800000u ? 0x7fu : 0x7eu;
+    std::uint32_t const finite = magnitude < 0x3c800000u ? subnormal : normal;
+    return {static_cast<std::uint8_t>(sign | (magnitude > 0x43e00000u ? beyond : finite))};
   }
 };
 

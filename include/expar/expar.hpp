@@ -16,6 +16,9 @@
 #include <expar/laws.hpp>
 #include <expar/permute/decode.hpp>
 #include <expar/permute/encode.hpp>
+#include <expar/permute/fill.hpp>
+#include <expar/permute/quantize.hpp>
+#include <expar/permute/tokens.hpp>
 #include <expar/permute/weights.hpp>
 #include <expar/plan/layout.hpp>
 #include <expar/plan/placement.hpp>

@@ -98,7 +98,7 @@ concept mdspan_shaped = requires(T& t, std::size_t i) {
 };
 template <class T>
 concept contiguous_range = !strided_members<T> && requires(T & t) {
-  {*t.data()};
+  requires std::is_pointer_v<decltype(t.data())>;
   { t.size() } -> std::convertible_to<std::size_t>;
   t.begin();
 };

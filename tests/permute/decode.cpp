@@ -40,6 +40,39 @@ TEMPLATE_TEST_CASE("decode is the weighted sum of the kept routes, rounded once"
   }
 }
 
+TEMPLATE_TEST_CASE("a sum begins with the residual", "", double, float, expar::half,
+                   expar::bfloat16) {
+  for (std::uint64_t seed = 0; seed < 60; ++seed) {
+    one_rank<TestType> r(seed);
+    INFO("seed " << seed);
+    auto const p = r.plan();
+    auto rows = r.random_rows(p);
+    grid<TestType> out(r.tokens, r.hidden, r.gap), in_place = r.x;
+    expar::decode(r.ctx, p, rows.view(), r.weights.view(), r.x.view(), out.view());
+    expar::decode(r.ctx, p, rows.view(), r.weights.view(), in_place.view(), in_place.view());
+    REQUIRE(out == in_place);
+    REQUIRE(out.gaps_intact());
+    for (int t = 0; t < r.tokens; ++t)
+      for (int h = 0; h < r.hidden; ++h) {
+        exact_sum sum;
+        sum.add(r.x.get(t, h));
+        for (int j = 0; j < r.k; ++j)
+          if (p.row(t, j) >= 0) sum.add(r.weights.get(t, j) * rows.get(p.row(t, j), h));
+        REQUIRE(sum.holds(out.get(t, h), rounding<TestType>(), sum_rounding<TestType>()));
+      }
+  }
+}
+
+TEST_CASE("the residual is the first term, so that its rounding is known") {
+  expar::host_context const ctx;
+  std::vector<std::int32_t> const ids{0, 0};
+  auto const p = expar::make_plan(ctx, expar::make_view(ids.data(), 1, 2), 1);
+  float rows[2] = {0x1p-24f, 0x1p-24f}, weights[2] = {1, 1}, residual[1] = {1}, out[1];
+  expar::decode(ctx, p, expar::make_view(rows, 2, 1), expar::make_view(weights, 1, 2),
+                expar::make_view(residual, 1, 1), expar::make_view(out, 1, 1));
+  CHECK(out[0] == 1);  // 1 + 2^-24 is 1, twice; the sum of the rows first would give 1 + 2^-23
+}
+
 TEMPLATE_TEST_CASE("decode_backward is the adjoint of decode", "", double, float, expar::half,
                    expar::bfloat16) {
   for (std::uint64_t seed = 0; seed < 120; ++seed) {
@@ -163,6 +196,14 @@ TEST_CASE("decode refuses what it cannot do, by name") {
   CHECK_THROWS_WITH(
       expar::decode(ctx, p, view(a, 2, 4), view(a, 2, 4)),
       "expar: decode: out overlaps decode: rows in memory; the operation cannot work in "
+      "place");
+  CHECK_THROWS_WITH(
+      expar::decode(ctx, p, view(a, 2, 4), view(a, 2, 1), view(a, 2, 3), view(b, 2, 4)),
+      "expar: decode: residual has extent 3 in dimension 1, but the row size of the output is 4");
+  CHECK_THROWS_WITH(
+      expar::decode(ctx, p, view(a, 2, 4), view(a, 2, 1), expar::make_view(b.data() + 1, 2, 4),
+                    view(b, 2, 4)),
+      "expar: decode: out overlaps decode: residual in memory; the operation cannot work in "
       "place");
   CHECK_THROWS_WITH(
       expar::decode_backward(ctx, p, view(a, 2, 4), view(a, 2, 4), view(a, 2, 1), view(b, 2, 4),

@@ -77,6 +77,51 @@ TEMPLATE_TEST_CASE("encode_backward is the adjoint of encode", "", double, float
   }
 }
 
+TEST_CASE("weights carried along are those of encode_weights beside plain rows") {
+  for (std::uint64_t seed = 0; seed < 60; ++seed) {
+    one_rank<float> r(seed);
+    INFO("seed " << seed);
+    auto const p = r.plan();
+    grid<float> rows(p.rows(), r.hidden, r.gap), wanted(p.rows(), r.hidden, r.gap);
+    std::vector<double> w(static_cast<std::size_t>(p.rows()), 5), wanted_w = w;
+    expar::encode(r.ctx, p, r.x.view(), r.weights.view(), rows.view(), w);
+    expar::encode(r.ctx, p, r.x.view(), wanted.view());
+    expar::encode_weights(r.ctx, p, r.weights.view(), wanted_w);
+    REQUIRE(rows == wanted);
+    REQUIRE(w == wanted_w);
+  }
+}
+
+TEST_CASE("with fill::none rows that no route has keep what they hold") {
+  for (std::uint64_t seed = 0; seed < 60; ++seed) {
+    one_rank<float> r(seed);
+    INFO("seed " << seed);
+    auto const p = r.plan();
+    grid<float> zero(p.rows(), r.hidden), none = zero, weighted = zero, carried = zero;
+    std::vector<double> w(static_cast<std::size_t>(p.rows()), 77), alone = w;
+    auto const keep = expar::fill::none;
+    expar::encode(r.ctx, p, r.x.view(), zero.view());
+    expar::encode(r.ctx, p, r.x.view(), none.view(), keep);
+    expar::encode(r.ctx, p, r.x.view(), r.weights.view(), weighted.view(), keep);
+    expar::encode(r.ctx, p, r.x.view(), r.weights.view(), carried.view(), w, keep);
+    expar::encode_weights(r.ctx, p, r.weights.view(), alone, keep);
+    REQUIRE(carried == none);
+    REQUIRE(w == alone);
+    std::vector<int> taken(static_cast<std::size_t>(p.rows()));
+    for (int t = 0; t < r.tokens; ++t)
+      for (int j = 0; j < r.k; ++j)
+        if (p.row(t, j) >= 0) ++taken[static_cast<std::size_t>(p.row(t, j))];
+    for (expar::index_t row = 0; row < p.rows(); ++row) {
+      bool const there = taken[static_cast<std::size_t>(row)] != 0;
+      REQUIRE((w[static_cast<std::size_t>(row)] == 77) == !there);
+      for (int h = 0; h < r.hidden; ++h) {
+        REQUIRE(none.get(row, h) == (there ? zero.get(row, h) : 77));
+        REQUIRE((weighted.get(row, h) == 77) == !there);
+      }
+    }
+  }
+}
+
 TEST_CASE("moving rows gives the same bytes for any number of threads") {
   for (std::uint64_t seed = 0; seed < 5; ++seed) {
     one_rank<float> r(seed, 3000);

@@ -2,29 +2,40 @@
 #pragma once
 
 #include <expar/permute/detail/moves.hpp>
+#include <expar/permute/weights.hpp>
 
 namespace expar {
 inline namespace v0 {
 
 /// Token rows to expert rows, on one rank. tokens: [T,H]; rows: [plan.rows(), H] of the same
-/// element type, written whole: rows that no route has are zero. With `weights` [T,k] a row is
-/// weight * token, computed in the accumulator type and rounded once.
+/// element type, written whole: rows that no route has are zero, or with fill::none keep what they
+/// hold. With `weights` [T,k] a row is weight * token, computed in the accumulator type and rounded
+/// once. With `row_weights` [plan.rows()] too, rows are copies and row_weights has the weight of
+/// each, as encode_weights() gives it.
 /// Any H, pitched rows; tokens and rows do not overlap. Each token row is read once.
 inline constexpr struct encode_fn {
   template <class Tokens, class Rows>
   void operator()(host_context const& ctx, route_plan const& plan, Tokens const& tokens,
-                  Rows&& rows) const {
+                  Rows&& rows, fill fillers = fill::zero) const {
     detail::scatter(ctx, plan, detail::named{"encode: tokens", detail::as_view<2>(ctx, tokens)},
                     detail::unit_weights{},
-                    detail::named{"encode: rows", detail::as_output<2>(ctx, rows)});
+                    detail::named{"encode: rows", detail::as_output<2>(ctx, rows)}, fillers);
   }
-  template <class Tokens, class Weights, class Rows>
+  template <class Tokens, class Weights, not_fill Rows>
   void operator()(host_context const& ctx, route_plan const& plan, Tokens const& tokens,
-                  Weights const& weights, Rows&& rows) const {
+                  Weights const& weights, Rows&& rows, fill fillers = fill::zero) const {
     detail::scatter(
         ctx, plan, detail::named{"encode: tokens", detail::as_view<2>(ctx, tokens)},
         detail::route_weights("encode: weights", plan, detail::as_view<2>(ctx, weights)),
-        detail::named{"encode: rows", detail::as_output<2>(ctx, rows)});
+        detail::named{"encode: rows", detail::as_output<2>(ctx, rows)}, fillers);
+  }
+  template <class Tokens, class Weights, class Rows, not_fill RowWeights>
+  void operator()(host_context const& ctx, route_plan const& plan, Tokens const& tokens,
+                  Weights const& weights, Rows&& rows, RowWeights&& row_weights,
+                  fill fillers = fill::zero) const {
+    detail::carry_weights(ctx, plan, "encode: weights", detail::as_view<2>(ctx, weights),
+                          "encode: row_weights", detail::as_output<1>(ctx, row_weights), fillers);
+    (*this)(ctx, plan, tokens, rows, fillers);
   }
 } encode{};
 

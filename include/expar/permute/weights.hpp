@@ -2,32 +2,41 @@
 #pragma once
 
 #include <expar/permute/detail/rows.hpp>
+#include <expar/permute/fill.hpp>
 
 namespace expar {
 inline namespace v0 {
 
+namespace detail {
+
+template <class W, class Out>
+void carry_weights(host_context const& ctx, route_plan const& plan, char const* weights_name,
+                   tensor_view<W, 2> weights, char const* out_name, tensor_view<Out, 1> out,
+                   fill fillers) {
+  static_assert(std::is_same_v<std::remove_const_t<W>, Out>,
+                "expar: weights are copied to rows, so both have the same element type");
+  check_view(weights_name, weights);
+  check_route_matrix(weights_name, plan, weights);
+  check_output(out_name, out);
+  check_extent(out_name, out, 0, plan.rows(), "the number of rows in the plan");
+  auto const table =
+      rows_of(make_view(out.data, out.extents[0], index_t{1}), plan.offsets().data());
+  for_each_token(ctx, plan, 8,
+                 [&](index_t t) { scatter_scalars<Out>(plan.view(), t, weights.row(t), table); });
+  if (fillers == fill::zero) zero_padding(plan, table, 1);
+}
+
+}  // namespace detail
+
 /// One number per route to one number per row: out[row(t,j)] = weights[t,j]; zero in rows that no
-/// route has. For experts that apply the weights themselves. out: [plan.rows()].
+/// route has, or with fill::none what they held. For experts that apply the weights themselves.
+/// out: [plan.rows()].
 inline constexpr struct encode_weights_fn {
   template <class Weights, class Out>
   void operator()(host_context const& ctx, route_plan const& plan, Weights const& weights,
-                  Out&& out) const {
-    auto const w = detail::as_view<2>(ctx, weights);
-    auto const o = detail::as_output<1>(ctx, out);
-    using W = detail::element_of<decltype(w)>;
-    static_assert(std::is_same_v<W, detail::element_of<decltype(o)>>,
-                  "expar: encode_weights copies, so weights and out have the same element type");
-    detail::check_view("encode_weights: weights", w);
-    detail::check_route_matrix("encode_weights: weights", plan, w);
-    detail::check_output("encode_weights: out", o);
-    detail::check_extent("encode_weights: out", o, 0, plan.rows(),
-                         "the number of rows in the plan");
-    auto const table =
-        detail::rows_of(make_view(o.data, o.extents[0], index_t{1}), plan.offsets().data());
-    detail::for_each_token(ctx, plan, 8, [&](index_t t) {
-      detail::scatter_scalars<W>(plan.view(), t, w.row(t), table);
-    });
-    detail::zero_padding(plan, table, 1);
+                  Out&& out, fill fillers = fill::zero) const {
+    detail::carry_weights(ctx, plan, "encode_weights: weights", detail::as_view<2>(ctx, weights),
+                          "encode_weights: out", detail::as_output<1>(ctx, out), fillers);
   }
 } encode_weights{};
 

@@ -3,6 +3,7 @@
 
 #include <expar/gpu/permute/detail/checks.cuh>
 #include <expar/gpu/permute/detail/dots.cuh>
+#include <expar/permute/detail/residual.hpp>
 
 namespace expar {
 inline namespace v0 {
@@ -12,9 +13,10 @@ namespace gpu {
 /// weight * row, in choice order with one accumulator, every product and sum rounded and the result
 /// rounded once more: the bytes of the host where its compiler contracts no product and sum into
 /// one. Zero for a token without a kept route. rows: [N,H], of which rows that no route has are not
-/// read; weights: [T,k], or left out for ones; out: [T,H], whose element type may differ. Any H,
-/// pitched rows; rows and out do not overlap. All gathers of a token are in flight at once for the
-/// top_k 1, 2, 4, 6, 8 and four at a time for others.
+/// read; weights: [T,k], or left out for ones; out: [T,H], whose element type may differ. With
+/// `residual` [T,H], of the type of out, the accumulator begins with residual[t]; residual may be
+/// out. Any H, pitched rows; rows and out do not overlap. All gathers of a token are in flight at
+/// once for the top_k 1, 2, 4, 6, 8 and four at a time for others.
 inline constexpr struct decode_fn {
   template <class Rows, class Out>
   void operator()(context const& ctx, route_plan const& plan, Rows const& rows, Out&& out) const {
@@ -33,28 +35,44 @@ inline constexpr struct decode_fn {
     detail::check_routes(plan, "decode: weights", w);
     detail::gather(ctx, "decode", plan, detail::read_only(y), detail::weights_of(w), x);
   }
+  template <class Rows, class Weights, class Residual, class Out>
+  void operator()(context const& ctx, route_plan const& plan, Rows const& rows,
+                  Weights const& weights, Residual const& residual, Out&& out) const {
+    auto const y = expar::detail::as_view<2>(ctx, rows);
+    auto const w = expar::detail::as_view<2>(ctx, weights);
+    auto const r = expar::detail::as_view<2>(ctx, residual);
+    auto const x = expar::detail::as_output<2>(ctx, out);
+    detail::check_return(plan, "decode: rows", y, "decode: out", x);
+    detail::check_routes(plan, "decode: weights", w);
+    expar::detail::check_residual("decode: residual", r, "decode: out", x);
+    using R = expar::detail::element_of<decltype(r)>;
+    detail::gather(ctx, "decode", plan, detail::read_only(y), detail::weights_of(w), x,
+                   detail::from_residual<R>{detail::read_only(r)});
+  }
 } decode{};
 
 /// The adjoint of decode, as expar::decode_backward() in one launch: d_rows[row(t,j)] = weight *
 /// d_out[t] (zero in rows of the layout that no route has) and d_weights[t,j] = <row(t,j),
-/// d_out[t]> (zero where the route has no row). Without weights: d_rows alone. d_out, rows and
-/// d_rows have one element type; d_rows may be rows. d_rows has the bytes of the host; a dot
+/// d_out[t]> (zero where the route has no row). Without weights: d_rows alone. With fill::none rows
+/// that no route has keep what they hold. d_out, rows and d_rows have one element type; d_rows may
+/// be rows. d_rows has the bytes of the host; a dot
 /// product is summed in an order that depends on the row size alone, with fused multiplications and
 /// additions.
 inline constexpr struct decode_backward_fn {
   template <class DOut, class DRows>
-  void operator()(context const& ctx, route_plan const& plan, DOut const& d_out,
-                  DRows&& d_rows) const {
+  void operator()(context const& ctx, route_plan const& plan, DOut const& d_out, DRows&& d_rows,
+                  fill fillers = fill::zero) const {
     auto const d = expar::detail::as_view<2>(ctx, d_out);
     auto const dr = expar::detail::as_output<2>(ctx, d_rows);
     detail::check_move(plan, "decode_backward: d_out", d, "decode_backward: d_rows", dr);
     detail::scatter<unsigned char>(ctx, "decode_backward", plan,
                                    detail::as_bytes(detail::read_only(d)), detail::unit_weights{},
-                                   detail::as_bytes(dr));
+                                   detail::as_bytes(dr), fillers);
   }
   template <class DOut, class Rows, class Weights, class DRows, class DWeights>
   void operator()(context const& ctx, route_plan const& plan, DOut const& d_out, Rows const& rows,
-                  Weights const& weights, DRows&& d_rows, DWeights&& d_weights) const {
+                  Weights const& weights, DRows&& d_rows, DWeights&& d_weights,
+                  fill fillers = fill::zero) const {
     auto const d = expar::detail::as_view<2>(ctx, d_out);
     auto const y = expar::detail::as_view<2>(ctx, rows);
     auto const w = expar::detail::as_view<2>(ctx, weights);
@@ -65,7 +83,7 @@ inline constexpr struct decode_backward_fn {
     detail::check_routes(plan, "decode_backward: weights", w);
     detail::check_routes(plan, "decode_backward: d_weights", dw);
     detail::dots<true>(ctx, "decode_backward", plan, detail::read_only(y), detail::read_only(d),
-                       detail::weights_of(w), dr, dw);
+                       detail::weights_of(w), dr, dw, fillers);
   }
 } decode_backward{};
 

@@ -11,29 +11,51 @@ namespace gpu {
 /// Token rows to expert rows: expar::encode() in one launch, source-major, so each token row is
 /// read once. tokens: [T,H]; rows: [N,H] of the same element type. N is at least the number of rows
 /// in the layout (plan.max_rows() always is enough; a route whose row would stand past N has none).
-/// Rows of the layout that no route has become zero; rows behind the layout are left alone. With
-/// `weights` [T,k] a row is weight * token, computed in the accumulator type and rounded once: the
-/// bytes of the host. Any H, pitched rows; tokens and rows do not overlap. Accesses have 16 bytes
-/// where bases, pitches and row size are multiples of that, else 8, 4, 2 or 1.
+/// Rows of the layout that no route has become zero, or with fill::none keep what they hold; rows
+/// behind the layout are left alone. With `weights` [T,k] a row is weight * token, computed in the
+/// accumulator type and rounded once: the bytes of the host. With `row_weights` [N] too, rows are
+/// copies and row_weights has the weight of each, of the same type, in the same launch. Any H,
+/// pitched rows; tokens and rows do not overlap. Accesses have 16 bytes where bases, pitches and
+/// row size are multiples of that, else 8, 4, 2 or 1.
 inline constexpr struct encode_fn {
   template <class Tokens, class Rows>
-  void operator()(context const& ctx, route_plan const& plan, Tokens const& tokens,
-                  Rows&& rows) const {
+  void operator()(context const& ctx, route_plan const& plan, Tokens const& tokens, Rows&& rows,
+                  fill fillers = fill::zero) const {
     auto const x = expar::detail::as_view<2>(ctx, tokens);
     auto const y = expar::detail::as_output<2>(ctx, rows);
     detail::check_move(plan, "encode: tokens", x, "encode: rows", y);
     detail::scatter<unsigned char>(ctx, "encode", plan, detail::as_bytes(detail::read_only(x)),
-                                   detail::unit_weights{}, detail::as_bytes(y));
+                                   detail::unit_weights{}, detail::as_bytes(y), fillers);
   }
-  template <class Tokens, class Weights, class Rows>
+  template <class Tokens, class Weights, not_fill Rows>
   void operator()(context const& ctx, route_plan const& plan, Tokens const& tokens,
-                  Weights const& weights, Rows&& rows) const {
+                  Weights const& weights, Rows&& rows, fill fillers = fill::zero) const {
     auto const x = expar::detail::as_view<2>(ctx, tokens);
     auto const w = expar::detail::as_view<2>(ctx, weights);
     auto const y = expar::detail::as_output<2>(ctx, rows);
     detail::check_move(plan, "encode: tokens", x, "encode: rows", y);
     detail::check_routes(plan, "encode: weights", w);
-    detail::scatter(ctx, "encode", plan, detail::read_only(x), detail::weights_of(w), y);
+    detail::scatter(ctx, "encode", plan, detail::read_only(x), detail::weights_of(w), y, fillers);
+  }
+  template <class Tokens, class Weights, class Rows, not_fill RowWeights>
+  void operator()(context const& ctx, route_plan const& plan, Tokens const& tokens,
+                  Weights const& weights, Rows&& rows, RowWeights&& row_weights,
+                  fill fillers = fill::zero) const {
+    auto const x = expar::detail::as_view<2>(ctx, tokens);
+    auto const w = expar::detail::as_view<2>(ctx, weights);
+    auto const y = expar::detail::as_output<2>(ctx, rows);
+    auto const o = expar::detail::as_output<1>(ctx, row_weights);
+    static_assert(std::is_same_v<expar::detail::element_of<decltype(w)>,
+                                 expar::detail::element_of<decltype(o)>>,
+                  "expar: weights are copied to rows, so both have the same element type");
+    detail::check_move(plan, "encode: tokens", x, "encode: rows", y);
+    detail::check_routes(plan, "encode: weights", w);
+    detail::check_numbers(plan, "encode: row_weights", o);
+    expar::detail::check_extent("encode: row_weights", o, 0, y.extents[0], "the number of rows");
+    detail::scatter<unsigned char>(
+        ctx, "encode", plan, detail::as_bytes(detail::read_only(x)), detail::unit_weights{},
+        detail::as_bytes(y), fillers,
+        detail::carry_weights{detail::read_only(w), detail::number_rows(o)});
   }
 } encode{};
 

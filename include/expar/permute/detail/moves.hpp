@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/permute/detail/rows.hpp>
+#include <expar/permute/fill.hpp>
 
 namespace expar {
 inline namespace v0 {
@@ -23,10 +24,10 @@ auto route_weights(char const* what, route_plan const& plan, tensor_view<W, 2> w
   return matrix_weights<std::remove_const_t<W>>{weights};
 }
 
-/// Every token row to the rows of its kept routes; zero elsewhere.
+/// Every token row to the rows of its kept routes; elsewhere zero, or what was there.
 template <class X, class T, class Weights>
 void scatter(host_context const& ctx, route_plan const& plan, named<X> tokens, Weights weights,
-             named<T> rows) {
+             named<T> rows, fill fillers) {
   static_assert(std::is_same_v<std::remove_const_t<X>, T>,
                 "expar: token rows and expert rows must have the same element type here");
   index_t const n = tokens.view.extents[1];
@@ -40,13 +41,13 @@ void scatter(host_context const& ctx, route_plan const& plan, named<X> tokens, W
   for_each_token(ctx, plan, n * static_cast<index_t>(sizeof(T)), [&](index_t t) {
     scatter_token<T>(plan.view(), t, tokens.view.row(t), n, weights, table);
   });
-  zero_padding(plan, table, n);
+  if (fillers == fill::zero) zero_padding(plan, table, n);
 }
 
 /// Every token row from the rows of its kept routes.
 template <class T, class Out, class Weights>
 void gather(host_context const& ctx, route_plan const& plan, named<T> rows, Weights weights,
-            named<Out> out) {
+            named<Out> out, Out const* residual = nullptr, index_t residual_pitch = 0) {
   using row = std::remove_const_t<T>;
   index_t const n = out.view.extents[1];
   check_view(rows.what, rows.view);
@@ -57,7 +58,8 @@ void gather(host_context const& ctx, route_plan const& plan, named<T> rows, Weig
   check_apart(out.what, out.view, rows.what, rows.view);
   auto const table = rows_of<row const>(rows.view, plan.offsets().data());
   for_each_token(ctx, plan, n * static_cast<index_t>(sizeof(T)), [&](index_t t) {
-    gather_token(plan.view(), t, table, weights, out.view.row(t), n);
+    gather_token(plan.view(), t, table, weights, out.view.row(t), n,
+                 residual == nullptr ? nullptr : residual + t * residual_pitch);
   });
 }
 

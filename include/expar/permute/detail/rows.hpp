@@ -48,6 +48,12 @@ EXPAR_HD constexpr A weight_of(matrix_weights<W> w, index_t t, int j) {
   return static_cast<A>(widen(w.at.row(t)[j]));
 }
 
+/// The weight of columns [column, column + gather_block) of a row: that of the route.
+template <class A, class Weights>
+EXPAR_HD constexpr A weight_of(Weights weights, plan_view const&, index_t t, int j, index_t) {
+  return weight_of<A>(weights, t, j);
+}
+
 template <class T>
 EXPAR_HD void copy_row(T const* from, T* to, index_t n) {
 #if defined(__CUDA_ARCH__)
@@ -100,19 +106,23 @@ EXPAR_HD void scatter_token(plan_view const& plan, index_t t, T const* x, index_
 inline constexpr int gather_block = 64;
 
 /// `width` columns (at most gather_block; Width where it is known and not 0) of sum over kept
-/// routes of w * row, in choice order, one accumulator, rounded once.
+/// routes of w * row, in choice order, one accumulator, which begins with the residual where there
+/// is one, rounded once.
 template <int Width, class T, class Out, class Weights>
 EXPAR_HD void gather_columns(plan_view const& plan, index_t t, expert_rows<T const> const& rows,
-                             Weights weights, index_t column, int width, Out* out) {
+                             Weights weights, index_t column, int width, Out* out,
+                             Out const* residual) {
   using A = accumulator_t<T>;
   int const n = Width != 0 ? Width : width;
   A sum[gather_block];
-  bool first = true;
+  bool first = residual == nullptr;
+  if (!first)
+    for (int c = 0; c < n; ++c) sum[c] = static_cast<A>(widen(residual[column + c]));
   for (int j = 0; j < plan.top_k; ++j) {
     index_t const at = t * plan.top_k + j;
     if (plan.locations[at] < 0) continue;
     T const* const from = rows(plan.ids[at], plan.locations[at]) + column;
-    A const w = weight_of<A>(weights, t, j);
+    A const w = weight_of<A>(weights, plan, t, j, column);
     if (first)
       for (int c = 0; c < n; ++c) sum[c] = w * widen(from[c]);
     else
@@ -125,12 +135,12 @@ EXPAR_HD void gather_columns(plan_view const& plan, index_t t, expert_rows<T con
 
 template <class T, class Out, class Weights>
 EXPAR_HD void gather_token(plan_view const& plan, index_t t, expert_rows<T const> const& rows,
-                           Weights weights, Out* out, index_t n) {
+                           Weights weights, Out* out, index_t n, Out const* residual = nullptr) {
   index_t column = 0;
   for (; column + gather_block <= n; column += gather_block)
-    gather_columns<gather_block>(plan, t, rows, weights, column, gather_block, out);
+    gather_columns<gather_block>(plan, t, rows, weights, column, gather_block, out, residual);
   if (column < n)
-    gather_columns<0>(plan, t, rows, weights, column, static_cast<int>(n - column), out);
+    gather_columns<0>(plan, t, rows, weights, column, static_cast<int>(n - column), out, residual);
 }
 
 /// d_weights[t, j] = <row(t, j), x>, 0 where there is no row.

@@ -28,10 +28,19 @@ void check_routes(route_plan const& plan, char const* what, tensor_view<T, 2> co
   expar::detail::check_extent(what, v, 1, plan.top_k(), "top_k of the plan");
 }
 /// Expert rows: their number is exact where it is known here.
-template <class T>
-void check_rows(route_plan const& plan, char const* what, tensor_view<T, 2> const& v) {
+template <class T, int Rank>
+void check_rows(route_plan const& plan, char const* what, tensor_view<T, Rank> const& v) {
   if (plan.capacity() >= 0)
     expar::detail::check_extent(what, v, 0, plan.max_rows(), "the number of rows in the plan");
+}
+/// One number to each expert row.
+template <class T>
+void check_numbers(route_plan const& plan, char const* what, tensor_view<T, 1> const& v) {
+  if constexpr (std::is_const_v<T>)
+    expar::detail::check_view(what, v);
+  else
+    expar::detail::check_output(what, v);
+  check_rows(plan, what, v);
 }
 /// From token rows to expert rows of the same type.
 template <class X, class Y>

@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(scatter_threads, resident_blocks(Batch, Whole&
 template <bool Store, class T, class DW, class Weights>
 void dots(context const& ctx, char const* place, route_plan const& plan,
           tensor_view<T const, 2> rows, tensor_view<T const, 2> x, Weights weights,
-          tensor_view<T, 2> d_rows, tensor_view<DW, 2> d_weights) {
+          tensor_view<T, 2> d_rows, tensor_view<DW, 2> d_weights, fill fillers = fill::none) {
   constexpr int widest = 16 / static_cast<int>(sizeof(T));
   if (plan.experts() == 0) return;
   with_width<widest>(
@@ -111,7 +111,8 @@ void dots(context const& ctx, char const* place, route_plan const& plan,
           index_t const run = round_up((vectors + parts - 1) / parts, 32);
           int const here = scatter_warps / parts;
           index_t const blocks = (plan.tokens() + here - 1) / here;
-          int const clear = Store ? clear_parts(plan, x.extents[1] * index_t{sizeof(T)}) : 0;
+          int const clear =
+              Store ? clear_parts(plan, x.extents[1] * index_t{sizeof(T)}, fillers) : 0;
           launch(ctx, place,
                  dot_rows<T, DW, n.value, batch.value, whole.value, Store, Weights,
                           tensor_rows<T const>, tensor_rows<T>>,

@@ -3,10 +3,13 @@
 
 #include <expar/gpu/permute/detail/rows.cuh>
 #include <expar/gpu/permute/detail/vectors.cuh>
+#include <expar/permute/detail/quantize.hpp>
 
 namespace expar {
 inline namespace v0 {
 namespace gpu::detail {
+
+using expar::detail::quantized_block;
 
 inline constexpr int gather_threads = 256, gather_warps = gather_threads / 32;
 /// Turns that a warp of the gather makes over its run.
@@ -33,15 +36,42 @@ struct lane_routes {
   }
 };
 
-/// out[t] = sum over kept routes of weight * row: a warp has a run of one row, and `Batch` gathers
-/// of every lane are in flight at once; with Whole, top_k is Batch. One accumulator per column
-/// takes the choices in order, each product and each sum rounded.
-template <class T, class Out, int N, int Batch, bool Whole, class Weights, class Rows>
+/// The weight of a route times the scale of its row in each block of columns.
+template <class Weights, class ScaleRows>
+struct block_weights {
+  Weights weights;
+  ScaleRows scales;
+  template <class A>
+  __device__ A at(index_t t, int j) const {
+    return weights.template at<A>(t, j);
+  }
+};
+template <class Weights>
+inline constexpr bool scales_blocks = false;
+template <class Weights, class ScaleRows>
+inline constexpr bool scales_blocks<block_weights<Weights, ScaleRows>> = true;
+
+/// What a sum begins with: nothing, or the rows of a residual.
+struct from_nothing {};
+template <class R>
+struct from_residual {
+  tensor_view<R const, 2> rows;
+};
+
+/// out[t] = residual + sum over kept routes of weight * row: a warp has a run of one row, and
+/// `Batch` gathers of every lane are in flight at once; with Whole, top_k is Batch. One accumulator
+/// per column begins with the residual and takes the choices in order, each product and each sum
+/// rounded.
+template <class T, class Out, int N, int Batch, bool Whole, class Weights, class Rows,
+          class Residual>
 __global__ void __launch_bounds__(gather_threads, resident_blocks(Batch, Whole))
     gather_rows(plan_view const plan, Rows const rows, Weights const weights,
-                tensor_view<Out, 2> const out, index_t vectors, row_split const split) {
+                tensor_view<Out, 2> const out, index_t vectors, row_split const split,
+                Residual const residual) {
   using A = accumulator_t<T>;
   constexpr bool scaled = !std::is_same_v<Weights, unit_weights>;
+  constexpr bool blocks = scales_blocks<Weights>;
+  constexpr bool adds = !std::is_same_v<Residual, from_nothing>;
   index_t const warp = index_t{blockIdx.x} * gather_warps + threadIdx.x / 32;
   int const lane = static_cast<int>(threadIdx.x) % 32;
   index_t const t = warp / split.parts;
@@ -50,26 +80,44 @@ __global__ void __launch_bounds__(gather_threads, resident_blocks(Batch, Whole))
   index_t const last = first + split.run < vectors ? first + split.run : vectors;
   int const k = Whole ? Batch : plan.top_k;
   lane_routes<T, A> const routes0(plan, rows, weights, t, lane);
+  float const* scales0 = nullptr;
+  if constexpr (blocks) scales0 = row_of(plan, weights.scales, t, lane);
 
   for (index_t base = first; base < last; base += 32) {
     index_t const v = base + lane;
     A sum[N];
+    if constexpr (adds) {
+      pack<Out, N> r;
+      if (v < last) r = pack<Out, N>::load(residual.rows.row(t) + v * N);
 #pragma unroll
-    for (int c = 0; c < N; ++c) sum[c] = A{-0.0};  // what any x can be added to and stay x
+      for (int c = 0; c < N; ++c) sum[c] = static_cast<A>(widen_fast(r.at[c]));
+    } else {
+#pragma unroll
+      for (int c = 0; c < N; ++c) sum[c] = A{-0.0};  // what any x can be added to and stay x
+    }
     lane_routes<T, A> routes = routes0;
+    float const* scales = scales0;
     unsigned any = routes.kept;
     for (int j0 = 0; j0 < k; j0 += Batch) {
-      if (!Whole && j0 != 0 && j0 % 32 == 0)
+      if (!Whole && j0 != 0 && j0 % 32 == 0) {
         routes = lane_routes<T, A>(plan, rows, weights, t, j0 + lane), any |= routes.kept;
+        if constexpr (blocks) scales = row_of(plan, weights.scales, t, j0 + lane);
+      }
       pack<T, N> x[Batch];
+      A scale[Batch];
 #pragma unroll
       for (int i = 0; i < Batch; ++i) {
         T const* const row = shuffle(routes.row, (j0 + i) % 32);
         if (row != nullptr && v < last) x[i] = pack<T, N>::load(row + v * N);
+        if constexpr (blocks) {
+          float const* const of_row = shuffle(scales, (j0 + i) % 32);
+          if (row != nullptr && v < last) scale[i] = of_row[v * N / quantized_block];
+        }
       }
 #pragma unroll
       for (int i = 0; i < Batch; ++i) {
-        A const w = scaled ? __shfl_sync(~0u, routes.weight, (j0 + i) % 32) : A{1};
+        A w = scaled ? __shfl_sync(~0u, routes.weight, (j0 + i) % 32) : A{1};
+        if constexpr (blocks) w = multiply(w, scale[i]);
         if ((routes.kept >> ((j0 + i) % 32) & 1) == 0) continue;
 #pragma unroll
         for (int c = 0; c < N; ++c) {
@@ -81,7 +129,7 @@ __global__ void __launch_bounds__(gather_threads, resident_blocks(Batch, Whole))
     pack<Out, N> result;
 #pragma unroll
     for (int c = 0; c < N; ++c)
-      result.at[c] = narrow<Out>(static_cast<accumulator_t<Out>>(any != 0 ? sum[c] : A{0}));
+      result.at[c] = narrow<Out>(static_cast<accumulator_t<Out>>(adds || any != 0 ? sum[c] : A{0}));
     if (v < last) result.store(out.row(t) + v * N);
   }
 }
@@ -102,22 +150,27 @@ void with_top_k(int k, F f) {
 }
 
 /// Enqueues gather_rows() for the widest packs that the views allow.
-template <class T, class Out, class Weights>
+template <class T, class Out, class Weights, class Residual = from_nothing>
 void gather(context const& ctx, char const* place, route_plan const& plan,
-            tensor_view<T const, 2> rows, Weights weights, tensor_view<Out, 2> out) {
-  constexpr int widest = 16 / static_cast<int>(sizeof(T));
+            tensor_view<T const, 2> rows, Weights weights, tensor_view<Out, 2> out,
+            Residual residual = {}) {
+  constexpr int widest = scales_blocks<Weights> ? 8 : 16 / static_cast<int>(sizeof(T));
   if (out.size() == 0) return;
   with_width<widest>(
-      [&](int n) { return fits(rows, n) && fits(out, n); },
+      [&](int n) {
+        if constexpr (!std::is_same_v<Residual, from_nothing>)
+          if (!fits(residual.rows, n)) return false;
+        return fits(rows, n) && fits(out, n);
+      },
       [&](auto n) {
         with_top_k<n.value == widest>(plan.top_k(), [&](auto batch, auto whole) {
           index_t const vectors = out.extents[1] / n;
           row_split const split = split_rows(vectors, 32 * gather_turns);
-          launch(
-              ctx, place,
-              gather_rows<T, Out, n.value, batch.value, whole.value, Weights, tensor_rows<T const>>,
-              (plan.tokens() * split.parts + gather_warps - 1) / gather_warps, gather_threads, 0,
-              plan.view(), tensor_rows{rows}, weights, out, vectors, split);
+          launch(ctx, place,
+                 gather_rows<T, Out, n.value, batch.value, whole.value, Weights,
+                             tensor_rows<T const>, Residual>,
+                 (plan.tokens() * split.parts + gather_warps - 1) / gather_warps, gather_threads, 0,
+                 plan.view(), tensor_rows{rows}, weights, out, vectors, split, residual);
         });
       });
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <expar/gpu/permute/detail/rows.cuh>
+#include <expar/gpu/permute/detail/carry.cuh>
 #include <expar/gpu/permute/detail/vectors.cuh>
+#include <expar/permute/fill.hpp>
 
 namespace expar {
 inline namespace v0 {
@@ -21,28 +22,31 @@ struct scatter_shape {
 };
 
 /// Zero in the rows of one expert that no route has.
-template <class T, int N, class Rows>
+template <class T, int N, class Rows, class Carry = carry_nothing>
 __device__ void clear_rows(plan_view const& plan, Rows const& rows, scatter_shape const& shape,
-                           index_t block) {
+                           index_t block, Carry const& carry = {}) {
   auto const e = static_cast<int>(block / shape.clear_parts);
   index_t const part = block % shape.clear_parts * scatter_warps + threadIdx.x / 32;
   index_t const end = plan.offsets[e + 1] - plan.offsets[e];
   pack<T, N> zero;
   memset(zero.at, 0, sizeof zero.at);
-  for (index_t l = plan.kept(e) + part; l < end; l += index_t{shape.clear_parts} * scatter_warps)
+  for (index_t l = plan.kept(e) + part; l < end; l += index_t{shape.clear_parts} * scatter_warps) {
+    if (threadIdx.x % 32 == 0) carry.clear(plan, e, l);
     if (T* const row = rows(plan, e, l))
       for (index_t v = threadIdx.x % 32; v < shape.vectors; v += 32) zero.store(row + v * N);
+  }
 }
 
 /// Every token row is read once and written to the row of each kept route: a warp has a run of one
-/// row. Rows of the layout that no route has become zero.
-template <class T, int N, class Weights, class Rows>
+/// row, and one of them what the route carries besides. Rows of the layout that no route has become
+/// zero.
+template <class T, int N, class Weights, class Rows, class Carry>
 __global__ void __launch_bounds__(scatter_threads)
     scatter_rows(plan_view const plan, tensor_view<T const, 2> const tokens, Weights const weights,
-                 Rows const rows, scatter_shape const shape) {
+                 Rows const rows, scatter_shape const shape, Carry const carry) {
   constexpr bool scaled = !std::is_same_v<Weights, unit_weights>;
   if (blockIdx.x >= shape.token_blocks)
-    return clear_rows<T, N>(plan, rows, shape, blockIdx.x - shape.token_blocks);
+    return clear_rows<T, N>(plan, rows, shape, blockIdx.x - shape.token_blocks, carry);
   index_t const warp = index_t{blockIdx.x} * scatter_warps + threadIdx.x / 32;
   int const lane = static_cast<int>(threadIdx.x) % 32;
   index_t const t = warp / shape.split.parts;
@@ -51,6 +55,8 @@ __global__ void __launch_bounds__(scatter_threads)
   index_t const last =
       first + shape.split.run < shape.vectors ? first + shape.split.run : shape.vectors;
   T* const row0 = row_of(plan, rows, t, lane);
+  if (warp % shape.split.parts == 0)
+    for (int j = lane; j < plan.top_k; j += 32) carry.put(plan, t, j);
 
   for (index_t base = first; base < last; base += 32 * scatter_flight) {
     pack<T, N> x[scatter_flight];
@@ -89,27 +95,30 @@ __global__ void __launch_bounds__(scatter_threads)
 
 /// Blocks that clear rows of one expert: none where the layout has no row that only fills, and
 /// enough to occupy the device where it can have many.
-inline int clear_parts(route_plan const& plan, index_t row_bytes) {
+inline int clear_parts(route_plan const& plan, index_t row_bytes, fill fillers = fill::zero) {
   index_t const most = plan.capacity() >= 0 ? plan.capacity() : plan.alignment() - 1;
   index_t const wanted = most * row_bytes / 65536 + 1, enough = 1024 / plan.experts() + 1;
-  return most == 0 ? 0 : static_cast<int>(wanted < enough ? wanted : enough);
+  return most == 0 || fillers == fill::none ? 0
+                                            : static_cast<int>(wanted < enough ? wanted : enough);
 }
 
 /// Enqueues scatter_rows() for the widest packs that the views allow.
-template <class T, class Weights>
+template <class T, class Weights, class Carry = carry_nothing>
 void scatter(context const& ctx, char const* place, route_plan const& plan,
-             tensor_view<T const, 2> tokens, Weights weights, tensor_view<T, 2> rows) {
-  if (tokens.extents[1] == 0 || plan.experts() == 0) return;
+             tensor_view<T const, 2> tokens, Weights weights, tensor_view<T, 2> rows, fill fillers,
+             Carry carry = {}) {
+  bool const nothing = tokens.extents[1] == 0 && std::is_same_v<Carry, carry_nothing>;
+  if (nothing || plan.experts() == 0) return;
   with_width<16 / static_cast<int>(sizeof(T))>(
       [&](int n) { return fits(tokens, n) && fits(rows, n); },
       [&](auto n) {
         index_t const vectors = tokens.extents[1] / n;
         row_split const split = split_rows(vectors, 32 * scatter_flight);
         index_t const blocks = (plan.tokens() * split.parts + scatter_warps - 1) / scatter_warps;
-        int const clear = clear_parts(plan, rows.extents[1] * index_t{sizeof(T)});
-        launch(ctx, place, scatter_rows<T, n.value, Weights, tensor_rows<T>>,
+        int const clear = clear_parts(plan, rows.extents[1] * index_t{sizeof(T)}, fillers);
+        launch(ctx, place, scatter_rows<T, n.value, Weights, tensor_rows<T>, Carry>,
                blocks + index_t{plan.experts()} * clear, scatter_threads, 0, plan.view(), tokens,
-               weights, tensor_rows{rows}, scatter_shape{vectors, blocks, split, clear});
+               weights, tensor_rows{rows}, scatter_shape{vectors, blocks, split, clear}, carry);
       });
 }
 

@@ -112,6 +112,12 @@ __device__ accumulator_t<T> widen_fast(T x) {
     float f;
     asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(x.bits));
     return f;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  } else if constexpr (std::is_same_v<T, float8_e4m3>) {
+    unsigned both;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(both) : "h"(std::uint16_t{x.bits}));
+    return widen_fast(half{static_cast<std::uint16_t>(both)});
+#endif
   } else {
     return widen(x);
   }

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <expar/element.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+/// Columns that share a scale.
+inline constexpr int quantized_block = 128;
+
+EXPAR_HD constexpr index_t quantized_blocks(index_t columns) {
+  return (columns + quantized_block - 1) / quantized_block;
+}
+
+/// a / b, rounded to nearest whatever the compiler was told about divisions on a device.
+EXPAR_HD inline float divide(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fdiv_rn(a, b);
+#else
+  return a / b;
+#endif
+}
+
+/// The scale of a block whose largest magnitude is `most`: it takes that to 448. It has an inverse
+/// that is finite, and is one for a block of zeros.
+EXPAR_HD inline float block_scale(float most) {
+  float const scale = divide(most, 448.0f);
+  return most == 0.0f ? 1.0f : scale < 0x1p-126f ? 0x1p-126f : scale;
+}
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <type_traits>
+
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+/// A residual has the shape and the element type of the output. It is the output itself, or apart
+/// from it.
+template <class R, class Out>
+void check_residual(char const* what, tensor_view<R, 2> const& residual, char const* out_name,
+                    tensor_view<Out, 2> const& out) {
+  static_assert(std::is_same_v<std::remove_const_t<R>, Out>,
+                "expar: a residual has the element type of the output");
+  check_view(what, residual);
+  check_extent(what, residual, 0, out.extents[0], "the number of tokens in the output");
+  check_extent(what, residual, 1, out.extents[1], "the row size of the output");
+  if (residual.data != out.data || residual.strides[0] != out.strides[0])
+    check_apart(out_name, out, what, residual);
+}
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar
