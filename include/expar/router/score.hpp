@@ -41,7 +41,8 @@ EXPAR_HD A interleaved_sum(int experts, Term term) {
   int first = 0;
   for (; first + lanes <= experts; first += lanes)
     for (int l = 0; l < lanes; ++l) part[l] = add(part[l], term(first + l));
-  for (int l = 0; first + l < experts; ++l) part[l] = add(part[l], term(first + l));
+  for (int l = 0; l < lanes; ++l)  // of constant length, so that the sums can be registers
+    if (first + l < experts) part[l] = add(part[l], term(first + l));
   for (int half = lanes / 2; half > 0; half /= 2)
     for (int l = 0; l < half; ++l) part[l] = add(part[l], part[l + half]);
   return part[0];

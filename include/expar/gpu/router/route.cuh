@@ -63,10 +63,10 @@ auto gate_arguments_of(char const* what, std::type_identity_t<char const* const 
 /// the host, and its weights bit for bit where the host's compiler contracts no product and sum
 /// into one: `route(ctx, router, logits, bias, routes)`, where the bias may be left out if the
 /// router's key takes none. All tensors are on the device; rows may be pitched.
-/// Up to 2048 experts and 32 choices, of policies that are made expert by expert (separable_score,
-/// separable_key, group_limited of one), a token is in the registers of 8 or 32 lanes. Beyond, a
-/// thread runs router.forward() for it, with scratch for 1024 tokens from the context's memory, in
-/// stream order.
+/// Up to 2048 experts (1024 for logits of double) and 32 choices, of policies that are made expert
+/// by expert (separable_score, separable_key, group_limited of one), a token is in the registers of
+/// 8 or 32 lanes. Beyond, a thread runs router.forward() for it, with scratch for 1024 tokens from
+/// the context's memory, in stream order.
 inline constexpr struct route_fn {
   template <class Router, class Logits, class Routes>
   void operator()(context const& ctx, Router const& r, Logits const& logits,
@@ -93,8 +93,9 @@ inline constexpr struct route_fn {
 
 /// The adjoint of route(), as expar::route_backward() in one launch: overwrites d_logits [T,
 /// experts], each number once, given d_weights [T, top_k]. Bit for bit as on the host, under the
-/// same condition. An id that is not 0 .. experts - 1 takes no part. Beyond 2048 experts, or for a
-/// score that is not made expert by expert, a thread has a token, as in route().
+/// same condition. An id that is not 0 .. experts - 1 takes no part. Beyond the
+/// experts that lanes hold, or for a score that is not made expert by expert, a thread has a token,
+/// as in route().
 inline constexpr struct route_backward_fn {
   template <class Router, class Logits, class Routes, class DWeights, class DLogits>
   void operator()(context const& ctx, Router const& r, Logits const& logits, Routes const& routes,

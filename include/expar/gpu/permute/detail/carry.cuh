@@ -66,18 +66,24 @@ struct carry_numbers {
 
 inline constexpr int carry_threads = 256;
 
+/// A thread for every route.
+template <class Carry>
+__device__ void put_routes(plan_view const& plan, Carry const& carry, unsigned block) {
+  unsigned const at = block * unsigned{carry_threads} + threadIdx.x;
+  auto const k = static_cast<unsigned>(plan.top_k);
+  if (at < static_cast<unsigned>(plan.tokens) * k)
+    carry.put(plan, at / k, static_cast<int>(at % k));
+}
+inline index_t carry_blocks(route_plan const& plan) {
+  return (plan.tokens() * plan.top_k() + carry_threads - 1) / carry_threads;
+}
+
 /// A thread for every route; behind their blocks, one block for each of `fillers`: the rows of an
 /// expert that no route has, and at the number of experts the rows behind the layout up to `rows`.
 template <class Carry>
 __global__ void __launch_bounds__(carry_threads)
     carry_routes(plan_view const plan, Carry const carry, int route_blocks, index_t rows) {
-  if (static_cast<int>(blockIdx.x) < route_blocks) {
-    auto const at = blockIdx.x * static_cast<unsigned>(carry_threads) + threadIdx.x;
-    auto const k = static_cast<unsigned>(plan.top_k);
-    if (at < static_cast<unsigned>(plan.tokens) * k)
-      carry.put(plan, at / k, static_cast<int>(at % k));
-    return;
-  }
+  if (static_cast<int>(blockIdx.x) < route_blocks) return put_routes(plan, carry, blockIdx.x);
   int const e = static_cast<int>(blockIdx.x) - route_blocks;
   bool const behind = e == plan.experts;
   index_t const end = (behind ? rows : plan.offsets[e + 1]) - plan.offsets[e];
@@ -90,10 +96,9 @@ template <class Carry>
 void carry(context const& ctx, char const* place, route_plan const& plan, Carry const& what,
            int fillers, index_t rows) {
   if (plan.experts() == 0) return;
-  index_t const routes = plan.tokens() * plan.top_k();
-  auto const blocks = static_cast<int>((routes + carry_threads - 1) / carry_threads);
-  launch(ctx, place, carry_routes<Carry>, index_t{blocks} + fillers, carry_threads, 0, plan.view(),
-         what, blocks, rows);
+  index_t const blocks = carry_blocks(plan);
+  launch(ctx, place, carry_routes<Carry>, blocks + fillers, carry_threads, 0, plan.view(), what,
+         static_cast<int>(blocks), rows);
 }
 
 /// A number to every row: a tensor of rank 1 as rows of one element.

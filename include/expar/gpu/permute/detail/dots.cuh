@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
+
 #include <expar/gpu/permute/detail/gather.cuh>
 #include <expar/gpu/permute/detail/scatter.cuh>
 
@@ -15,13 +17,19 @@ __device__ inline double multiply_add(double a, double b, double c) {
   return __fma_rn(a, b, c);
 }
 
+/// Blocks that a multiprocessor holds at once: as many as the registers of so many sums allow.
+constexpr int dot_blocks(std::size_t sum_bytes, bool whole) {
+  return !whole || sum_bytes >= 32 ? 2 : sum_bytes > 8 ? 3 : 4;
+}
+
 /// d_weights[t,j] = <row(t,j), x[t]>, and with Store in the same pass d_rows[row(t,j)] = weight *
 /// x[t], zero where no route has a row. `parts` warps of a block (1, 2, 4 or 8) share a token. The
 /// order of a dot product depends on the row size alone: a lane takes every 32nd pack of its warp's
 /// run, then lanes are summed as a tree, then warps in order.
 template <class T, class DW, int N, int Batch, bool Whole, bool Store, class Weights, class Rows,
           class DRows>
-__global__ void __launch_bounds__(scatter_threads, resident_blocks(Batch, Whole&& Batch < 8))
+__global__ void __launch_bounds__(scatter_threads,
+                                  dot_blocks(Batch * sizeof(accumulator_t<T>), Whole))
     dot_rows(plan_view const plan, Rows const rows, tensor_view<T const, 2> const x,
              Weights const weights, DRows const d_rows, tensor_view<DW, 2> const d_weights,
              scatter_shape const shape) {
@@ -52,23 +60,25 @@ __global__ void __launch_bounds__(scatter_threads, resident_blocks(Batch, Whole&
     A sum[Batch] = {};
     for (index_t base = first; base < last; base += 32) {
       index_t const v = base + lane;
-      pack<T, N> a[Batch], b;
+      typename pack<T, N>::loaded a[Batch];
+      pack<T, N> b;
       if (v < last) b = pack<T, N>::load(x.row(t) + v * N);
 #pragma unroll
       for (int i = 0; i < Batch; ++i) {
         T const* const row = shuffle(routes.row, (j0 + i) % 32);
-        if (row != nullptr && v < last) a[i] = pack<T, N>::load(row + v * N);
+        if (row != nullptr && v < last) a[i] = pack<T, N>::load_closed(row + v * N);
       }
 #pragma unroll
       for (int i = 0; i < Batch; ++i) {
         T* const d_row = Store ? shuffle(to, (j0 + i) % 32) : nullptr;
         A const w = Store ? __shfl_sync(~0u, routes.weight, (j0 + i) % 32) : A{0};
         if ((routes.kept >> ((j0 + i) % 32) & 1) == 0 || v >= last) continue;
+        pack<T, N> const x_row = a[i].open();
         pack<T, N> y;
 #pragma unroll
         for (int c = 0; c < N; ++c) {
           A const d = widen_fast(b.at[c]);
-          sum[i] = multiply_add(widen_fast(a[i].at[c]), d, sum[i]);
+          sum[i] = multiply_add(widen_fast(x_row.at[c]), d, sum[i]);
           if constexpr (Store) y.at[c] = narrow<T>(multiply(w, d));
         }
         if constexpr (Store)

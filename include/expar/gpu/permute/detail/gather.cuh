@@ -11,13 +11,13 @@ namespace gpu::detail {
 
 using expar::detail::quantized_block;
 
-inline constexpr int gather_threads = 256, gather_warps = gather_threads / 32;
+inline constexpr int gather_threads = 128, gather_warps = gather_threads / 32;
 /// Turns that a warp of the gather makes over its run.
 inline constexpr int gather_turns = 2;
 
-/// Blocks that a multiprocessor holds at once: how many the registers of so many gathers allow.
-constexpr int resident_blocks(int batch, bool whole) {
-  return !whole ? 2 : batch <= 4 ? 4 : 3;
+/// Blocks that a multiprocessor holds at once: as many as the registers of so many gathers allow.
+constexpr int gather_blocks(int batch, bool whole) {
+  return !whole ? 6 : batch <= 4 ? 9 : 7;
 }
 
 /// The rows and weights of a token: lane l holds those of choice j + l.
@@ -64,7 +64,7 @@ struct from_residual {
 /// rounded.
 template <class T, class Out, int N, int Batch, bool Whole, class Weights, class Rows,
           class Residual>
-__global__ void __launch_bounds__(gather_threads, resident_blocks(Batch, Whole))
+__global__ void __launch_bounds__(gather_threads, gather_blocks(Batch, Whole))
     gather_rows(plan_view const plan, Rows const rows, Weights const weights,
                 tensor_view<Out, 2> const out, index_t vectors, row_split const split,
                 Residual const residual) {
@@ -103,25 +103,30 @@ __global__ void __launch_bounds__(gather_threads, resident_blocks(Batch, Whole))
         routes = lane_routes<T, A>(plan, rows, weights, t, j0 + lane), any |= routes.kept;
         if constexpr (blocks) scales = row_of(plan, weights.scales, t, j0 + lane);
       }
-      pack<T, N> x[Batch];
-      A scale[Batch];
+      A weight = routes.weight;  // in lane i + Batch * b: of choice j0 + i and the b-th block
+      if constexpr (blocks) {
+        int const from = (j0 + lane % Batch) % 32;
+        float const* const of_row = shuffle(scales, from);
+        index_t const block = base * N / quantized_block + lane / Batch;
+        weight = __shfl_sync(~0u, weight, from);
+        if (of_row != nullptr && block * (quantized_block / N) < last)
+          weight = multiply(weight, of_row[block]);
+      }
+      typename pack<T, N>::loaded x[Batch];
 #pragma unroll
       for (int i = 0; i < Batch; ++i) {
         T const* const row = shuffle(routes.row, (j0 + i) % 32);
-        if (row != nullptr && v < last) x[i] = pack<T, N>::load(row + v * N);
-        if constexpr (blocks) {
-          float const* const of_row = shuffle(scales, (j0 + i) % 32);
-          if (row != nullptr && v < last) scale[i] = of_row[v * N / quantized_block];
-        }
+        if (row != nullptr && v < last) x[i] = pack<T, N>::load_closed(row + v * N);
       }
 #pragma unroll
       for (int i = 0; i < Batch; ++i) {
-        A w = scaled ? __shfl_sync(~0u, routes.weight, (j0 + i) % 32) : A{1};
-        if constexpr (blocks) w = multiply(w, scale[i]);
+        int const at = blocks ? i + Batch * (lane * N / quantized_block) : (j0 + i) % 32;
+        A const w = scaled ? __shfl_sync(~0u, weight, at) : A{1};
         if ((routes.kept >> ((j0 + i) % 32) & 1) == 0) continue;
+        pack<T, N> const opened = x[i].open();
 #pragma unroll
         for (int c = 0; c < N; ++c) {
-          A const y = widen_fast(x[i].at[c]);
+          A const y = widen_fast(opened.at[c]);
           sum[c] = add(sum[c], scaled ? multiply(w, y) : y);
         }
       }

@@ -9,12 +9,12 @@ namespace expar {
 inline namespace v0 {
 namespace gpu::detail {
 
-inline constexpr int scatter_threads = 256, scatter_warps = scatter_threads / 32;
+inline constexpr int scatter_threads = carry_threads, scatter_warps = scatter_threads / 32;
 /// Packs that a lane of the scatter has in flight.
 inline constexpr int scatter_flight = 4;
 
-/// Blocks that move tokens, and behind them blocks that clear what no route has: `clear_parts`
-/// blocks to an expert.
+/// Blocks that move tokens, behind them blocks that clear what no route has, `clear_parts` blocks
+/// to an expert, and last blocks that carry what goes beside the rows.
 struct scatter_shape {
   index_t vectors, token_blocks;
   row_split split;
@@ -38,15 +38,18 @@ __device__ void clear_rows(plan_view const& plan, Rows const& rows, scatter_shap
 }
 
 /// Every token row is read once and written to the row of each kept route: a warp has a run of one
-/// row, and one of them what the route carries besides. Rows of the layout that no route has become
-/// zero.
+/// row. Rows of the layout that no route has become zero.
 template <class T, int N, class Weights, class Rows, class Carry>
 __global__ void __launch_bounds__(scatter_threads)
     scatter_rows(plan_view const plan, tensor_view<T const, 2> const tokens, Weights const weights,
                  Rows const rows, scatter_shape const shape, Carry const carry) {
   constexpr bool scaled = !std::is_same_v<Weights, unit_weights>;
-  if (blockIdx.x >= shape.token_blocks)
-    return clear_rows<T, N>(plan, rows, shape, blockIdx.x - shape.token_blocks, carry);
+  if (blockIdx.x >= shape.token_blocks) {
+    index_t const block = blockIdx.x - shape.token_blocks;
+    index_t const clear_blocks = index_t{plan.experts} * shape.clear_parts;
+    if (block < clear_blocks) return clear_rows<T, N>(plan, rows, shape, block, carry);
+    return put_routes(plan, carry, static_cast<unsigned>(block - clear_blocks));
+  }
   index_t const warp = index_t{blockIdx.x} * scatter_warps + threadIdx.x / 32;
   int const lane = static_cast<int>(threadIdx.x) % 32;
   index_t const t = warp / shape.split.parts;
@@ -55,8 +58,6 @@ __global__ void __launch_bounds__(scatter_threads)
   index_t const last =
       first + shape.split.run < shape.vectors ? first + shape.split.run : shape.vectors;
   T* const row0 = row_of(plan, rows, t, lane);
-  if (warp % shape.split.parts == 0)
-    for (int j = lane; j < plan.top_k; j += 32) carry.put(plan, t, j);
 
   for (index_t base = first; base < last; base += 32 * scatter_flight) {
     pack<T, N> x[scatter_flight];
@@ -116,9 +117,11 @@ void scatter(context const& ctx, char const* place, route_plan const& plan,
         row_split const split = split_rows(vectors, 32 * scatter_flight);
         index_t const blocks = (plan.tokens() * split.parts + scatter_warps - 1) / scatter_warps;
         int const clear = clear_parts(plan, rows.extents[1] * index_t{sizeof(T)}, fillers);
+        bool const carries = !std::is_same_v<Carry, carry_nothing>;
         launch(ctx, place, scatter_rows<T, n.value, Weights, tensor_rows<T>, Carry>,
-               blocks + index_t{plan.experts()} * clear, scatter_threads, 0, plan.view(), tokens,
-               weights, tensor_rows{rows}, scatter_shape{vectors, blocks, split, clear}, carry);
+               blocks + index_t{plan.experts()} * clear + (carries ? carry_blocks(plan) : 0),
+               scatter_threads, 0, plan.view(), tokens, weights, tensor_rows{rows},
+               scatter_shape{vectors, blocks, split, clear}, carry);
       });
 }
 

@@ -53,13 +53,24 @@ struct pack {
   static constexpr int access = bytes < 16 ? bytes : 16, words = bytes / access;
   T at[N];
 
-  __device__ static pack load(T const* from) {
+  /// The pack as it was loaded: its elements stay together in registers until they are needed.
+  struct loaded {
     word<access> w[words];
+    __device__ pack open() const {
+      pack p;
+      memcpy(p.at, w, sizeof w);
+      return p;
+    }
+  };
+  __device__ static loaded load_closed(T const* from) {
+    loaded l;
 #pragma unroll
-    for (int i = 0; i < words; ++i) w[i] = __ldcs(reinterpret_cast<word<access> const*>(from) + i);
-    pack p;
-    memcpy(p.at, w, sizeof w);
-    return p;
+    for (int i = 0; i < words; ++i)
+      l.w[i] = __ldcs(reinterpret_cast<word<access> const*>(from) + i);
+    return l;
+  }
+  __device__ static pack load(T const* from) {
+    return load_closed(from).open();
   }
   __device__ void store(T* to) const {
     word<access> w[words];

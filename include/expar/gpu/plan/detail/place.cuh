@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include <expar/plan/layout.hpp>
 
@@ -33,56 +35,82 @@ struct place_arguments {
   int top_k, steps;
 };
 
-/// What the other tiles begin with, the counts and the offsets: made by the block that arrives
-/// last. Its threads are groups of `experts`; a group sums its share of the tiles.
-inline __device__ void scan_tiles(tile_sums const& a, std::int32_t* shared) {
-  constexpr int batch = 16;
+/// Turns the counts of the tiles into what each begins with, and gives the totals. A thread has
+/// `Width` neighbouring experts; threads are groups with a share of the tiles each. `shared` holds
+/// Width numbers per thread.
+template <int Width>
+__device__ void scan_columns(tile_sums const& a, std::int32_t* shared) {
+  using word = std::conditional_t<Width == 4, int4, int>;
+  struct column {
+    std::int32_t at[Width];
+  };
+  constexpr int batch = Width == 4 ? 8 : 16;  // loads in flight
+  int const thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  int const units = a.experts / Width, width = units < threads ? units : threads;
+  int const groups = threads / width, group = thread / width;
+  int const share = (a.tiles + groups - 1) / groups;
+  for (int first = 0; first < units; first += width) {
+    int const unit = first + thread % width;
+    bool const here = group < groups && unit < units;
+    int const begin = here ? group * share : 0;
+    int const end = !here ? 0 : begin + share < a.tiles ? begin + share : a.tiles;
+    std::int32_t* const counts = a.bases + index_t{unit} * Width;
+    auto const load = [&](int tile, column(&c)[batch]) {
+#pragma unroll
+      for (int i = 0; i < batch; ++i) {
+        word w{};
+        if (tile + i < end)
+          w = __ldcg(reinterpret_cast<word const*>(counts + index_t{tile + i} * a.experts));
+        memcpy(&c[i], &w, sizeof w);
+      }
+    };
+    column sum{};
+#pragma unroll 1
+    for (int tile = begin; tile < end; tile += batch) {
+      column c[batch];
+      load(tile, c);
+#pragma unroll
+      for (int i = 0; i < batch * Width; ++i) sum.at[i % Width] += c[i / Width].at[i % Width];
+    }
+#pragma unroll
+    for (int x = 0; x < Width; ++x) shared[thread * Width + x] = sum.at[x];
+    __syncthreads();
+    column before{};
+    for (int g = 0; here && g < group; ++g)
+#pragma unroll
+      for (int x = 0; x < Width; ++x)
+        before.at[x] += shared[(g * width + thread % width) * Width + x];
+#pragma unroll 1
+    for (int tile = begin; tile < end; tile += batch) {
+      column c[batch];
+      load(tile, c);
+#pragma unroll
+      for (int i = 0; i < batch; ++i) {
+        if (tile + i >= end) break;
+        word w;
+        memcpy(&w, &before, sizeof w);
+        *reinterpret_cast<word*>(counts + index_t{tile + i} * a.experts) = w;
+#pragma unroll
+        for (int x = 0; x < Width; ++x) before.at[x] += c[i].at[x];
+      }
+    }
+    if (here && group == groups - 1)
+#pragma unroll
+      for (int x = 0; x < Width; ++x) a.counts[unit * Width + x] = before.at[x];
+    __syncthreads();
+  }
+}
+
+/// Where the rows of each expert begin, from the counts, which this block has written.
+inline __device__ void make_offsets(tile_sums const& a) {
   __shared__ index_t warp_sums[place_warps];
-  __shared__ index_t carry;
   int const thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   int const lane = thread % 32, warp = thread / 32;
-  int const width = a.experts < threads ? a.experts : threads, groups = threads / width;
-  int const share = (a.tiles + groups - 1) / groups, group = thread / width;
-  if (thread == 0) carry = 0;
-  for (int first = 0; first < a.experts; first += width) {
-    int const e = first + thread % width;
-    bool const here = group < groups && e < a.experts;
-    int const begin = group * share;
-    int const end = !here ? begin : begin + share < a.tiles ? begin + share : a.tiles;
-    std::int32_t* const column = a.bases + e;
-    std::int32_t sum = 0;
-    for (int tile = begin; tile < end; tile += batch) {
-      std::int32_t count[batch];
-#pragma unroll
-      for (int i = 0; i < batch; ++i)
-        count[i] = tile + i < end ? __ldcg(column + index_t{tile + i} * a.experts) : 0;
-#pragma unroll
-      for (int i = 0; i < batch; ++i) sum += count[i];
-    }
-    if (here) shared[group * width + thread % width] = sum;
-    __syncthreads();
-    std::int32_t before = 0;
-    for (int g = 0; here && g < group; ++g) before += shared[g * width + thread % width];
-    for (int tile = begin; tile < end; tile += batch) {
-      std::int32_t count[batch];
-#pragma unroll
-      for (int i = 0; i < batch; ++i)
-        count[i] = tile + i < end ? __ldcg(column + index_t{tile + i} * a.experts) : 0;
-#pragma unroll
-      for (int i = 0; i < batch; ++i)
-        if (tile + i < end) {
-          column[index_t{tile + i} * a.experts] = before;
-          before += count[i];
-        }
-    }
-    // The last group has the totals; the first threads turn them into offsets.
-    if (here && group == groups - 1) a.counts[e] = before;
-    __syncthreads();
-    if (here && group == groups - 1) shared[e - first] = before;
-    __syncthreads();
+  index_t carry = 0;
+  for (int first = 0; first < a.experts; first += threads) {
+    int const e = first + thread;
     index_t rows = 0;
-    if (group == 0 && here)
-      rows = a.capacity >= 0 ? a.capacity : round_up(shared[thread], a.alignment);
+    if (e < a.experts) rows = a.capacity >= 0 ? a.capacity : round_up(a.counts[e], a.alignment);
     index_t inclusive = rows;
     for (int d = 1; d < 32; d *= 2) {
       index_t const left = __shfl_up_sync(~0u, inclusive, d);
@@ -91,14 +119,26 @@ inline __device__ void scan_tiles(tile_sums const& a, std::int32_t* shared) {
     if (lane == 31) warp_sums[warp] = inclusive;
     __syncthreads();
     index_t start = carry;
-    for (int w = 0; w < warp; ++w) start += warp_sums[w];
-    if (group == 0 && here) a.offsets[e] = start + inclusive - rows;
-    __syncthreads();
-    if (thread == threads - 1) carry = start + inclusive;
+    for (int w = 0; w < threads / 32; ++w) {
+      if (w < warp) start += warp_sums[w];
+      carry += warp_sums[w];
+    }
+    if (e < a.experts) a.offsets[e] = start + inclusive - rows;
     __syncthreads();
   }
-  if (thread == 0) {
-    a.offsets[a.experts] = carry;
+  if (thread == 0) a.offsets[a.experts] = carry;
+}
+
+/// What the other tiles begin with, the counts and the offsets: made by the block that arrives
+/// last. `shared` holds as many numbers as there are threads, and four times as many for 128
+/// experts and more.
+inline __device__ void scan_tiles(tile_sums const& a, std::int32_t* shared) {
+  if (a.experts >= 128 && a.experts % 4 == 0)
+    scan_columns<4>(a, shared);
+  else
+    scan_columns<1>(a, shared);
+  make_offsets(a);
+  if (threadIdx.x == 0) {
     a.counts[a.experts] = static_cast<index_t>(atomicExch(a.control + 1, 0u));
     a.control[0] = 0;
   }

@@ -130,7 +130,7 @@ __device__ void select_by_lanes(A (&keys)[Layout::values], int lane, int k, std:
 
 /// Routes and, if asked, their plan: a group of lanes has a token, its logits in registers.
 template <class Layout, class Router, class T, class B, class W>
-__global__ void __launch_bounds__(gate_threads, Layout::resident)
+__global__ void __launch_bounds__(gate_threads, (resident_gates<Layout, accumulator_t<T>>))
     gate_by_lanes(gate_arguments<Router, T, B, W> const a) {
   using A = accumulator_t<T>;
   using parts = router_parts<Router>;
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(gate_threads, Layout::resident)
 
 /// The same by the code of the host, a thread per token, for what lanes cannot hold.
 template <class Router, class T, class B, class W>
-__global__ void __launch_bounds__(gate_threads)
+__global__ void __launch_bounds__(gate_threads, 1)
     gate_by_threads(gate_arguments<Router, T, B, W> const a) {
   using A = accumulator_t<T>;
   extern __shared__ __align__(16) unsigned char gate_memory[];
@@ -246,12 +246,12 @@ void gate(context const& ctx, char const* place, gate_arguments<Router, T, B, W>
   auto const table_bytes = [&](int threads) {
     if (!a.tiles.plans) return 0;
     int const entries = experts * a.tiles.words();
-    return (entries > threads ? entries : threads) * 4 + 15 & ~15;
+    return (entries > 4 * threads ? entries : 4 * threads) * 4 + 15 & ~15;
   };
   if constexpr (router_parts<Router>::lanes) {
     bool done = false;
     if (k <= 32)
-      with_layout(experts, [&](auto layout) {
+      with_layout<A>(experts, [&](auto layout) {
         using Layout = decltype(layout);
         a.vectors = fits(a.logits, 4);
         auto const bytes = [&](int threads) {

@@ -15,13 +15,17 @@ namespace gpu::detail {
 template <int Lanes, int Values>
 struct lane_layout {
   static constexpr int lanes = Lanes, values = Values, run = 32 / Lanes;
-  /// Blocks of 256 threads that a multiprocessor is to hold, which bounds the registers.
-  static constexpr int resident = Values <= 8 ? 4 : Values <= 32 ? 3 : 1;
-
   __device__ static int expert(int lane, int v) { return v / run * 32 + lane * run + v % run; }
   __device__ static int lane_of(int expert) { return expert / run % Lanes; }
   __device__ static int value_of(int expert) { return expert / 32 * run + expert % run; }
 };
+
+/// Blocks of 256 threads that a multiprocessor is to hold of a kernel that keeps a token in
+/// registers, which bounds them to 80, 128 or 255.
+template <class Layout, class A>
+inline constexpr int resident_gates = sizeof(A) > 4       ? (Layout::values > 16 ? 1 : 2)
+                                      : Layout::lanes > 8 ? (Layout::values > 16 ? 1 : 2)
+                                                          : 3;
 
 /// The numbers of one token, or -inf behind the last expert.
 template <class Layout, class T, class A>
@@ -126,8 +130,9 @@ __device__ token_score<Score, A> score_token(Score score, A const (&z)[Layout::v
   return shared;
 }
 
-/// Calls f with the layout that holds so many experts; false if there is none.
-template <class F>
+/// Calls f with the layout that holds so many experts; false if there is none: more than 2048
+/// floats or 1024 doubles do not fit the registers of a warp.
+template <class A, class F>
 bool with_layout(int experts, F f) {
   if (experts <= 64)
     f(lane_layout<8, 8>{});
@@ -139,10 +144,12 @@ bool with_layout(int experts, F f) {
     f(lane_layout<32, 16>{});
   else if (experts <= 1024)
     f(lane_layout<32, 32>{});
-  else if (experts <= 2048)
+  else if constexpr (sizeof(A) <= 4) {
+    if (experts > 2048) return false;
     f(lane_layout<32, 64>{});
-  else
+  } else {
     return false;
+  }
   return true;
 }
 

@@ -29,6 +29,7 @@ inline __device__ void name_expert(token_tiles const& a, unsigned* table, int ex
 }
 inline __device__ void clear_table(token_tiles const& a, unsigned* table) {
   int const threads = static_cast<int>(blockDim.x), size = a.to.sums.experts * a.words();
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < size; i += threads) table[i] = 0;
   __syncthreads();
 }
@@ -43,11 +44,14 @@ inline __device__ void place_choices(token_tiles const& a, unsigned const* table
   index_t const first = index_t{tile} << a.bits;
   std::int32_t* const bases =
       a.to.sums.bases + (index_t{a.choice_major ? j0 : 0} * a.tiles + tile) * experts;
+#pragma unroll 1
   for (int e = static_cast<int>(thread); e < experts; e += static_cast<int>(threads)) {
     int count = 0;
+#pragma unroll 1
     for (int w = 0; w < words; ++w) count += __popc(table[e * words + w]);
     bases[e] = count;
   }
+#pragma unroll 1
   for (unsigned r = thread; r < choices << a.bits; r += threads) {
     auto const token = static_cast<int>(r / choices);
     if (first + token >= a.tokens) break;
@@ -57,6 +61,7 @@ inline __device__ void place_choices(token_tiles const& a, unsigned const* table
     if (id >= 0) {
       unsigned const* const bits = table + id * words;
       place = __popc(bits[token / 32] & ((1u << token % 32) - 1));
+#pragma unroll 1
       for (int w = 0; w < token / 32; ++w) place += __popc(bits[w]);
     }
     a.to.locations[at] = place;
