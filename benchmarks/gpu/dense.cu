@@ -78,7 +78,6 @@ void measure_dense(suite& s, problem const& p) {
   if (!s.fits("dense/" + p.name, bytes)) return;
   blas const gemm(s.stream());
 
-  // One set: the mask alone is larger than a cache, except for decode-128.
   array<bf16> const x = random_rows(s.stream(), p.tokens * h, 1);
   array<bf16> const y = random_rows(s.stream(), slots * h, 2), mask(p.tokens * slots);
   array<float> const weights = random_weights(s.stream(), n, 3);
@@ -132,8 +131,8 @@ void measure_dense(suite& s, problem const& p) {
     s.measure({"dense_encode",
                p,
                least + cleared,
+               bytes,
                1,
-               false,
                {ours(
                     [&](int) {
                       expar::gpu::encode(s.context(), plan, view(x, p.tokens), view(y, slots));
@@ -149,8 +148,8 @@ void measure_dense(suite& s, problem const& p) {
     s.measure({"dense_decode",
                p,
                least,
+               bytes,
                1,
-               false,
                {ours(
                     [&](int) {
                       expar::gpu::decode(

@@ -31,6 +31,7 @@ void all_operations(bench::suite& s, bench::config const& c, bench::spread ids) 
   bench::problem const p(c, ids);
   bench::measure_plan(s, p);
   bench::measure_rows(s, p);
+  bench::measure_quantized(s, p);
   bench::measure_gate(s, p);
   bench::measure_dense(s, p);
 }

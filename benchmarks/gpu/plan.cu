@@ -148,7 +148,7 @@ void measure_plan(suite& s, problem const& p) {
           of.ids.data(), of.mask.data(), of.next.data(), n, p.top_k, p.experts, of.row_of.data(),
           of.offsets.data());
     });
-    s.measure({"plan", p, bytes, sets, sets == 1, std::move(all)});
+    s.measure({"plan", p, bytes, bytes, sets, std::move(all)});
   }
 }
 

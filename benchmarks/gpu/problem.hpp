@@ -27,6 +27,7 @@ inline std::vector<config> const& tiny_configs() {
   static std::vector<config> const all{{"tiny", 77, 8, 2, 264},
                                        {"tiny-one-choice", 65, 7, 1, 64},
                                        {"tiny-every-expert", 19, 6, 6, 1032},
+                                       {"tiny-groups", 21, 256, 8, 128},
                                        {"tiny-many-experts", 40, 384, 8, 256}};
   return all;
 }
@@ -71,6 +72,19 @@ struct problem : config {
 
   problem(config const& c, spread s) : config(c), ids_drawn(s) {
     draw();
+    count();
+  }
+  /// Of ids that a router has chosen.
+  problem(config const& c, std::vector<std::int32_t> chosen)
+      : config(c), ids_drawn(spread::uniform), ids(std::move(chosen)) {
+    count();
+  }
+
+  std::int64_t routes() const { return std::int64_t{tokens} * top_k; }
+  std::int64_t row_bytes() const { return std::int64_t{hidden} * 2; }
+
+ private:
+  void count() {
     offsets.assign(static_cast<std::size_t>(experts) + 1, 0);
     for (auto const id : ids)
       if (id >= 0) ++offsets[static_cast<std::size_t>(id) + 1], ++rows;
@@ -87,10 +101,6 @@ struct problem : config {
       tokens_with_row += std::any_of(&ids[at], &ids[at] + k, [](int id) { return id >= 0; });
   }
 
-  std::int64_t routes() const { return std::int64_t{tokens} * top_k; }
-  std::int64_t row_bytes() const { return std::int64_t{hidden} * 2; }
-
- private:
   void draw() {
     random next(static_cast<std::uint64_t>(tokens) * 1000003u +
                 static_cast<std::uint64_t>(experts * 8 + static_cast<int>(ids_drawn)));

@@ -91,7 +91,7 @@ void encode(suite& s, problem const& p, double bytes, double set_bytes, int sets
                  wrong,
                  {f.at(0).y}});
   all.push_back(s.out_stream(bytes, p.top_k));
-  s.measure({"encode", p, bytes, sets, sets == 1, std::move(all)});
+  s.measure({"encode", p, bytes, set_bytes, sets, std::move(all)});
 }
 
 void decode(suite& s, problem const& p, double bytes, double set_bytes, int sets) {
@@ -149,7 +149,7 @@ void decode(suite& s, problem const& p, double bytes, double set_bytes, int sets
          },
          {f.at(0).x}});
   all.push_back(s.in_stream(bytes, p.top_k));
-  s.measure({"decode", p, bytes, sets, sets == 1, std::move(all)});
+  s.measure({"decode", p, bytes, set_bytes, sets, std::move(all)});
 }
 
 void decode_backward(suite& s, problem const& p, double bytes, double set_bytes, int sets) {
@@ -189,7 +189,7 @@ void decode_backward(suite& s, problem const& p, double bytes, double set_bytes,
                  },
                  wrong,
                  {f.at(0).d_y, f.at(0).d_weights}});
-  s.measure({"decode_backward", p, bytes, sets, sets == 1, std::move(all)});
+  s.measure({"decode_backward", p, bytes, set_bytes, sets, std::move(all)});
 }
 
 }  // namespace

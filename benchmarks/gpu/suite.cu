@@ -27,6 +27,14 @@ __global__ void fingerprint(unsigned char const* data, std::size_t n, unsigned l
   atomicAdd(sum, mine);
 }
 
+__global__ void noise(unsigned long long* to, std::int64_t n) {
+  std::int64_t const step = std::int64_t{gridDim.x} * blockDim.x;
+  for (auto i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += step) {
+    auto const z = static_cast<unsigned long long>(i + 1) * 0x9e3779b97f4a7c15u;
+    to[i] = (z ^ (z >> 31)) * 0x94d049bb133111ebu;
+  }
+}
+
 double free_bytes() {
   std::size_t left = 0, all = 0;
   ok(cudaMemGetInfo(&left, &all), "cudaMemGetInfo");
@@ -36,12 +44,16 @@ double free_bytes() {
 }  // namespace
 
 suite::suite(options const& o, cudaDeviceProp const& device)
-    : options_(o), context_(stream_), l2_bytes_(device.l2CacheSize) {
+    : options_(o),
+      context_(stream_),
+      l2_bytes_(device.l2CacheSize),
+      cold_bytes_(std::max(256e6, 4 * l2_bytes_)) {
   if (o.quick) protocol_ = {7, 20, 1000, 20};
   double const most = o.check ? 1 << 20 : std::min(4. * (1ull << 30), free_bytes() / 8);
   auto const n = static_cast<std::int64_t>(most) / 4096 * 4096;
   from_ = array<unsigned char>(n), to_ = array<unsigned char>(n);
-  ok(cudaMemsetAsync(from_.data(), 0x5a, from_.bytes(), stream()), "cudaMemsetAsync");
+  noise<<<4096, 256, 0, stream()>>>(reinterpret_cast<unsigned long long*>(from_.data()), n / 8);
+  ok(cudaGetLastError(), "a launch");
 }
 
 bool suite::wants(std::string const& op, problem const& p) const {
@@ -58,28 +70,33 @@ bool suite::fits(std::string const& what, double bytes) {
 
 std::vector<int> suite::sets_for(double set_bytes) const {
   if (options_.check) return {2};
-  double const wanted = std::max(256e6, 4 * l2_bytes_);
-  int const sets = static_cast<int>(std::clamp(std::ceil(wanted / set_bytes), 1., 64.));
-  return set_bytes < l2_bytes_ / 2 ? std::vector{sets, 1} : std::vector{sets};
+  double const sets = std::ceil(cold_bytes_ / set_bytes);
+  if (sets > 64) return {1};
+  return set_bytes < l2_bytes_ / 2 ? std::vector{static_cast<int>(sets), 1}
+                                   : std::vector{static_cast<int>(sets)};
 }
 
 variant suite::limit(std::string name, double bytes, int k, bool out) {
   auto const one = static_cast<std::int64_t>(bytes / (1 + k)) / 16 * 16;
-  auto const most = from_.size() / (one * k);  // the sets that memory has room for
-  auto const at = [=](int set, int share) { return set % (most < 1 ? 1 : most) * one * share; };
-  if (most < 1) return {};
+  if (one == 0 || one * k > from_.size()) return {};
+  auto const most = from_.size() / (one * k);  // sets that there is room for
+  auto const at = [=](int set, int share) { return set % most * one * share; };
   auto const run = [=, this](int set) {
     if (out)
       stream_out(stream(), from_.data() + at(set, 1), to_.data() + at(set, k), one, k);
     else
       stream_in(stream(), from_.data() + at(set, k), to_.data() + at(set, 1), one, k);
   };
-  auto const wrong = [=, this](int) -> std::string {
+  auto const wrong = [=, this](int set) -> std::string {
     if (!options_.check) return {};
-    auto const want = out || k % 2 == 1 ? 0x5a : 0;  // the exclusive or of k equal bytes
-    auto const got = to_.read();
-    auto const n = static_cast<std::ptrdiff_t>(out ? one * k : one);
-    bool const right = std::all_of(got.begin(), got.begin() + n, [&](int b) { return b == want; });
+    auto const x = from_.read(), y = to_.read();
+    auto const in = x.begin() + at(set, out ? 1 : k), to = y.begin() + at(set, out ? k : 1);
+    bool right = true;
+    for (std::int64_t i = 0; i < (out ? one * k : one); ++i) {
+      int want = out ? in[i % one] : 0;
+      for (int j = 0; j < k && !out; ++j) want ^= in[j * one + i];
+      right = right && to[i] == want;
+    }
     return right ? "" : "the stream did not arrive";
   };
   return {variant::kind::limit,
@@ -169,18 +186,13 @@ bool suite::right(block const& b, variant const& v, bool& same_bytes) {
 void suite::measure(block b) {
   b.variants.push_back(limit(copy_name, b.bytes, 1, true));
   std::erase_if(b.variants, [](variant const& v) { return !v.run; });
+  double const rotated = b.set_bytes * b.sets;
+  char const* const state = rotated >= cold_bytes_ ? "cold" : rotated < l2_bytes_ ? "hot" : "warm";
   std::vector<row> rows;
   std::vector<std::function<void(int)>> runs;
   for (auto const& v : b.variants) {
-    row r{b.op,
-          b.of.name,
-          name_of(b.of.ids_drawn),
-          b.hot ? "hot" : "cold",
-          v.name,
-          v.algorithm,
-          v.is,
-          b.sets,
-          b.bytes};
+    row r{b.op,   b.of.name, name_of(b.of.ids_drawn), state, v.name, v.algorithm, v.is,
+          b.sets, b.bytes};
     if (right(b, v, r.same_bytes)) rows.push_back(std::move(r)), runs.push_back(v.run);
   }
   if (options_.check || runs.empty()) return;

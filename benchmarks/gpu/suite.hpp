@@ -38,13 +38,13 @@ struct variant {
   std::vector<memory> outputs;
 };
 
-/// An operation on one configuration, and all ways to do it. bytes: what it has to move at least.
+/// An operation on one configuration, and all ways to do it.
 struct block {
   std::string op;
   problem const& of;
-  double bytes;
+  double bytes;      // what it has to move at least
+  double set_bytes;  // of one set of buffers
   int sets;
-  bool hot;  // one set, which stays in the L2 cache
   std::vector<variant> variants;
 };
 
@@ -79,9 +79,9 @@ class suite {
   /// Whether `bytes` more fit on the device; says so where they do not.
   bool fits(std::string const& what, double bytes);
 
-  /// How often buffers of `set_bytes` are needed so that reads are cold and evictions are paid
-  /// (at least 256 MB and four times the L2 cache, at most 64 sets), and 1 for what also is to be
-  /// measured in a warm cache.
+  /// The numbers of sets of buffers to measure with: so many that reads are cold and evictions are
+  /// paid (256 MB and four times the L2 cache), and one where a set stays in the cache. A set of
+  /// which it takes more than 64 is measured in the cache alone.
   std::vector<int> sets_for(double set_bytes) const;
 
   /// The copy and the empty kernel, at several sizes.
@@ -107,7 +107,7 @@ class suite {
   bench::stream stream_;
   expar::gpu::context context_;
   protocol protocol_;
-  double l2_bytes_;
+  double l2_bytes_, cold_bytes_;
   array<unsigned char> from_, to_;  // what streams read and write
   std::vector<ceiling> ceilings_;
   std::vector<row> rows_;
@@ -119,6 +119,7 @@ class suite {
 // The operations, each in a file of its own.
 void measure_plan(suite& s, problem const& p);
 void measure_rows(suite& s, problem const& p);
+void measure_quantized(suite& s, problem const& p);
 void measure_dense(suite& s, problem const& p);
 void measure_gate(suite& s, problem const& p);
 
