@@ -16,6 +16,34 @@ struct expert_shape {
   index_t hidden;
 };
 
+namespace detail {
+
+/// Collective. Throws, on all ranks alike, unless the ranks agree on a shape and a layout that are
+/// possible.
+template <class Comm, class Layout>
+void check_group(host_context const& ctx, Comm& comm, char const* what, expert_shape shape,
+                 Layout layout) {
+  constexpr bool has_capacity = std::is_same_v<Layout, fixed_capacity>;
+  double factor = 0;
+  if constexpr (has_capacity) factor = layout.factor;
+  expects_agreement(ctx, comm, what,
+                    {{"experts", static_cast<double>(shape.experts)},
+                     {"top_k", static_cast<double>(shape.top_k)},
+                     {"hidden", static_cast<double>(shape.hidden)},
+                     {"capacity factor", factor},
+                     {"alignment", static_cast<double>(layout.alignment)},
+                     {"the kind of layout", has_capacity ? 1.0 : 0.0}});
+  expects(shape.experts >= 1, what, ": experts is ", shape.experts, "; at least 1 is needed");
+  expects(shape.top_k >= 1 && shape.top_k <= shape.experts, what, ": top_k is ", shape.top_k,
+          "; it lies between 1 and the ", shape.experts, " experts");
+  expects(shape.hidden >= 1, what, ": hidden is ", shape.hidden, "; at least 1 is needed");
+  expects(shape.experts >= comm.size(), what, ": experts is ", shape.experts, ", fewer than the ",
+          comm.size(), " ranks; every rank needs one of its own");
+  check_layout(what, layout);
+}
+
+}  // namespace detail
+
 /// Where the weight of a route is applied: to the expert's output on the token's rank (the
 /// default), to the row on its way out, or by the caller's expert, which gets one weight per row.
 struct weights_at_decode {};
@@ -63,23 +91,7 @@ class expert_parallel {
         counts_(memory),
         exchange_(memory),
         scalars_(memory) {
-    host_context const ctx;
-    detail::expects_agreement(ctx, comm, "expert_parallel",
-                              {{"experts", static_cast<double>(shape.experts)},
-                               {"top_k", static_cast<double>(shape.top_k)},
-                               {"hidden", static_cast<double>(shape.hidden)},
-                               {"capacity factor", factor()},
-                               {"alignment", static_cast<double>(layout.alignment)},
-                               {"the kind of layout", has_capacity ? 1.0 : 0.0}});
-    detail::expects(shape.experts >= 1, "expert_parallel: experts is ", shape.experts,
-                    "; at least 1 is needed");
-    detail::expects(shape.top_k >= 1 && shape.top_k <= shape.experts, "expert_parallel: top_k is ",
-                    shape.top_k, "; it lies between 1 and the ", shape.experts, " experts");
-    detail::expects(shape.hidden >= 1, "expert_parallel: hidden is ", shape.hidden,
-                    "; at least 1 is needed");
-    detail::expects(shape.experts >= comm.size(), "expert_parallel: experts is ", shape.experts,
-                    ", fewer than the ", comm.size(), " ranks; every rank needs one of its own");
-    detail::check_layout("expert_parallel", layout);
+    detail::check_group(host_context{}, comm, "expert_parallel", shape, layout);
   }
 
   expert_shape const& shape() const noexcept { return shape_; }
@@ -317,13 +329,6 @@ class expert_parallel {
   bool alone() const { return place_.ranks == 1; }
   static void throw_here(std::string const& failure) {
     if (!failure.empty()) throw error(failure);
-  }
-
-  double factor() const {
-    if constexpr (has_capacity)
-      return layout_.factor;
-    else
-      return 0;
   }
 
   template <class X, class W>
