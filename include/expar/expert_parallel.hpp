@@ -18,8 +18,19 @@ struct expert_shape {
 
 namespace detail {
 
-/// Collective. Throws, on all ranks alike, unless the ranks agree on a shape and a layout that are
-/// possible.
+/// Throws unless the shape and the layout are possible.
+template <class Layout>
+void check_shape(char const* what, expert_shape shape, int ranks, Layout layout) {
+  expects(shape.experts >= 1, what, ": experts is ", shape.experts, "; at least 1 is needed");
+  expects(shape.top_k >= 1 && shape.top_k <= shape.experts, what, ": top_k is ", shape.top_k,
+          "; it lies between 1 and the ", shape.experts, " experts");
+  expects(shape.hidden >= 1, what, ": hidden is ", shape.hidden, "; at least 1 is needed");
+  expects(shape.experts >= ranks, what, ": experts is ", shape.experts, ", fewer than the ", ranks,
+          " ranks; every rank needs one of its own");
+  check_layout(what, layout);
+}
+
+/// Collective. The same, on all ranks alike, and unless all ranks pass the same.
 template <class Comm, class Layout>
 void check_group(host_context const& ctx, Comm& comm, char const* what, expert_shape shape,
                  Layout layout) {
@@ -33,13 +44,7 @@ void check_group(host_context const& ctx, Comm& comm, char const* what, expert_s
                      {"capacity factor", factor},
                      {"alignment", static_cast<double>(layout.alignment)},
                      {"the kind of layout", has_capacity ? 1.0 : 0.0}});
-  expects(shape.experts >= 1, what, ": experts is ", shape.experts, "; at least 1 is needed");
-  expects(shape.top_k >= 1 && shape.top_k <= shape.experts, what, ": top_k is ", shape.top_k,
-          "; it lies between 1 and the ", shape.experts, " experts");
-  expects(shape.hidden >= 1, what, ": hidden is ", shape.hidden, "; at least 1 is needed");
-  expects(shape.experts >= comm.size(), what, ": experts is ", shape.experts, ", fewer than the ",
-          comm.size(), " ranks; every rank needs one of its own");
-  check_layout(what, layout);
+  check_shape(what, shape, comm.size(), layout);
 }
 
 }  // namespace detail

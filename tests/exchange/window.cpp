@@ -265,7 +265,7 @@ TEST_CASE("ranks that come late at random neither hurt nor are hurt") {
 
 TEST_CASE("what a window cannot hold is one sentence on all ranks, and harms nothing") {
   std::vector<std::string> said(3), after(3);
-  std::vector<bool> right(3);
+  std::vector<int> right(3);
   expar::run_ranks(3, [&](expar::thread_communicator& comm) {
     expar::host_context const ctx;
     auto const me = static_cast<std::size_t>(comm.rank());
@@ -302,7 +302,7 @@ TEST_CASE("what a window cannot hold is one sentence on all ranks, and harms not
                                            "windows of the batch have 5"));
   REQUIRE(after == std::vector<std::string>(
                        3, "expar: combine: the batch has no routes; dispatch or prepare it first"));
-  REQUIRE(right == std::vector<bool>(3, true));
+  REQUIRE(right == std::vector<int>(3, 1));
 }
 
 TEST_CASE("a wrong argument on one rank of windows is the same sentence on all") {

@@ -54,11 +54,7 @@ class window_parallel {
 
   /// Rows that always are enough where no rank has more than `tokens` tokens.
   index_t worst_case_rows(index_t tokens) const {
-    if constexpr (has_capacity)
-      return place_.most() * place_.ranks *
-             capacity_of(layout_, tokens, shape_.experts, shape_.top_k, tokens * shape_.top_k);
-    else
-      return tokens * shape_.top_k * place_.ranks + place_.most() * index_t{layout_.alignment - 1};
+    return detail::worst_case_rows(place_, layout_, shape_.top_k, tokens);
   }
 
   /// A batch and its window. Slow on most transports: make batches once and use them again.
@@ -69,11 +65,7 @@ class window_parallel {
                               {{"rows", static_cast<double>(size.rows)},
                                {"backward", size.backward ? 1.0 : 0.0},
                                {"bytes per element", static_cast<double>(sizeof(T))}});
-    index_t const row_bytes = shape_.hidden * static_cast<index_t>(sizeof(T));
-    detail::expects(size.rows >= 0 && size.rows <= PTRDIFF_MAX / 8 / row_bytes,
-                    "make_batch: rows is ", size.rows, "; it lies between 0 and ",
-                    PTRDIFF_MAX / 8 / row_bytes);
-    detail::window_shape const shape{place_, size.rows, row_bytes, size.backward ? 4 : 2};
+    auto const shape = detail::shape_of(place_, shape_.hidden * index_t{sizeof(T)}, size);
     auto window = comm_->allocate_window(shape.bytes());
     for (int p = 0; p < place_.ranks; ++p)
       detail::expects(window.view().peer(p, 0) != nullptr, "make_batch: the window of rank ", p,

@@ -14,13 +14,6 @@ inline namespace v0 {
 template <class Comm, class Layout>
 class window_parallel;
 
-/// How much a window holds: `rows` expert rows on every rank, and buffers for them in the forward
-/// pass alone (two) or in both (four).
-struct window_size {
-  index_t rows;
-  bool backward = true;
-};
-
 /// One batch of a window_parallel, in a window of its own: where the routes of this rank's tokens
 /// went, and the buffers of expert rows that all ranks write and read. Any number may be alive,
 /// used in any order. T: element type of rows, W: of route weights.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include <expar/communicator.hpp>
 #include <expar/plan/layout.hpp>
@@ -9,7 +10,24 @@
 
 namespace expar {
 inline namespace v0 {
+/// How much a window holds: `rows` expert rows on every rank, and buffers for them in the forward
+/// pass alone (two) or in both (four).
+struct window_size {
+  index_t rows;
+  bool backward = true;
+};
+
 namespace detail {
+
+/// Rows that always are enough on every rank where none has more than `tokens` tokens.
+constexpr index_t worst_case_rows(block_placement place, ragged layout, int top_k, index_t tokens) {
+  return tokens * top_k * place.ranks + place.most() * index_t{layout.alignment - 1};
+}
+constexpr index_t worst_case_rows(block_placement place, fixed_capacity layout, int top_k,
+                                  index_t tokens) {
+  index_t const most = tokens * top_k;
+  return place.most() * place.ranks * capacity_of(layout, tokens, place.experts, top_k, most);
+}
 
 // The arithmetic of the window engine: what it says on the host, it says in kernels.
 
@@ -42,6 +60,14 @@ struct window_shape {
   }
   EXPAR_HD constexpr std::size_t bytes() const { return buffer(buffers); }
 };
+
+/// The shape for rows of so many bytes; throws if there is no memory that large.
+inline window_shape shape_of(block_placement place, index_t row_bytes, window_size size) {
+  index_t const most = PTRDIFF_MAX / 8 / row_bytes;
+  expects(size.rows >= 0 && size.rows <= most, "make_batch: rows is ", size.rows,
+          "; it lies between 0 and ", most);
+  return {place, size.rows, row_bytes, size.backward ? 4 : 2};
+}
 
 /// First phase: a rank says to all ranks how many routes it has for each expert.
 template <window_view View>

@@ -95,22 +95,28 @@ inline int clear_parts(route_plan const& plan, index_t row_bytes) {
   return most == 0 ? 0 : static_cast<int>(wanted < enough ? wanted : enough);
 }
 
-/// Enqueues scatter_rows() for the widest packs that the views allow.
-template <class T, class Weights>
+/// Enqueues scatter_rows() for the widest packs that the tokens and the rows allow, which all stand
+/// as those of `like`.
+template <class T, class Weights, class Rows>
 void scatter(context const& ctx, char const* place, route_plan const& plan,
-             tensor_view<T const, 2> tokens, Weights weights, tensor_view<T, 2> rows) {
+             tensor_view<T const, 2> tokens, Weights weights, Rows rows, tensor_view<T, 2> like) {
   if (tokens.extents[1] == 0 || plan.experts() == 0) return;
   with_width<16 / static_cast<int>(sizeof(T))>(
-      [&](int n) { return fits(tokens, n) && fits(rows, n); },
+      [&](int n) { return fits(tokens, n) && fits(like, n); },
       [&](auto n) {
         index_t const vectors = tokens.extents[1] / n;
         row_split const split = split_rows(vectors, 32 * scatter_flight);
         index_t const blocks = (plan.tokens() * split.parts + scatter_warps - 1) / scatter_warps;
-        int const clear = clear_parts(plan, rows.extents[1] * index_t{sizeof(T)});
-        launch(ctx, place, scatter_rows<T, n.value, Weights, tensor_rows<T>>,
+        int const clear = clear_parts(plan, like.extents[1] * index_t{sizeof(T)});
+        launch(ctx, place, scatter_rows<T, n.value, Weights, Rows>,
                blocks + index_t{plan.experts()} * clear, scatter_threads, 0, plan.view(), tokens,
-               weights, tensor_rows{rows}, scatter_shape{vectors, blocks, split, clear});
+               weights, rows, scatter_shape{vectors, blocks, split, clear});
       });
+}
+template <class T, class Weights>
+void scatter(context const& ctx, char const* place, route_plan const& plan,
+             tensor_view<T const, 2> tokens, Weights weights, tensor_view<T, 2> rows) {
+  scatter(ctx, place, plan, tokens, weights, tensor_rows{rows}, rows);
 }
 
 /// A view of the same bytes, so that copies of all types share their kernels.
