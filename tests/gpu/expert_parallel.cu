@@ -4,9 +4,11 @@
 #include <expar/gpu/expert_parallel.cuh>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <optional>
 
 #include "gpu/device.cuh"
@@ -356,6 +358,102 @@ TEST_CASE("several batches on virtual ranks are alive at once, and go backward i
   a.forward(), b.forward(), c.forward();
   b.backward(), c.backward(), a.backward();
   b.forward(true), c.backward(), b.backward(), b.backward();
+}
+
+namespace expar_test {
+
+/// A group of which this thread drives one rank, as a process would. Threads take turns: one runs
+/// until it meets the others at the end of a phase.
+class one_rank_group {
+ public:
+  one_rank_group(expar::thread_communicator& comm, std::mutex& turn, expar::gpu::context const& ctx)
+      : comm_(comm), turn_(turn), ctx_(ctx) {}
+  int size() const { return comm_.size(); }
+  int first_rank() const { return comm_.rank(); }
+  int local_ranks() const { return 1; }
+  template <class F>
+  void on(int, F f) const {
+    f(ctx_);
+  }
+  void exchange_phase() const {
+    require_success(cudaStreamSynchronize(ctx_.stream()));
+    turn_.unlock();
+    comm_.barrier(expar::host_context{});
+    turn_.lock();
+  }
+
+  struct window {
+    std::size_t bytes;
+    expar::gpu::detail::buffer<std::byte> mine;
+    expar::gpu::detail::buffer<std::byte*> table;
+    int ranks;
+    std::size_t size_bytes() const { return bytes; }
+    std::byte* part(int) const { return mine.data(); }
+    expar::gpu::detail::window_parts view(int rank) const { return {table.data(), rank, ranks}; }
+  };
+  window allocate_window(std::size_t bytes) const {
+    window w{bytes, expar::gpu::detail::buffer<std::byte>(ctx_),
+             expar::gpu::detail::buffer<std::byte*>(ctx_), size()};
+    w.mine.resize(static_cast<index_t>(bytes));
+    w.table.resize(size());
+    std::byte* const mine = w.mine.data();
+    std::vector<std::byte*> parts(static_cast<std::size_t>(size()));
+    turn_.unlock();
+    comm_.all_gather(expar::host_context{}, &mine, parts.data(), sizeof mine);
+    turn_.lock();
+    require_success(cudaMemcpy(w.table.data(), parts.data(), parts.size() * sizeof mine,
+                               cudaMemcpyHostToDevice));
+    return w;
+  }
+
+ private:
+  expar::thread_communicator& comm_;
+  std::mutex& turn_;
+  expar::gpu::context ctx_;
+};
+static_assert(expar::gpu::rank_group<one_rank_group>);
+
+}  // namespace expar_test
+
+TEST_CASE("a process may drive one rank of a group") {
+  for (std::uint64_t seed = 1; seed <= 4; ++seed) {
+    problem p(seed + 50, 3);
+    p.factor.reset();
+    auto host = on_host<float, expar::ragged>(p, seed);
+    std::mutex turn;
+    std::vector<std::string> said(3);
+    expar::run_ranks(3, [&](expar::thread_communicator& comm) {
+      std::lock_guard const mine(turn);
+      int const r = comm.rank();
+      expar_test::own_stream const stream;
+      expar_test::one_rank_group group(comm, turn, expar::gpu::context(stream));
+      expar::gpu::expert_parallel moe(group, {p.experts, p.top_k, p.hidden},
+                                      expar::ragged{p.alignment});
+      auto batch = moe.make_batch<float>({moe.worst_case_rows(12)});
+      auto& d = host[static_cast<std::size_t>(r)];
+      grid<float> out(d.tokens, p.hidden), d_x(out), d_w(d.tokens, p.top_k);
+      device_array<std::int32_t> const ids(d.ids);
+      device_grid<float> const w(d.weights), x(d.x), d_out(d.d_out), out_(out), d_x_(d_x),
+          d_w_(d_w);
+      poison(batch.rows(r));
+      moe.dispatch(std::array{x.view()},
+                   std::array{routes_of_rank{d.id_view(ids.data()), w.view()}}, batch);
+      auto& wrong = said[static_cast<std::size_t>(r)];
+      if (moe.read_sync(batch).at(0).offsets != d.offsets) wrong += "offsets ";
+      if (!same(read(batch.rows(r)), d.rows)) wrong += "rows ";
+      write(batch.y(r), d.y);
+      poison(batch.d_y(r));
+      moe.combine(batch, std::array{out_.view()});
+      moe.combine_backward(batch, std::array{d_out.view()}, std::array{d_w_.view()});
+      if (!same(read(batch.d_y(r)), d.d_y)) wrong += "d_y ";
+      write(batch.d_rows(r), d.d_rows);
+      moe.dispatch_backward(batch, std::array{d_x_.view()});
+      out_.read(out), d_x_.read(d_x);
+      if (!same(out, d.out)) wrong += "out ";
+      if (!same(d_x, d.d_x)) wrong += "d_tokens ";
+    });
+    REQUIRE(said == std::vector<std::string>(3));
+  }
 }
 
 TEST_CASE("rows that find no place in a window are counted, and count as no route") {

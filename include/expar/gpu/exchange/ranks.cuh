@@ -11,11 +11,12 @@ namespace expar {
 inline namespace v0 {
 namespace gpu {
 
-/// Windows of equal size on all ranks, of which this process sees its own: `view(rank)` is what
-/// kernels of that rank see.
+/// Windows of equal size on all ranks. For a rank that this process drives, `part(rank)` is the
+/// address of its own, and `view(rank)` is what its kernels see.
 template <class W>
 concept rank_windows = std::movable<W> && requires(W const& w, int rank) {
   { w.size_bytes() } -> std::same_as<std::size_t>;
+  { w.part(rank) } -> std::same_as<std::byte*>;
   { w.view(rank) } -> window_view;
 };
 

@@ -29,7 +29,6 @@ class local_windows {
   window_parts view(int rank) const noexcept {
     return {tables_[static_cast<std::size_t>(rank)].data(), rank, static_cast<int>(tables_.size())};
   }
-  /// The part of a rank, for the host's bookkeeping.
   std::byte* part(int rank) const noexcept { return parts_[static_cast<std::size_t>(rank)].data(); }
 
   /// `memory(rank, ctx)` is the context that serves the part of a rank.
