@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <expar/detail/arithmetic.hpp>
 #include <expar/element.hpp>
 #include <expar/tensor.hpp>
 
@@ -13,15 +14,6 @@ inline constexpr int quantized_block = 128;
 
 EXPAR_HD constexpr index_t quantized_blocks(index_t columns) {
   return (columns + quantized_block - 1) / quantized_block;
-}
-
-/// a / b, rounded to nearest whatever the compiler was told about divisions on a device.
-EXPAR_HD inline float divide(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return __fdiv_rn(a, b);
-#else
-  return a / b;
-#endif
 }
 
 /// The scale of a block whose largest magnitude is `most`: it takes that to 448. It has an inverse

@@ -14,6 +14,7 @@ namespace detail {
 
 /// Where the rows of each expert stand: row l of expert e begins `start[e] * unit + l * pitch`
 /// bytes after `base`. Serves tensors (start counts rows) and message buffers (start counts bytes).
+/// What follows takes any such function of (expert, location).
 template <class T>
 struct expert_rows {
   using byte = std::conditional_t<std::is_const_v<T>, std::byte const, std::byte>;
@@ -88,9 +89,9 @@ EXPAR_HD accumulator_t<T> dot_rows(T const* a, T const* b, index_t n) {
 }
 
 /// Token t's row to each of its places: read once, written for every kept route.
-template <class T, class Weights>
+template <class T, class Weights, class Rows>
 EXPAR_HD void scatter_token(plan_view const& plan, index_t t, T const* x, index_t n,
-                            Weights weights, expert_rows<T> const& rows) {
+                            Weights weights, Rows const& rows) {
   for (int j = 0; j < plan.top_k; ++j) {
     index_t const at = t * plan.top_k + j;
     if (plan.locations[at] < 0) continue;
@@ -108,10 +109,10 @@ inline constexpr int gather_block = 64;
 /// `width` columns (at most gather_block; Width where it is known and not 0) of sum over kept
 /// routes of w * row, in choice order, one accumulator, which begins with the residual where there
 /// is one, rounded once.
-template <int Width, class T, class Out, class Weights>
-EXPAR_HD void gather_columns(plan_view const& plan, index_t t, expert_rows<T const> const& rows,
-                             Weights weights, index_t column, int width, Out* out,
-                             Out const* residual) {
+template <int Width, class Rows, class Out, class Weights>
+EXPAR_HD void gather_columns(plan_view const& plan, index_t t, Rows const& rows, Weights weights,
+                             index_t column, int width, Out* out, Out const* residual) {
+  using T = std::remove_cvref_t<decltype(*rows(0, 0))>;
   using A = accumulator_t<T>;
   int const n = Width != 0 ? Width : width;
   A sum[gather_block];
@@ -133,9 +134,9 @@ EXPAR_HD void gather_columns(plan_view const& plan, index_t t, expert_rows<T con
     out[column + c] = narrow<Out>(static_cast<accumulator_t<Out>>(first ? A{0} : sum[c]));
 }
 
-template <class T, class Out, class Weights>
-EXPAR_HD void gather_token(plan_view const& plan, index_t t, expert_rows<T const> const& rows,
-                           Weights weights, Out* out, index_t n, Out const* residual = nullptr) {
+template <class Rows, class Out, class Weights>
+EXPAR_HD void gather_token(plan_view const& plan, index_t t, Rows const& rows, Weights weights,
+                           Out* out, index_t n, Out const* residual = nullptr) {
   index_t column = 0;
   for (; column + gather_block <= n; column += gather_block)
     gather_columns<gather_block>(plan, t, rows, weights, column, gather_block, out, residual);
@@ -144,9 +145,9 @@ EXPAR_HD void gather_token(plan_view const& plan, index_t t, expert_rows<T const
 }
 
 /// d_weights[t, j] = <row(t, j), x>, 0 where there is no row.
-template <class T, class W>
-EXPAR_HD void dot_token(plan_view const& plan, index_t t, expert_rows<T const> const& rows,
-                        T const* x, index_t n, W* d_weights) {
+template <class T, class W, class Rows>
+EXPAR_HD void dot_token(plan_view const& plan, index_t t, Rows const& rows, T const* x, index_t n,
+                        W* d_weights) {
   for (int j = 0; j < plan.top_k; ++j) {
     index_t const at = t * plan.top_k + j;
     auto const dot = plan.locations[at] < 0

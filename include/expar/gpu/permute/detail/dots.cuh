@@ -103,16 +103,16 @@ __global__ void __launch_bounds__(scatter_threads,
   }
 }
 
-/// Enqueues dot_rows() for the widest packs that the views allow. Without Store, d_rows is any view
-/// of as many rows.
-template <bool Store, class T, class DW, class Weights>
-void dots(context const& ctx, char const* place, route_plan const& plan,
-          tensor_view<T const, 2> rows, tensor_view<T const, 2> x, Weights weights,
-          tensor_view<T, 2> d_rows, tensor_view<DW, 2> d_weights, fill fillers = fill::none) {
+/// Enqueues dot_rows() for the widest packs that x and the rows allow, which all stand as those of
+/// `like` and, with Store, of `d_like`.
+template <bool Store, class T, class DW, class Weights, class Rows, class DRows>
+void dots(context const& ctx, char const* place, route_plan const& plan, Rows rows,
+          tensor_view<T const, 2> like, tensor_view<T const, 2> x, Weights weights, DRows d_rows,
+          tensor_view<T, 2> d_like, tensor_view<DW, 2> d_weights, fill fillers = fill::none) {
   constexpr int widest = 16 / static_cast<int>(sizeof(T));
   if (plan.experts() == 0) return;
   with_width<widest>(
-      [&](int n) { return fits(rows, n) && fits(x, n) && (!Store || fits(d_rows, n)); },
+      [&](int n) { return fits(like, n) && fits(x, n) && (!Store || fits(d_like, n)); },
       [&](auto n) {
         with_top_k<n.value == widest>(plan.top_k(), [&](auto batch, auto whole) {
           index_t const vectors = x.extents[1] / n;
@@ -124,13 +124,19 @@ void dots(context const& ctx, char const* place, route_plan const& plan,
           int const clear =
               Store ? clear_parts(plan, x.extents[1] * index_t{sizeof(T)}, fillers) : 0;
           launch(ctx, place,
-                 dot_rows<T, DW, n.value, batch.value, whole.value, Store, Weights,
-                          tensor_rows<T const>, tensor_rows<T>>,
-                 blocks + index_t{plan.experts()} * clear, scatter_threads, 0, plan.view(),
-                 tensor_rows{rows}, x, weights, tensor_rows{d_rows}, d_weights,
-                 scatter_shape{vectors, blocks, {parts, run}, clear});
+                 dot_rows<T, DW, n.value, batch.value, whole.value, Store, Weights, Rows, DRows>,
+                 blocks + index_t{plan.experts()} * clear, scatter_threads, 0, plan.view(), rows, x,
+                 weights, d_rows, d_weights, scatter_shape{vectors, blocks, {parts, run}, clear});
         });
       });
+}
+/// The same for tensors. Without Store, d_rows is any view of as many rows.
+template <bool Store, class T, class DW, class Weights>
+void dots(context const& ctx, char const* place, route_plan const& plan,
+          tensor_view<T const, 2> rows, tensor_view<T const, 2> x, Weights weights,
+          tensor_view<T, 2> d_rows, tensor_view<DW, 2> d_weights, fill fillers = fill::none) {
+  dots<Store>(ctx, place, plan, tensor_rows{rows}, rows, x, weights, tensor_rows{d_rows}, d_rows,
+              d_weights, fillers);
 }
 
 }  // namespace gpu::detail

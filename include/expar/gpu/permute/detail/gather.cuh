@@ -154,10 +154,11 @@ void with_top_k(int k, F f) {
   f(std::integral_constant<int, 4>{}, std::false_type{});
 }
 
-/// Enqueues gather_rows() for the widest packs that the views allow.
-template <class T, class Out, class Weights, class Residual = from_nothing>
-void gather(context const& ctx, char const* place, route_plan const& plan,
-            tensor_view<T const, 2> rows, Weights weights, tensor_view<Out, 2> out,
+/// Enqueues gather_rows() for the widest packs that `out` and the rows allow, which all stand as
+/// those of `like`.
+template <class T, class Out, class Weights, class Rows, class Residual = from_nothing>
+void gather(context const& ctx, char const* place, route_plan const& plan, Rows rows,
+            tensor_view<T const, 2> like, Weights weights, tensor_view<Out, 2> out,
             Residual residual = {}) {
   constexpr int widest = scales_blocks<Weights> ? 8 : 16 / static_cast<int>(sizeof(T));
   if (out.size() == 0) return;
@@ -165,19 +166,24 @@ void gather(context const& ctx, char const* place, route_plan const& plan,
       [&](int n) {
         if constexpr (!std::is_same_v<Residual, from_nothing>)
           if (!fits(residual.rows, n)) return false;
-        return fits(rows, n) && fits(out, n);
+        return fits(like, n) && fits(out, n);
       },
       [&](auto n) {
         with_top_k<n.value == widest>(plan.top_k(), [&](auto batch, auto whole) {
           index_t const vectors = out.extents[1] / n;
           row_split const split = split_rows(vectors, 32 * gather_turns);
           launch(ctx, place,
-                 gather_rows<T, Out, n.value, batch.value, whole.value, Weights,
-                             tensor_rows<T const>, Residual>,
+                 gather_rows<T, Out, n.value, batch.value, whole.value, Weights, Rows, Residual>,
                  (plan.tokens() * split.parts + gather_warps - 1) / gather_warps, gather_threads, 0,
-                 plan.view(), tensor_rows{rows}, weights, out, vectors, split, residual);
+                 plan.view(), rows, weights, out, vectors, split, residual);
         });
       });
+}
+template <class T, class Out, class Weights, class Residual = from_nothing>
+void gather(context const& ctx, char const* place, route_plan const& plan,
+            tensor_view<T const, 2> rows, Weights weights, tensor_view<Out, 2> out,
+            Residual residual = {}) {
+  gather(ctx, place, plan, tensor_rows{rows}, rows, weights, out, residual);
 }
 
 }  // namespace gpu::detail

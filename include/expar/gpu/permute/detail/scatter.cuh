@@ -96,33 +96,40 @@ __global__ void __launch_bounds__(scatter_threads)
 
 /// Blocks that clear rows of one expert: none where the layout has no row that only fills, and
 /// enough to occupy the device where it can have many.
-inline int clear_parts(route_plan const& plan, index_t row_bytes, fill fillers = fill::zero) {
+inline int clear_parts(route_plan const& plan, index_t row_bytes, fill fillers) {
   index_t const most = plan.capacity() >= 0 ? plan.capacity() : plan.alignment() - 1;
   index_t const wanted = most * row_bytes / 65536 + 1, enough = 1024 / plan.experts() + 1;
   return most == 0 || fillers == fill::none ? 0
                                             : static_cast<int>(wanted < enough ? wanted : enough);
 }
 
-/// Enqueues scatter_rows() for the widest packs that the views allow.
-template <class T, class Weights, class Carry = carry_nothing>
+/// Enqueues scatter_rows() for the widest packs that the tokens and the rows allow, which all stand
+/// as those of `like`.
+template <class T, class Weights, class Rows, class Carry = carry_nothing>
 void scatter(context const& ctx, char const* place, route_plan const& plan,
-             tensor_view<T const, 2> tokens, Weights weights, tensor_view<T, 2> rows, fill fillers,
-             Carry carry = {}) {
+             tensor_view<T const, 2> tokens, Weights weights, Rows rows, tensor_view<T, 2> like,
+             fill fillers, Carry carry = {}) {
   bool const nothing = tokens.extents[1] == 0 && std::is_same_v<Carry, carry_nothing>;
   if (nothing || plan.experts() == 0) return;
   with_width<16 / static_cast<int>(sizeof(T))>(
-      [&](int n) { return fits(tokens, n) && fits(rows, n); },
+      [&](int n) { return fits(tokens, n) && fits(like, n); },
       [&](auto n) {
         index_t const vectors = tokens.extents[1] / n;
         row_split const split = split_rows(vectors, 32 * scatter_flight);
         index_t const blocks = (plan.tokens() * split.parts + scatter_warps - 1) / scatter_warps;
-        int const clear = clear_parts(plan, rows.extents[1] * index_t{sizeof(T)}, fillers);
+        int const clear = clear_parts(plan, like.extents[1] * index_t{sizeof(T)}, fillers);
         bool const carries = !std::is_same_v<Carry, carry_nothing>;
-        launch(ctx, place, scatter_rows<T, n.value, Weights, tensor_rows<T>, Carry>,
+        launch(ctx, place, scatter_rows<T, n.value, Weights, Rows, Carry>,
                blocks + index_t{plan.experts()} * clear + (carries ? carry_blocks(plan) : 0),
-               scatter_threads, 0, plan.view(), tokens, weights, tensor_rows{rows},
+               scatter_threads, 0, plan.view(), tokens, weights, rows,
                scatter_shape{vectors, blocks, split, clear}, carry);
       });
+}
+template <class T, class Weights, class Carry = carry_nothing>
+void scatter(context const& ctx, char const* place, route_plan const& plan,
+             tensor_view<T const, 2> tokens, Weights weights, tensor_view<T, 2> rows, fill fillers,
+             Carry carry = {}) {
+  scatter(ctx, place, plan, tokens, weights, tensor_rows{rows}, rows, fillers, carry);
 }
 
 /// A view of the same bytes, so that copies of all types share their kernels.

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/exchange/window_layout.hpp>
+
+#include <vector>
+
+#include <expar/exchange/arrivals.hpp>
+
+#include "../support/catch.hpp"
+#include "../support/random.hpp"
+
+using expar::index_t;
+
+TEST_CASE("a window holds two tables and its buffers, apart and aligned") {
+  expar_test::random rng(1);
+  for (int i = 0; i < 100; ++i) {
+    int const ranks = static_cast<int>(rng.integer(1, 9));
+    auto const shape = expar::detail::shape_of(
+        {ranks + static_cast<int>(rng.integer(0, 9)), ranks}, rng.integer(1, 300),
+        {static_cast<index_t>(rng.integer(0, 20)), rng.chance(.5)});
+    std::size_t end = 0;
+    for (unsigned turn = 0; turn < 2; ++turn)
+      for (int r = 0; r < ranks; ++r) {
+        REQUIRE(shape.said_by(turn, r) == end);
+        REQUIRE(shape.said_by(turn + 4, r) == end);
+        end += static_cast<std::size_t>(shape.words()) * sizeof(index_t);
+      }
+    for (int b = 0; b < shape.buffers; ++b) {
+      REQUIRE(shape.buffer(b) >= end);
+      REQUIRE(shape.buffer(b) % 256 == 0);
+      end = shape.buffer(b) + static_cast<std::size_t>(shape.rows * shape.row_bytes);
+    }
+    REQUIRE(shape.bytes() >= end);
+  }
+}
+
+TEST_CASE("room_of has the integers of arrivals") {
+  expar_test::random rng(2);
+  for (int i = 0; i < 200; ++i) {
+    int const ranks = static_cast<int>(rng.integer(1, 5));
+    int const experts = ranks + static_cast<int>(rng.integer(0, 7));
+    auto const shape = expar::detail::shape_of({experts, ranks}, 4, {10});
+    bool const fixed = rng.chance(.5);
+    expar::detail::window_rule const rule{fixed ? 1 : static_cast<int>(rng.integer(1, 4)),
+                                          fixed ? static_cast<index_t>(rng.integer(0, 6)) : -1};
+    std::vector<index_t> said(static_cast<std::size_t>(ranks * shape.words()), -7);
+    auto const count = [&](int s, int e) -> index_t& {
+      return said[static_cast<std::size_t>(s * shape.words() + e)];
+    };
+    for (int s = 0; s < ranks; ++s)
+      for (int e = 0; e < experts; ++e) count(s, e) = static_cast<index_t>(rng.integer(0, 9));
+    for (int owner = 0; owner < ranks; ++owner) {
+      expar::detail::arrivals map(std::pmr::get_default_resource());
+      map.begin(shape.place, owner);
+      map.capacity = rule.capacity;
+      for (int s = 0; s < ranks; ++s)
+        for (int l = 0; l < map.locals(); ++l) {
+          index_t const n = count(s, map.place.first(owner) + l);
+          map.arrived[s * map.locals() + l] = fixed && n > rule.capacity ? rule.capacity : n;
+        }
+      map.lay_out(rule.alignment);
+      for (int l = 0; l < map.locals(); ++l)
+        for (int s = 0; s < ranks; ++s) {
+          auto const room =
+              expar::detail::room_of(shape, rule, said.data(), map.place.first(owner) + l, s);
+          REQUIRE(room.size == map.offsets[l + 1] - map.offsets[l]);
+          REQUIRE(room.filled == map.counts[l]);
+          REQUIRE(room.before == map.first_row[s * map.locals() + l] - map.offsets[l]);
+        }
+    }
+  }
+}
+
+TEST_CASE("the worst case is enough, whatever the routes") {
+  expar_test::random rng(3);
+  for (int i = 0; i < 200; ++i) {
+    int const ranks = static_cast<int>(rng.integer(1, 4)), k = static_cast<int>(rng.integer(1, 3));
+    expar::block_placement const place{ranks + static_cast<int>(rng.integer(0, 3)), ranks};
+    auto const tokens = static_cast<index_t>(rng.integer(0, 5));
+    expar::ragged const layout{static_cast<int>(rng.integer(1, 4))};
+    auto const shape = expar::detail::shape_of(place, 4, {10});
+    std::vector<index_t> said(static_cast<std::size_t>(ranks * shape.words()));
+    for (int s = 0; s < ranks; ++s)
+      for (index_t route = 0; route < tokens * k; ++route)
+        ++said[static_cast<std::size_t>(s * shape.words() + rng.integer(0, place.experts - 1))];
+    for (int owner = 0; owner < ranks; ++owner) {
+      index_t rows = 0;
+      for (int e = place.first(owner); e < place.first(owner + 1); ++e)
+        rows += expar::detail::room_of(shape, {layout.alignment, -1}, said.data(), e, 0).size;
+      REQUIRE(rows <= expar::detail::worst_case_rows(place, layout, k, tokens));
+    }
+  }
+}
+
+TEST_CASE("a window that no memory can hold is an error") {
+  REQUIRE_THROWS_WITH(expar::detail::shape_of({4, 2}, 16, {-1}),
+                      "expar: make_batch: rows is -1; it lies between 0 and 72057594037927935");
+}
