@@ -362,38 +362,45 @@ TEST_CASE("several batches on virtual ranks are alive at once, and go backward i
 
 namespace expar_test {
 
-/// A group of which this thread drives one rank, as a process would. Threads take turns: one runs
-/// until it meets the others at the end of a phase.
-class one_rank_group {
+/// A rank of a process of its own, but for the threads, which take turns: one runs until it meets
+/// the others at the end of a phase.
+class device_process {
  public:
-  one_rank_group(expar::thread_communicator& comm, std::mutex& turn, expar::gpu::context const& ctx)
+  device_process(expar::thread_communicator& comm, std::mutex& turn, expar::gpu::context const& ctx)
       : comm_(comm), turn_(turn), ctx_(ctx) {}
-  int size() const { return comm_.size(); }
-  int first_rank() const { return comm_.rank(); }
-  int local_ranks() const { return 1; }
-  template <class F>
-  void on(int, F f) const {
-    f(ctx_);
-  }
-  void exchange_phase() const {
-    require_success(cudaStreamSynchronize(ctx_.stream()));
+  int rank() const noexcept { return comm_.rank(); }
+  int size() const noexcept { return comm_.size(); }
+
+  void exchange_phase(expar::gpu::context const& on) const {
+    require_success(cudaStreamSynchronize(on.stream()));
     turn_.unlock();
     comm_.barrier(expar::host_context{});
     turn_.lock();
   }
+  // The window engine needs nothing of the lower tiers.
+  void all_to_all(expar::gpu::context const&, void const*, void*, std::size_t) const {}
+  void all_gather(expar::gpu::context const&, void const*, void*, std::size_t) const {}
+  void barrier(expar::gpu::context const&) const {}
 
+  struct view_type {
+    std::byte* const* parts;
+    int rank_, size_;
+    EXPAR_HD int rank() const { return rank_; }
+    EXPAR_HD int size() const { return size_; }
+    __device__ void* peer(int p, std::size_t offset) const { return parts[p] + offset; }
+  };
   struct window {
     std::size_t bytes;
     expar::gpu::detail::buffer<std::byte> mine;
     expar::gpu::detail::buffer<std::byte*> table;
-    int ranks;
+    int rank, size;
     std::size_t size_bytes() const { return bytes; }
-    std::byte* part(int) const { return mine.data(); }
-    expar::gpu::detail::window_parts view(int rank) const { return {table.data(), rank, ranks}; }
+    void* data() const { return mine.data(); }
+    view_type view() const { return {table.data(), rank, size}; }
   };
   window allocate_window(std::size_t bytes) const {
     window w{bytes, expar::gpu::detail::buffer<std::byte>(ctx_),
-             expar::gpu::detail::buffer<std::byte*>(ctx_), size()};
+             expar::gpu::detail::buffer<std::byte*>(ctx_), rank(), size()};
     w.mine.resize(static_cast<index_t>(bytes));
     w.table.resize(size());
     std::byte* const mine = w.mine.data();
@@ -411,7 +418,7 @@ class one_rank_group {
   std::mutex& turn_;
   expar::gpu::context ctx_;
 };
-static_assert(expar::gpu::rank_group<one_rank_group>);
+static_assert(expar::gpu::rank_group<expar::gpu::one_rank<device_process>>);
 
 }  // namespace expar_test
 
@@ -426,7 +433,9 @@ TEST_CASE("a process may drive one rank of a group") {
       std::lock_guard const mine(turn);
       int const r = comm.rank();
       expar_test::own_stream const stream;
-      expar_test::one_rank_group group(comm, turn, expar::gpu::context(stream));
+      expar::gpu::context const ctx(stream);
+      expar_test::device_process process(comm, turn, ctx);
+      expar::gpu::one_rank group(process, ctx);
       expar::gpu::expert_parallel moe(group, {p.experts, p.top_k, p.hidden},
                                       expar::ragged{p.alignment});
       auto batch = moe.make_batch<float>({moe.worst_case_rows(12)});

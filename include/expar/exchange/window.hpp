@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -226,8 +225,8 @@ class window_parallel {
       index_t tokens = 0, most = 0;
       for (int s = 0; s < place_.ranks; ++s) {
         index_t const* const words = said + s * shape.words();
-        tokens = std::max(tokens, words[shape.tokens_word()]);
-        for (int e = 0; e < shape_.experts; ++e) most = std::max(most, words[e]);
+        if (words[shape.tokens_word()] > tokens) tokens = words[shape.tokens_word()];
+        for (int e = 0; e < shape_.experts; ++e) most = words[e] > most ? words[e] : most;
       }
       rule = {1, capacity_of(layout_, tokens, shape_.experts, shape_.top_k, most)};
       batch.plan_.lay_out(ctx, rule.capacity);

@@ -43,6 +43,42 @@ concept rank_group = requires(G& group, int rank, std::size_t bytes) {
   group.exchange_phase();
 };
 
+/// The rank of a communicator with windows, as a group of which this process drives no other rank.
+/// Its windows have data(), the address of the rank's own part. The communicator outlives the
+/// group, and the group what is made with it.
+template <class Comm>
+requires window_communicator<Comm, context>
+class one_rank {
+ public:
+  one_rank(Comm& comm, context const& ctx) : comm_(&comm), ctx_(ctx) {}
+
+  int size() const noexcept { return comm_->size(); }
+  int first_rank() const noexcept { return comm_->rank(); }
+  int local_ranks() const noexcept { return 1; }
+
+  template <class F>
+  void on(int, F&& f) const {
+    f(ctx_);
+  }
+  void exchange_phase() const { comm_->exchange_phase(ctx_); }
+
+  auto allocate_window(std::size_t bytes) const {
+    return windows<decltype(comm_->allocate_window(bytes))>{comm_->allocate_window(bytes)};
+  }
+
+ private:
+  template <class Window>
+  struct windows {
+    Window window;
+    std::size_t size_bytes() const noexcept { return window.size_bytes(); }
+    std::byte* part(int) const noexcept { return static_cast<std::byte*>(window.data()); }
+    auto view(int) const noexcept { return window.view(); }
+  };
+
+  Comm* comm_;
+  context ctx_;
+};
+
 }  // namespace gpu
 }  // namespace v0
 }  // namespace expar
