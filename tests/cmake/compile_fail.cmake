@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 # Compiles SOURCE twice: as it is, which succeeds, and with EXPAR_MISTAKE, which fails with the
-# sentence that its first line states: "// error: <sentence>".
+# sentence that its first line states: "// error: <sentence>". OUTPUT takes what nvcc makes of a
+# source that ends in .cu.
 
 file(STRINGS "${SOURCE}" first_line LIMIT_COUNT 1)
 if(NOT first_line MATCHES "^// error: (.+)$")
   message(FATAL_ERROR "${SOURCE}: the first line is not '// error: <sentence>'")
 endif()
 string(REPLACE "\\;" ";" sentence "${CMAKE_MATCH_1}")
-set(compile "${COMPILER}" -std=c++20 "-I${INCLUDE}" -fsyntax-only -fmessage-length=0)
+set(compile "${COMPILER}" -std=c++20 "-I${INCLUDE}")
+if(SOURCE MATCHES "\\.cu$")
+  list(APPEND compile -arch=compute_80 -ptx -o "${OUTPUT}")
+else()
+  list(APPEND compile -fsyntax-only -fmessage-length=0)
+endif()
 
 execute_process(COMMAND ${compile} "${SOURCE}" RESULT_VARIABLE result ERROR_VARIABLE output)
 if(NOT result EQUAL 0)
