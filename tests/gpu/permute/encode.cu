@@ -22,9 +22,10 @@ TEMPLATE_TEST_CASE("rows encoded on the device have the bytes of the host", "", 
       auto const dx = p.on_device(x);
       auto const dw = p.on_device(w);
       auto const plain_out = p.on_device(blank), weighted_out = p.on_device(blank);
-      REQUIRE(launches_of(1, [&] {
-                expar::gpu::encode(p.ctx, p.device, dx.view(), plain_out.view());
-              }) <= 1);
+      REQUIRE(
+          (launches_of(
+               1, [&] { expar::gpu::encode(p.ctx, p.device, dx.view(), plain_out.view()); }) == 1 ||
+           s.tokens == 0));
       expar::gpu::encode(p.ctx, p.device, dx.view(), dw.view(), weighted_out.view());
       auto got = p.back(plain_out, blank), got_weighted = p.back(weighted_out, blank);
       REQUIRE(same_bytes(got, rows));
@@ -53,10 +54,13 @@ TEMPLATE_TEST_CASE("what comes back through encode_backward has the bytes of the
       auto const plain_out = p.on_device(blank), d_x_out = p.on_device(blank);
       auto const d_w_out = p.on_device(blank_w);
       expar::gpu::encode_backward(p.ctx, p.device, rows.view(), plain_out.view());
-      REQUIRE(launches_of(2, [&] {
-                expar::gpu::encode_backward(p.ctx, p.device, rows.view(), tokens.view(),
-                                            weights.view(), d_x_out.view(), d_w_out.view());
-              }) <= 2);
+      REQUIRE((launches_of(2,
+                           [&] {
+                             expar::gpu::encode_backward(p.ctx, p.device, rows.view(),
+                                                         tokens.view(), weights.view(),
+                                                         d_x_out.view(), d_w_out.view());
+                           }) == 2 ||
+               s.tokens == 0));
       auto got_plain = p.back(plain_out, blank), got_x = p.back(d_x_out, blank);
       auto got_w = p.back(d_w_out, blank_w);
       REQUIRE(same_bytes(got_plain, plain));
@@ -83,9 +87,12 @@ TEST_CASE("weights travel with the rows in the same launch") {
       auto const dw = p.on_device(w);
       device_array<float> const w_out(blank_w);
       auto const w_view = expar::make_view(w_out.data(), p.host.rows());
-      REQUIRE(launches_of(1, [&] {
-                expar::gpu::encode(p.ctx, p.device, dx.view(), dw.view(), rows_out.view(), w_view);
-              }) <= 1);
+      REQUIRE((launches_of(1,
+                           [&] {
+                             expar::gpu::encode(p.ctx, p.device, dx.view(), dw.view(),
+                                                rows_out.view(), w_view);
+                           }) == 1 ||
+               s.tokens == 0));
       auto got = p.back(rows_out, blank);
       REQUIRE(same_bytes(got, rows));
       REQUIRE(w_out.read() == row_weights);

@@ -59,10 +59,13 @@ TEMPLATE_TEST_CASE("rows quantized on the device have the codes and scales of th
       auto const dx = p.on_device(x);
       auto const rows_out = p.on_device(blank);
       auto const scales_out = p.on_device(blank_scales);
-      REQUIRE(launches_of(1, [&] {
-                expar::gpu::encode_quantized(p.ctx, p.device, dx.view(), rows_out.view(),
-                                             scales_out.view(), fillers);
-              }) <= 1);
+      REQUIRE((launches_of(1,
+                           [&] {
+                             expar::gpu::encode_quantized(p.ctx, p.device, dx.view(),
+                                                          rows_out.view(), scales_out.view(),
+                                                          fillers);
+                           }) == 1 ||
+               s.tokens == 0));
       auto got = p.back(rows_out, blank);
       auto got_scales = p.back(scales_out, blank_scales);
       REQUIRE(same_bytes(got, rows));
@@ -85,10 +88,12 @@ TEMPLATE_TEST_CASE("tokens decoded from 8-bit rows have the bytes of the host", 
       auto const dy = p.on_device(rows);
       auto const ds = p.on_device(scales), dw = p.on_device(w);
       auto const plain_out = p.on_device(blank), weighted_out = p.on_device(blank);
-      REQUIRE(launches_of(1, [&] {
-                expar::gpu::decode_quantized(p.ctx, p.device, dy.view(), ds.view(),
-                                             plain_out.view());
-              }) <= 1);
+      REQUIRE((launches_of(1,
+                           [&] {
+                             expar::gpu::decode_quantized(p.ctx, p.device, dy.view(), ds.view(),
+                                                          plain_out.view());
+                           }) == 1 ||
+               s.tokens == 0));
       expar::gpu::decode_quantized(p.ctx, p.device, dy.view(), ds.view(), dw.view(),
                                    weighted_out.view());
       auto got = p.back(plain_out, blank), got_weighted = p.back(weighted_out, blank);

@@ -23,10 +23,12 @@ TEST_CASE("weights on the device go to their rows and their gradients come back"
                               expar::make_view(wanted.data(), p.host.rows()), fillers);
         auto const dw = p.on_device(w);
         device_array<double> const out(blank);
-        REQUIRE(launches_of(1, [&] {
-                  expar::gpu::encode_weights(p.ctx, p.device, dw.view(),
-                                             expar::make_view(out.data(), n), fillers);
-                }) <= 1);
+        REQUIRE((launches_of(1,
+                             [&] {
+                               expar::gpu::encode_weights(p.ctx, p.device, dw.view(),
+                                                          expar::make_view(out.data(), n), fillers);
+                             }) == 1 ||
+                 s.tokens == 0));
         p.stream.wait();
         REQUIRE(out.read() == wanted);
 
@@ -35,10 +37,12 @@ TEST_CASE("weights on the device go to their rows and their gradients come back"
         expar::encode_weights_backward(p.on_host, p.host,
                                        expar::make_view(wanted.data(), p.host.rows()), d_w.view());
         auto const back = p.on_device(unwritten);
-        REQUIRE(launches_of(1, [&] {
-                  expar::gpu::encode_weights_backward(p.ctx, p.device,
-                                                      expar::make_view(out.data(), n), back.view());
-                }) <= 1);
+        REQUIRE((launches_of(1,
+                             [&] {
+                               expar::gpu::encode_weights_backward(
+                                   p.ctx, p.device, expar::make_view(out.data(), n), back.view());
+                             }) == 1 ||
+                 s.tokens == 0));
         auto got = p.back(back, unwritten);
         REQUIRE(same_bytes(got, d_w));
       }

@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(gather_threads, gather_blocks(Batch, Whole))
         index_t const block = base * N / quantized_block + lane / Batch;
         weight = __shfl_sync(~0u, weight, from);
         if (of_row != nullptr && block * (quantized_block / N) < last)
-          weight = multiply(weight, of_row[block]);
+          weight = multiply(weight, __ldcs(of_row + block));
       }
       typename pack<T, N>::loaded x[Batch];
 #pragma unroll

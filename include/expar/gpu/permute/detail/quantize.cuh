@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(scatter_threads)
 #pragma unroll
           for (int p = 0; p < packs; ++p)
             if (here(u, p)) codes[u][p].store(to + column(u, p));
-          if (lane % lanes == 0 && block(u) < last) scale_to[block(u)] = scale[u];
+          if (lane % lanes == 0 && block(u) < last) __stcs(scale_to + block(u), scale[u]);
         }
       }
     }
