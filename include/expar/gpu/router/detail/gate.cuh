@@ -49,30 +49,31 @@ struct gate_arguments {
   A* scratch;       // for a thread per token
   token_tiles tiles;
 
-  /// Numbers of type A that a group of lanes has in shared memory: its keys and the sums of their
-  /// groups, where there are groups, and weights. An odd number of keys, so that the groups of a
-  /// warp use different banks.
-  __host__ __device__ int keys() const {
-    if constexpr (router_parts<Router>::grouped)
-      return ((router.experts + 31) / 32 * 32 + 1) + router.key.scratch();
-    else
-      return 0;
+  /// Numbers of type A that a group of lanes has in shared memory: the keys of its token, the sums
+  /// of groups of experts, and weights. An odd number, so that the groups of a warp use different
+  /// banks.
+  __host__ __device__ int sums() const { return (router.experts + 31) / 32 * 32; }
+  __host__ __device__ int weights_at() const {
+    return sums() + expar::detail::key_scratch(router.key);
   }
-  __host__ __device__ int numbers() const { return keys() + router.top_k; }
+  __host__ __device__ int numbers() const { return (weights_at() + router.top_k) | 1; }
   __host__ __device__ index_t thread_numbers() const {
     return index_t{2} * router.experts + router.top_k + router.forward_scratch();
   }
 };
 
-/// Leaves the keys of the best groups, and -inf elsewhere.
+__device__ inline int first_bit(unsigned bits) {
+  return __ffs(static_cast<int>(bits)) - 1;
+}
+__device__ inline int first_bit(unsigned long long bits) {
+  return __ffsll(static_cast<long long>(bits)) - 1;
+}
+
+/// Leaves the keys of the best groups, and -inf elsewhere, in the row and in registers.
 template <class Layout, class Key, class A>
-__device__ void limit_groups(Key const& key, int experts, int lane, A* row,
+__device__ void limit_groups(Key const& key, int experts, int lane, A* row, A* sums,
                              A (&keys)[Layout::values]) {
   int const size = experts / key.groups;
-  A* const sums = row + (experts + 31) / 32 * 32 + 1;
-#pragma unroll
-  for (int v = 0; v < Layout::values; ++v)
-    if (int const e = Layout::expert(lane, v); e < experts) row[e] = keys[v];
   __syncwarp();
   int const start = lane % size;  // no two lanes begin in the same bank
   for (int g = lane; g < key.groups; g += Layout::lanes)
@@ -97,22 +98,31 @@ __device__ void limit_groups(Key const& key, int experts, int lane, A* row,
     if (int const e = Layout::expert(lane, v); e < experts) keys[v] = row[e];
 }
 
-/// The k experts with the largest keys, as select_top_k() orders them, to ids in shared memory. The
-/// keys are used up.
+/// The k experts with the largest keys, as select_top_k() orders them, to ids. Requires: k <=
+/// lanes, and keys and row are the same.
+///
+/// Each lane has a key of at least `bound`, which makes k of them, so that smaller ones are out: a
+/// lane has few candidates, of which only those of the winner are looked through again.
 template <class Layout, class A>
-__device__ void select_by_lanes(A (&keys)[Layout::values], int lane, int k, std::int32_t* ids) {
+__device__ void select_by_lanes(A const (&keys)[Layout::values], int lane, int k, A const* row,
+                                std::int32_t* ids) {
+  using mask = std::conditional_t<(Layout::values > 32), unsigned long long, unsigned>;
   constexpr A none = -expar::detail::infinity<A>;
   A best = none;
   int at = 0;
-  auto const find_best = [&](int taken) {
-    best = none;
 #pragma unroll
-    for (int v = 0; v < Layout::values; ++v) {
-      if (v == taken) keys[v] = none;
-      if (keys[v] > best) best = keys[v], at = v;
-    }
-  };
-  find_best(-1);
+  for (int v = 0; v < Layout::values; ++v)
+    if (keys[v] > best) best = keys[v], at = v;
+  A bound = best;
+#pragma unroll
+  for (int d = Layout::lanes / 2; d > 0; d /= 2) {
+    A const other = __shfl_xor_sync(~0u, bound, d);
+    bound = other < bound ? other : bound;
+  }
+  mask candidates = 0;
+#pragma unroll
+  for (int v = 0; v < Layout::values; ++v)
+    if (keys[v] >= bound && keys[v] > none) candidates |= mask{1} << v;
   for (int j = 0; j < k; ++j) {
     A key = best;
     int id = Layout::expert(lane, at);
@@ -124,7 +134,14 @@ __device__ void select_by_lanes(A (&keys)[Layout::values], int lane, int k, std:
     }
     if (!(key > none)) id = -1;
     if (lane == 0) ids[j] = id;
-    if (id >= 0 && Layout::lane_of(id) == lane && j + 1 < k) find_best(at);
+    if (id < 0 || Layout::lane_of(id) != lane) continue;
+    candidates &= ~(mask{1} << at);
+    best = none;
+    for (mask left = candidates; left != 0; left &= left - 1) {
+      int const v = first_bit(left);
+      A const x = row[Layout::expert(lane, v)];
+      if (x > best) best = x, at = v;
+    }
   }
 }
 
@@ -142,7 +159,7 @@ __global__ void __launch_bounds__(gate_threads, (resident_gates<Layout, accumula
   int const experts = a.router.experts, k = a.router.top_k;
   A* const numbers = reinterpret_cast<A*>(gate_memory + a.table_bytes);
   A* const row = numbers + group * a.numbers();
-  A* const w = row + a.keys();
+  A* const w = row + a.weights_at();
   std::int32_t* const ids =
       reinterpret_cast<std::int32_t*>(numbers + groups * a.numbers()) + group * k;
   bool const names = a.tiles.plans && !a.tiles.choice_major;
@@ -167,9 +184,11 @@ __global__ void __launch_bounds__(gate_threads, (resident_gates<Layout, accumula
       }
       bool const possible = !expar::detail::masked(x[v]) && !expar::detail::masked(key);
       x[v] = possible ? key : -expar::detail::infinity<A>;
+      if (int const e = Layout::expert(lane, v); e < experts) row[e] = x[v];
     }
-    if constexpr (parts::grouped) limit_groups<Layout>(a.router.key, experts, lane, row, x);
-    select_by_lanes<Layout>(x, lane, k, ids);
+    if constexpr (parts::grouped)
+      limit_groups<Layout>(a.router.key, experts, lane, row, row + a.sums(), x);
+    select_by_lanes<Layout>(x, lane, k, row, ids);
     __syncwarp();
     for (int j = lane; j < k; j += Layout::lanes)
       w[j] = ids[j] < 0 ? A(0) : scores.of(widen_fast(logits[ids[j]]));
@@ -251,7 +270,7 @@ void gate(context const& ctx, char const* place, gate_arguments<Router, T, B, W>
   if constexpr (router_parts<Router>::lanes) {
     bool done = false;
     if (k <= 32)
-      with_layout<A>(experts, [&](auto layout) {
+      with_layout<A>(experts, k > 8, [&](auto layout) {
         using Layout = decltype(layout);
         a.vectors = fits(a.logits, 4);
         auto const bytes = [&](int threads) {

@@ -45,7 +45,7 @@ struct gate_backward_arguments {
 /// scores in registers.
 template <class Layout, class Router, class T, class W, class D>
 __global__ void __launch_bounds__(gate_threads,
-                                  (resident_gates<Layout, accumulator_t<T>> < 2 ? 1 : 2))
+                                  (resident_gates<Layout, accumulator_t<T>> < 3 ? 1 : 2))
     gate_backward_by_lanes(gate_backward_arguments<Router, T, W, D> const a) {
   using A = accumulator_t<T>;
   using Score = typename router_parts<Router>::score;
@@ -131,7 +131,7 @@ void gate_backward(context const& ctx, char const* place,
   if (tokens == 0) return;
   if constexpr (separable_score<typename router_parts<Router>::score>) {
     bool done = false;
-    with_layout<A>(a.router.experts, [&](auto layout) {
+    with_layout<A>(a.router.experts, false, [&](auto layout) {
       using Layout = decltype(layout);
       a.read_vectors = fits(a.logits, 4);
       a.write_vectors = fits(a.d_logits, 4);

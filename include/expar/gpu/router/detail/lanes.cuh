@@ -130,11 +130,13 @@ __device__ token_score<Score, A> score_token(Score score, A const (&z)[Layout::v
   return shared;
 }
 
-/// Calls f with the layout that holds so many experts; false if there is none: more than 2048
-/// floats or 1024 doubles do not fit the registers of a warp.
+/// Calls f with the layout that holds so many experts, and of 32 lanes if `wide`; false if there is
+/// none: more than 2048 floats or 1024 doubles do not fit the registers of a warp.
 template <class A, class F>
-bool with_layout(int experts, F f) {
-  if (experts <= 64)
+bool with_layout(int experts, bool wide, F f) {
+  if (wide && experts <= 256)
+    f(lane_layout<32, 8>{});
+  else if (experts <= 64)
     f(lane_layout<8, 8>{});
   else if (experts <= 128)
     f(lane_layout<8, 16>{});
