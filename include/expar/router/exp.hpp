@@ -15,13 +15,12 @@ namespace detail {
 template <class A>
 inline constexpr A infinity = std::numeric_limits<A>::infinity();
 
-/// e^x within 2 units in the last place, with the same bits on host and device where the host's
-/// compiler contracts no product and sum into one. Below the smallest normal number: 0; too large:
-/// infinity. x is not NaN. Free of branches, so that loops over it become vector code.
-///
-/// x = n ln 2 + r with |r| <= ln 2 / 2; the product of n with the upper part of ln 2 is exact. The
-/// polynomial in r is that of the Cephes library for float, and Taylor's for double.
-EXPAR_HD inline float exponential(float x) {
+// x = n ln 2 + r with |r| <= ln 2 / 2; the product of n with the upper part of ln 2 is exact. The
+// polynomial in r is that of the Cephes library for float, and Taylor's for double. Free of
+// branches, so that loops over it become vector code.
+
+/// exponential() of an x that is not so large that the result is infinite.
+EXPAR_HD inline float small_exponential(float x) {
   constexpr float shift = 0x1.8p23f;  // adding it rounds to an integer, in the low bits
   float const shifted = add(multiply(x, 1.44269504f), shift);
   float const n = add(shifted, -shift);
@@ -35,11 +34,9 @@ EXPAR_HD inline float exponential(float x) {
   p = add(add(multiply(multiply(r, r), p), r), 1.f);
   auto const bits =
       __builtin_bit_cast(std::uint32_t, p) + (__builtin_bit_cast(std::uint32_t, shifted) << 23);
-  bool const large = x > 88.722832f, finite = (x >= -87.336544f) & !large;
-  return add(zero_unless(finite, __builtin_bit_cast(float, bits)),
-             zero_unless(large, infinity<float>));
+  return zero_unless(x >= -87.336544f, __builtin_bit_cast(float, bits));
 }
-EXPAR_HD inline double exponential(double x) {
+EXPAR_HD inline double small_exponential(double x) {
   constexpr double shift = 0x1.8p52;
   double const shifted = add(multiply(x, 1.4426950408889634), shift);
   double const n = add(shifted, -shift);
@@ -60,9 +57,19 @@ EXPAR_HD inline double exponential(double x) {
   p = add(add(multiply(multiply(r, r), p), r), 1.);
   auto const bits =
       __builtin_bit_cast(std::uint64_t, p) + (__builtin_bit_cast(std::uint64_t, shifted) << 52);
-  bool const large = x > 709.78271289338397, finite = (x >= -708.39641853226411) & !large;
-  return add(zero_unless(finite, __builtin_bit_cast(double, bits)),
-             zero_unless(large, infinity<double>));
+  return zero_unless(x >= -708.39641853226411, __builtin_bit_cast(double, bits));
+}
+
+template <class A>
+inline constexpr A largest_exponent = sizeof(A) == 4 ? A(88.722832) : A(709.78271289338397);
+
+/// e^x within 2 units in the last place, with the same bits on host and device where the host's
+/// compiler contracts no product and sum into one. Below the smallest normal number: 0; too large:
+/// infinity. x is not NaN.
+template <class A>
+EXPAR_HD A exponential(A x) {
+  bool const large = x > largest_exponent<A>;
+  return add(zero_unless(!large, small_exponential(x)), zero_unless(large, infinity<A>));
 }
 
 }  // namespace detail

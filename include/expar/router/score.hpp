@@ -28,7 +28,7 @@ EXPAR_HD constexpr A largest_logit(A const* z, int experts) {
 /// exp(z - most) for an unmasked z <= most; a logit of +inf counts as the limit of a large one.
 template <class A>
 EXPAR_HD A shifted_exp(A z, A most) {
-  return exponential(zero_unless(z != most, add(z, -most)));
+  return small_exponential(zero_unless(z != most, add(z, -most)));
 }
 
 /// The sum of term(e) over the experts in an order that vectors, threads and lanes all can follow:

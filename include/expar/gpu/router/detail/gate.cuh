@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include <expar/gpu/router/detail/lanes.cuh>
@@ -49,30 +50,35 @@ struct gate_arguments {
   A* scratch;       // for a thread per token
   token_tiles tiles;
 
-  /// Numbers of type A that a group of lanes has in shared memory: its keys and the sums of their
-  /// groups, where there are groups, and weights. An odd number of keys, so that the groups of a
-  /// warp use different banks.
-  __host__ __device__ int keys() const {
-    if constexpr (router_parts<Router>::grouped)
-      return ((router.experts + 31) / 32 * 32 + 1) + router.key.scratch();
-    else
-      return 0;
+  /// Numbers of type A that a group of lanes has in shared memory: the keys of its token, the sums
+  /// of groups of experts, and weights. An odd number, so that the groups of a warp use different
+  /// banks.
+  __host__ __device__ int sums() const { return (router.experts + 31) / 32 * 32; }
+  __host__ __device__ int weights_at() const {
+    return sums() + expar::detail::key_scratch(router.key);
   }
-  __host__ __device__ int numbers() const { return keys() + router.top_k; }
+  __host__ __device__ int numbers() const { return (weights_at() + router.top_k) | 1; }
   __host__ __device__ index_t thread_numbers() const {
     return index_t{2} * router.experts + router.top_k + router.forward_scratch();
   }
 };
 
-/// Leaves the keys of the best groups, and -inf elsewhere.
+/// Less than every number but -inf.
+template <class A>
+inline constexpr A smallest = std::numeric_limits<A>::lowest();
+
+__device__ inline int first_bit(unsigned bits) {
+  return __ffs(static_cast<int>(bits)) - 1;
+}
+__device__ inline int first_bit(unsigned long long bits) {
+  return __ffsll(static_cast<long long>(bits)) - 1;
+}
+
+/// Leaves the keys of the best groups, and -inf elsewhere, in the row and in registers.
 template <class Layout, class Key, class A>
-__device__ void limit_groups(Key const& key, int experts, int lane, A* row,
+__device__ void limit_groups(Key const& key, int experts, int lane, A* row, A* sums,
                              A (&keys)[Layout::values]) {
   int const size = experts / key.groups;
-  A* const sums = row + (experts + 31) / 32 * 32 + 1;
-#pragma unroll
-  for (int v = 0; v < Layout::values; ++v)
-    if (int const e = Layout::expert(lane, v); e < experts) row[e] = keys[v];
   __syncwarp();
   int const start = lane % size;  // no two lanes begin in the same bank
   for (int g = lane; g < key.groups; g += Layout::lanes)
@@ -94,37 +100,99 @@ __device__ void limit_groups(Key const& key, int experts, int lane, A* row,
   __syncwarp();
 #pragma unroll
   for (int v = 0; v < Layout::values; ++v)
-    if (int const e = Layout::expert(lane, v); e < experts) keys[v] = row[e];
+    if (Layout::begins(v, experts)) keys[v] = row[Layout::expert(lane, v)];
 }
 
-/// The k experts with the largest keys, as select_top_k() orders them, to ids in shared memory. The
-/// keys are used up.
+/// What a lane puts forward of its keys: the best, and all that may be among the best k of the
+/// token. Each lane has a key of at least `bound`, which makes k of them, so that smaller ones are
+/// out.
 template <class Layout, class A>
-__device__ void select_by_lanes(A (&keys)[Layout::values], int lane, int k, std::int32_t* ids) {
-  constexpr A none = -expar::detail::infinity<A>;
-  A best = none;
-  int at = 0;
-  auto const find_best = [&](int taken) {
-    best = none;
+struct lane_candidates {
+  using mask = std::conditional_t<(Layout::values > 32), unsigned long long, unsigned>;
+  A best;
+  int at;
+  mask all;
+
+  /// Requires: k <= lanes.
+  __device__ explicit lane_candidates(A const (&keys)[Layout::values])
+      : best(keys[0]), at(0), all(0) {
 #pragma unroll
-    for (int v = 0; v < Layout::values; ++v) {
-      if (v == taken) keys[v] = none;
+    for (int v = 1; v < Layout::values; ++v)
       if (keys[v] > best) best = keys[v], at = v;
+    A bound = best;
+#pragma unroll
+    for (int d = Layout::lanes / 2; d > 0; d /= 2) {
+      A const other = __shfl_xor_sync(~0u, bound, d);
+      bound = other < bound ? other : bound;
     }
-  };
-  find_best(-1);
+    bound = bound > smallest<A> ? bound : smallest<A>;
+#pragma unroll
+    for (int v = 0; v < Layout::values; ++v)
+      if (keys[v] >= bound) all |= mask{1} << v;
+  }
+  /// Takes the best away; the next one is among the others.
+  __device__ void pop(int lane, A const* row) {
+    all &= ~(mask{1} << at);
+    best = -expar::detail::infinity<A>;
+#pragma unroll 1
+    for (mask left = all; left != 0; left &= left - 1) {
+      int const v = first_bit(left);
+      A const x = row[Layout::expert(lane, v)];
+      if (x > best) best = x, at = v;
+    }
+  }
+};
+
+/// The k experts with the largest keys, as select_top_k() orders them, to ids. The row holds the
+/// keys.
+template <class Layout, class A>
+__device__ void select_by_lanes(lane_candidates<Layout, A> mine, int lane, int k, A const* row,
+                                std::int32_t* ids) {
+#pragma unroll 1
   for (int j = 0; j < k; ++j) {
-    A key = best;
-    int id = Layout::expert(lane, at);
+    A key = mine.best;
+    int id = Layout::expert(lane, mine.at);
 #pragma unroll
     for (int d = Layout::lanes / 2; d > 0; d /= 2) {
       A const other = __shfl_xor_sync(~0u, key, d);
       int const other_id = __shfl_xor_sync(~0u, id, d);
       if (other > key || (other == key && other_id < id)) key = other, id = other_id;
     }
-    if (!(key > none)) id = -1;
+    if (expar::detail::masked(key)) id = -1;
     if (lane == 0) ids[j] = id;
-    if (id >= 0 && Layout::lane_of(id) == lane && j + 1 < k) find_best(at);
+    if (id >= 0 && Layout::lane_of(id) == lane) mine.pop(lane, row);
+  }
+}
+
+/// Selects for one token, whose logits are x, and gives what its scores share. The row takes the
+/// keys.
+template <class Layout, class Router, class B, class A>
+__device__ auto choose(Router const& r, B const* bias, int lane, A (&x)[Layout::values], A* row,
+                       A* sums, std::int32_t* ids) {
+  using parts = router_parts<Router>;
+  put_row<Layout>(x, r.experts, lane, row);
+  if constexpr (Router::by_logit) {
+    lane_candidates<Layout, A> const mine(x);
+    auto const scores = score_token<Layout>(r.score, r.experts, lane, mine.best, row);
+    select_by_lanes(mine, lane, r.top_k, row, ids);
+    return scores;
+  } else {
+    auto const scores =
+        score_token<Layout>(r.score, r.experts, lane, largest_of_lane<Layout>(x), row);
+#pragma unroll
+    for (int v = 0; v < Layout::values; ++v) {
+      A b = 0;
+      if constexpr (Router::takes_bias)
+        if (int const e = Layout::expert(lane, v); bias != nullptr && e < r.experts)
+          b = static_cast<A>(widen_fast(bias[e]));
+      A const key = lane_key<typename parts::key>::each(r.key).of(x[v], scores.of(x[v]), b);
+      bool const possible = !expar::detail::masked(x[v]) && !expar::detail::masked(key);
+      x[v] = possible ? key : -expar::detail::infinity<A>;
+    }
+    put_row<Layout>(x, r.experts, lane, row);
+    if constexpr (parts::grouped) limit_groups<Layout>(r.key, r.experts, lane, row, sums, x);
+    select_by_lanes(lane_candidates<Layout, A>(x), lane, r.top_k, row, ids);
+    return scores;
   }
 }
 
@@ -133,7 +201,6 @@ template <class Layout, class Router, class T, class B, class W>
 __global__ void __launch_bounds__(gate_threads, (resident_gates<Layout, accumulator_t<T>>))
     gate_by_lanes(gate_arguments<Router, T, B, W> const a) {
   using A = accumulator_t<T>;
-  using parts = router_parts<Router>;
   extern __shared__ __align__(16) unsigned char gate_memory[];
   auto* const table = reinterpret_cast<unsigned*>(gate_memory);
   int const thread = static_cast<int>(threadIdx.x), lane = thread % Layout::lanes;
@@ -142,40 +209,28 @@ __global__ void __launch_bounds__(gate_threads, (resident_gates<Layout, accumula
   int const experts = a.router.experts, k = a.router.top_k;
   A* const numbers = reinterpret_cast<A*>(gate_memory + a.table_bytes);
   A* const row = numbers + group * a.numbers();
-  A* const w = row + a.keys();
+  A* const w = row + a.weights_at();
   std::int32_t* const ids =
       reinterpret_cast<std::int32_t*>(numbers + groups * a.numbers()) + group * k;
   bool const names = a.tiles.plans && !a.tiles.choice_major;
 
   if (names) clear_table(a.tiles, table);
+#pragma unroll 1
   for (int i = group; i < a.tiles.size(); i += groups) {
     index_t const t = (index_t{blockIdx.x} << a.tiles.bits) + i;
     bool const here = t < a.tiles.tokens;
     T const* const logits = a.logits.row(here ? t : 0);
     A x[Layout::values];
     load_row<Layout>(logits, here ? experts : 0, lane, a.vectors, x);
-    auto const scores = score_token<Layout>(a.router.score, x);
-#pragma unroll
-    for (int v = 0; v < Layout::values; ++v) {
-      A key = x[v];
-      if constexpr (!Router::by_logit) {
-        A bias = 0;
-        if constexpr (Router::takes_bias)
-          if (int const e = Layout::expert(lane, v); a.bias != nullptr && e < experts)
-            bias = static_cast<A>(widen_fast(a.bias[e]));
-        key = lane_key<typename parts::key>::each(a.router.key).of(x[v], scores.of(x[v]), bias);
-      }
-      bool const possible = !expar::detail::masked(x[v]) && !expar::detail::masked(key);
-      x[v] = possible ? key : -expar::detail::infinity<A>;
-    }
-    if constexpr (parts::grouped) limit_groups<Layout>(a.router.key, experts, lane, row, x);
-    select_by_lanes<Layout>(x, lane, k, ids);
+    auto const scores = choose<Layout>(a.router, a.bias, lane, x, row, row + a.sums(), ids);
     __syncwarp();
+#pragma unroll 1
     for (int j = lane; j < k; j += Layout::lanes)
       w[j] = ids[j] < 0 ? A(0) : scores.of(widen_fast(logits[ids[j]]));
     __syncwarp();
     if (lane == 0) a.router.weigh(static_cast<std::int32_t const*>(ids), w, k);
     __syncwarp();
+#pragma unroll 1
     for (int j = lane; here && j < k; j += Layout::lanes) {
       a.ids.row(t)[j] = ids[j];
       a.weights.row(t)[j] = narrow<W>(static_cast<accumulator_t<W>>(w[j]));
@@ -251,7 +306,7 @@ void gate(context const& ctx, char const* place, gate_arguments<Router, T, B, W>
   if constexpr (router_parts<Router>::lanes) {
     bool done = false;
     if (k <= 32)
-      with_layout<A>(experts, [&](auto layout) {
+      with_layout<A>(experts, k > 8, [&](auto layout) {
         using Layout = decltype(layout);
         a.vectors = fits(a.logits, 4);
         auto const bytes = [&](int threads) {

@@ -45,7 +45,7 @@ struct gate_backward_arguments {
 /// scores in registers.
 template <class Layout, class Router, class T, class W, class D>
 __global__ void __launch_bounds__(gate_threads,
-                                  (resident_gates<Layout, accumulator_t<T>> < 2 ? 1 : 2))
+                                  (resident_gates<Layout, accumulator_t<T>> < 3 ? 1 : 2))
     gate_backward_by_lanes(gate_backward_arguments<Router, T, W, D> const a) {
   using A = accumulator_t<T>;
   using Score = typename router_parts<Router>::score;
@@ -66,10 +66,12 @@ __global__ void __launch_bounds__(gate_threads,
 
   A x[Layout::values];
   load_row<Layout>(logits, mine, lane, a.read_vectors, x);
-  auto const scores = score_token<Layout>(a.router.score, x);
+  put_row<Layout>(x, experts, lane, row);
+  auto const scores =
+      score_token<Layout>(a.router.score, experts, lane, largest_of_lane<Layout>(x), row);
 #pragma unroll
   for (int v = 0; v < Layout::values; ++v)
-    if (int const e = Layout::expert(lane, v); e < mine) row[e] = 0;
+    if (Layout::begins(v, experts)) row[Layout::expert(lane, v)] = 0;
   for (int j = lane; here && j < k; j += Layout::lanes) {
     int const id = a.id(t, j);
     ids[j] = id;
@@ -88,9 +90,15 @@ __global__ void __launch_bounds__(gate_threads,
   for (int v = 0; v < Layout::values; ++v)
     x[v] = expar::detail::masked(x[v]) ? not_a_number<A> : scores.of(x[v]);
   A mean = 0;
-  if constexpr (Score::normalized)
-    mean = sum_over_experts<Layout, A>(
-        [&](int v) { return x[v] == x[v] ? multiply(row[Layout::expert(lane, v)], x[v]) : A(0); });
+  if constexpr (Score::normalized) {
+    A part[Layout::run] = {};
+#pragma unroll
+    for (int v = 0; v < Layout::values; ++v)
+      if (x[v] == x[v])
+        part[v % Layout::run] =
+            add(part[v % Layout::run], multiply(row[Layout::expert(lane, v)], x[v]));
+    mean = sum_of_parts<Layout>(part);
+  }
 #pragma unroll
   for (int v = 0; v < Layout::values; ++v)
     x[v] = x[v] == x[v] ? a.router.score.slope(x[v], row[Layout::expert(lane, v)], mean) : A(0);
@@ -131,7 +139,7 @@ void gate_backward(context const& ctx, char const* place,
   if (tokens == 0) return;
   if constexpr (separable_score<typename router_parts<Router>::score>) {
     bool done = false;
-    with_layout<A>(a.router.experts, [&](auto layout) {
+    with_layout<A>(a.router.experts, false, [&](auto layout) {
       using Layout = decltype(layout);
       a.read_vectors = fits(a.logits, 4);
       a.write_vectors = fits(a.d_logits, 4);

@@ -16,8 +16,9 @@ template <int Lanes, int Values>
 struct lane_layout {
   static constexpr int lanes = Lanes, values = Values, run = 32 / Lanes;
   __device__ static int expert(int lane, int v) { return v / run * 32 + lane * run + v % run; }
+  /// Whether one of the 32 experts that stand beside value v of all lanes is there.
+  __device__ static bool begins(int v, int experts) { return v / run * 32 < experts; }
   __device__ static int lane_of(int expert) { return expert / run % Lanes; }
-  __device__ static int value_of(int expert) { return expert / 32 * run + expert % run; }
 };
 
 /// Blocks of 256 threads that a multiprocessor is to hold of a kernel that keeps a token in
@@ -27,10 +28,14 @@ inline constexpr int resident_gates = sizeof(A) > 4       ? (Layout::values > 16
                                       : Layout::lanes > 8 ? (Layout::values > 16 ? 1 : 2)
                                                           : 3;
 
-/// The numbers of one token, or -inf behind the last expert.
+/// The logits of one token; -inf for NaN, which means the same, and behind the last expert.
 template <class Layout, class T, class A>
 __device__ void load_row(T const* row, int experts, int lane, bool vectors,
                          A (&x)[Layout::values]) {
+  auto const logit = [](T from) {
+    A const a = widen_fast(from);
+    return expar::detail::masked(a) ? -expar::detail::infinity<A> : a;
+  };
 #pragma unroll
   for (int v = 0; v < Layout::values; ++v) x[v] = -expar::detail::infinity<A>;
   if constexpr (Layout::run == 4 && (sizeof(T) & (sizeof(T) - 1)) == 0)
@@ -40,13 +45,13 @@ __device__ void load_row(T const* row, int experts, int lane, bool vectors,
         if (int const e = Layout::expert(lane, v); e < experts) {
           auto const p = pack<T, 4>::load(row + e);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) x[v + i] = widen_fast(p.at[i]);
+          for (int i = 0; i < 4; ++i) x[v + i] = logit(p.at[i]);
         }
       return;
     }
 #pragma unroll
   for (int v = 0; v < Layout::values; ++v)
-    if (int const e = Layout::expert(lane, v); e < experts) x[v] = widen_fast(row[e]);
+    if (int const e = Layout::expert(lane, v); e < experts) x[v] = logit(row[e]);
 }
 
 template <class Layout, class T, class A>
@@ -70,12 +75,9 @@ __device__ void store_row(A const (&x)[Layout::values], int experts, int lane, b
     if (int const e = Layout::expert(lane, v); e < experts) row[e] = narrowed(x[v]);
 }
 
-/// The largest number of a token; NaN is none.
+/// The largest of what the lanes of a token have.
 template <class Layout, class A>
-__device__ A largest(A const (&x)[Layout::values]) {
-  A most = -expar::detail::infinity<A>;
-#pragma unroll
-  for (int v = 0; v < Layout::values; ++v) most = x[v] > most ? x[v] : most;
+__device__ A largest(A most) {
 #pragma unroll
   for (int d = Layout::lanes / 2; d > 0; d /= 2) {
     A const other = __shfl_xor_sync(~0u, most, d);
@@ -83,15 +85,17 @@ __device__ A largest(A const (&x)[Layout::values]) {
   }
   return most;
 }
-
-/// expar::detail::interleaved_sum() of term(v); experts that are not there add 0, which changes
-/// nothing.
-template <class Layout, class A, class Term>
-__device__ A sum_over_experts(Term term) {
-  A part[Layout::run] = {};
+template <class Layout, class A>
+__device__ A largest_of_lane(A const (&x)[Layout::values]) {
+  A most = x[0];
 #pragma unroll
-  for (int v = 0; v < Layout::values; ++v)
-    part[v % Layout::run] = add(part[v % Layout::run], term(v));
+  for (int v = 1; v < Layout::values; ++v) most = x[v] > most ? x[v] : most;
+  return most;
+}
+
+/// The end of expar::detail::interleaved_sum(), given the partial sums that lanes have.
+template <class Layout, class A>
+__device__ A sum_of_parts(A (&part)[Layout::run]) {
 #pragma unroll
   for (int d = Layout::lanes / 2; d > 0; d /= 2)
 #pragma unroll
@@ -120,21 +124,39 @@ struct token_score {
       return s;
   }
 };
+/// Given the largest logit of the lane. The lane has put its logits into the row: reading them from
+/// there leaves the compiler no reason to work on all of them at once, and registers to others.
 template <class Layout, class Score, class A>
-__device__ token_score<Score, A> score_token(Score score, A const (&z)[Layout::values]) {
+__device__ token_score<Score, A> score_token(Score score, int experts, int lane, A most,
+                                             A const* row) {
   token_score<Score, A> shared{score, 0, 0};
   if constexpr (Score::normalized) {
-    shared.most = largest<Layout>(z);
-    shared.sum = sum_over_experts<Layout, A>([&](int v) { return shared.term(z[v]); });
+    shared.most = largest<Layout>(most);
+    A part[Layout::run] = {};
+#pragma unroll(8 / Layout::run)
+    for (int e = lane * Layout::run; e < round_up(experts, 32); e += 32)
+#pragma unroll
+      for (int i = 0; i < Layout::run; ++i) part[i] = add(part[i], shared.term(row[e + i]));
+    shared.sum = sum_of_parts<Layout>(part);
   }
   return shared;
 }
 
-/// Calls f with the layout that holds so many experts; false if there is none: more than 2048
-/// floats or 1024 doubles do not fit the registers of a warp.
+/// Writes x to the row, of which no other lane knows.
+template <class Layout, class A>
+__device__ void put_row(A const (&x)[Layout::values], int experts, int lane, A* row) {
+#pragma unroll
+  for (int v = 0; v < Layout::values; ++v)
+    if (Layout::begins(v, experts)) row[Layout::expert(lane, v)] = x[v];
+}
+
+/// Calls f with the layout that holds so many experts, and of 32 lanes if `wide`; false if there is
+/// none: more than 2048 floats or 1024 doubles do not fit the registers of a warp.
 template <class A, class F>
-bool with_layout(int experts, F f) {
-  if (experts <= 64)
+bool with_layout(int experts, bool wide, F f) {
+  if (wide && experts <= 256)
+    f(lane_layout<32, 8>{});
+  else if (experts <= 64)
     f(lane_layout<8, 8>{});
   else if (experts <= 128)
     f(lane_layout<8, 16>{});
