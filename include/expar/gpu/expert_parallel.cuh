@@ -141,7 +141,7 @@ class expert_parallel {
       auto const y = batch.y(r), d_y = batch.d_y(r);
       detail::dots<true>(ctx, name, batch.plan(r), batch.template everywhere<T const>(r, 1),
                          detail::read_only(y), d, batch.weights(r),
-                         batch.template everywhere<T>(r, 2), d_y, dw);
+                         batch.template everywhere<T>(r, 2), d_y, dw, fill::zero);
       clear(ctx, name, batch, r, d_y);
     });
     group_->exchange_phase();
@@ -240,7 +240,7 @@ class expert_parallel {
       auto const rows = batch.rows(r);
       detail::scatter<unsigned char>(
           ctx, "dispatch", batch.plan(r), detail::as_bytes(x), detail::unit_weights{},
-          batch.template everywhere<unsigned char>(r, 0), detail::as_bytes(rows), fill::none);
+          batch.template everywhere<unsigned char>(r, 0), detail::as_bytes(rows), fill::zero);
       clear(ctx, "dispatch", batch, r, rows);
     });
     group_->exchange_phase();
@@ -289,8 +289,7 @@ class expert_parallel {
                            " arguments; this process drives ", group_->local_ranks(), " ranks");
     on_all([&](int r, context const& ctx) {
       auto const failure = expar::detail::failure_of([&] { f(r, ctx, arguments[index(r)]); });
-      if (failure)
-        throw error(expar::detail::sentence(failure.text, " (rank ", r, ")"));
+      if (failure) throw error(expar::detail::sentence(failure.text, " (rank ", r, ")"));
     });
   }
   template <class Routes, class T, class W, class Windows>
