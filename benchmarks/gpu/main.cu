@@ -15,7 +15,8 @@ constexpr char usage[] =
     "encode/gpt-oss/zipf\n"
     "  --json FILE    writes all figures; benchmarks/plot.py draws them\n"
     "  --quick        deepseek-v3 and decode-128 with uniform ids, fewer repetitions\n"
-    "  --check        compares every variant with references on small shapes, and times nothing\n";
+    "  --check        compares every variant with references on small shapes, and times nothing;\n"
+    "                 exits with 77 where there is no device\n";
 
 /// Figures need graphs; a device that is interpreted has none.
 bool can_time(cudaStream_t s) {
@@ -49,8 +50,9 @@ int run(bench::options const& o) {
   int devices = 0;
   cudaError_t const code = cudaGetDeviceCount(&devices);
   if (devices == 0) {
-    std::printf("expar gpu benchmarks: no device (%s); no figures\n", cudaGetErrorString(code));
-    return 0;
+    std::printf("expar gpu benchmarks: no device (%s); %s\n", cudaGetErrorString(code),
+                o.check ? "nothing was checked" : "no figures");
+    return o.check ? 77 : 0;  // 77: skipped
   }
   cudaDeviceProp properties{};
   bench::ok(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");

@@ -122,7 +122,7 @@ void measure_quantized(suite& s, problem const& p) {
         all.push_back(
             {variant::kind::peer,
              "quantize, then gather",
-             "two kernels, the second destination-major: DeepGEMM users, vLLM, SGLang",
+             "two kernels, the second destination-major: DeepSeek, vLLM, SGLang",
              [&](int set) {
                auto const& b = at(set);
                quantize_rows<<<blocks_for(p.tokens * blocks * 16, 256), 256, 0, s.stream()>>>(
