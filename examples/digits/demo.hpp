@@ -16,15 +16,15 @@
 namespace digits {
 
 /// Trains and tests. Collective; the outcome is the same on every rank, but for the times.
-template <class Comm>
-outcome train_and_test(Comm& comm, options const& o, std::string const& transport) {
+template <class Network>
+outcome train_and_test(Network& net, int ranks, options const& o, std::string const& transport,
+                       bool speaks) {
   auto const train = train_split(), test = test_split();
   progress const shown(o.epochs);
   outcome result;
   result.transport = transport;
-  result.ranks = comm.size(), result.seed = o.seed;
+  result.ranks = ranks, result.seed = o.seed;
 
-  network net(comm, static_cast<std::uint64_t>(o.seed));
   net.look(train);
   result.before = net.report();
 
@@ -35,7 +35,7 @@ outcome train_and_test(Comm& comm, options const& o, std::string const& transpor
     result.training_seconds += watch.seconds();
     result.test_sights = net.look(test);
     result.accuracies.push_back(accuracy(result.test_sights));
-    if (comm.rank() == 0) shown.show(epoch + 1, result.losses.back(), result.accuracies.back());
+    if (speaks) shown.show(epoch + 1, result.losses.back(), result.accuracies.back());
   }
 
   result.train_sights = net.look(train);
@@ -59,15 +59,15 @@ inline void print(outcome const& r) {
   std::printf("tokens per second: %.0f\n", r.tokens_per_second());
 }
 
-/// The whole program on one rank; rank 0 speaks.
-template <class Comm>
-void run_demo(Comm& comm, options const& o, std::string const& transport) {
-  bool const speaks = comm.rank() == 0;
+/// The whole program on one rank; one of all ranks speaks.
+template <class Network>
+void run_demo(Network& net, int ranks, options const& o, std::string const& transport,
+              bool speaks) {
   if (speaks)
     std::printf("%d experts on %d %s of %s, %d training images, %d test images, seed %d\n", experts,
-                comm.size(), comm.size() == 1 ? "rank" : "ranks", transport.c_str(), train_count,
+                ranks, ranks == 1 ? "rank" : "ranks", transport.c_str(), train_count,
                 image_count - train_count, o.seed);
-  outcome const result = train_and_test(comm, o, transport);
+  outcome const result = train_and_test(net, ranks, o, transport, speaks);
   if (!speaks) return;
   print(result);
   write_file(o.report, page(result));

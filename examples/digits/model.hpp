@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
 #include "data.hpp"
@@ -107,16 +108,16 @@ inline void relu_backward(float const* y, float* dx, int n) {
   for (int i = 0; i < n; ++i) dx[i] = y[i] > 0 ? dx[i] : 0;
 }
 
-/// Turns the scores of one image into the gradient of its cross-entropy, and returns the loss.
-inline float cross_entropy(float* scores, int truth) {
-  float most = scores[0];
-  for (int c = 1; c < classes; ++c) most = scores[c] > most ? scores[c] : most;
-  float const at_truth = scores[truth] - most;
-  float sum = 0;
-  for (int c = 0; c < classes; ++c) sum += scores[c] = std::exp(scores[c] - most);
-  for (int c = 0; c < classes; ++c) scores[c] /= sum;
-  scores[truth] -= 1;
-  return std::log(sum) - at_truth;
+/// Turns the scores of one image into the gradient of its cross-entropy, and returns the
+/// probability that they give to the truth.
+EXPAR_HD inline float cross_entropy(float* scores, int truth) {
+  float p[classes];
+  expar::softmax_score{}(static_cast<float const*>(scores), p, classes);
+  for (int c = 0; c < classes; ++c) scores[c] = c == truth ? p[c] - 1 : p[c];
+  return p[truth];
+}
+inline float loss_of(float probability) {
+  return -std::log(probability > 1e-30f ? probability : 1e-30f);
 }
 
 inline int largest(float const* scores) {
@@ -126,24 +127,41 @@ inline int largest(float const* scores) {
   return best;
 }
 
-/// The optimiser Adam for the parameters of one layer or more.
+/// The optimiser Adam: the rates of one step, and one number.
+struct adam_rates {
+  float scale, square_scale;
+};
+EXPAR_HD inline void adam_update(float& weight, float gradient, float& mean, float& square,
+                                 adam_rates rates) {
+  constexpr float keep = 0.9f, keep_square = 0.99f;
+  mean = keep * mean + (1 - keep) * gradient;
+  square = keep_square * square + (1 - keep_square) * gradient * gradient;
+  weight -= rates.scale * mean / (std::sqrt(square * rates.square_scale) + 1e-8f);
+}
+class adam_schedule {
+ public:
+  adam_rates next(float rate) {
+    correction_ *= 0.9f, square_correction_ *= 0.99f;
+    return {rate / (1 - correction_), 1 / (1 - square_correction_)};
+  }
+
+ private:
+  float correction_ = 1, square_correction_ = 1;
+};
+
+/// Adam for the parameters of one layer or more.
 class adam {
  public:
   void step(std::span<float> weights, std::span<float const> gradient, float rate) {
-    constexpr float keep = 0.9f, keep_square = 0.99f;
     mean_.resize(weights.size()), square_.resize(weights.size());
-    correction_ *= keep, square_correction_ *= keep_square;
-    float const scale = rate / (1 - correction_), square_scale = 1 / (1 - square_correction_);
-    for (std::size_t i = 0; i < weights.size(); ++i) {
-      mean_[i] = keep * mean_[i] + (1 - keep) * gradient[i];
-      square_[i] = keep_square * square_[i] + (1 - keep_square) * gradient[i] * gradient[i];
-      weights[i] -= scale * mean_[i] / (std::sqrt(square_[i] * square_scale) + 1e-8f);
-    }
+    adam_rates const rates = schedule_.next(rate);
+    for (std::size_t i = 0; i < weights.size(); ++i)
+      adam_update(weights[i], gradient[i], mean_[i], square_[i], rates);
   }
 
  private:
   std::vector<float> mean_, square_;
-  float correction_ = 1, square_correction_ = 1;
+  adam_schedule schedule_;
 };
 
 /// FNV-1a with 64 bits over the bytes of all weights.

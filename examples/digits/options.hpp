@@ -14,6 +14,7 @@ struct options {
   int seed = 1;
   int epochs = 100;
   std::string report = "expar_demo_report.html";
+  std::string device = "cpu";
   bool help = false;
 };
 
@@ -42,13 +43,16 @@ inline options parse_options(int count, char const* const* words, bool with_rank
       continue;
     }
     bool const known = name == "--seed" || name == "--epochs" || name == "--report" ||
-                       (with_ranks && name == "--ranks");
+                       (with_ranks && (name == "--ranks" || name == "--device"));
     if (!known) throw bad_usage("there is no option " + name);
     if (++i == count) throw bad_usage(name + " needs a value");
     if (name == "--ranks") o.ranks = parse_number(name, words[i], 1);
     if (name == "--seed") o.seed = parse_number(name, words[i], 0);
     if (name == "--epochs") o.epochs = parse_number(name, words[i], 1);
     if (name == "--report") o.report = words[i];
+    if (name == "--device") o.device = words[i];
+    if (o.device != "cpu" && o.device != "cuda")
+      throw bad_usage("--device is '" + o.device + "'; it is cpu or cuda");
   }
   return o;
 }
@@ -57,7 +61,11 @@ inline std::string help_text(std::string const& program, bool with_ranks) {
   return "usage: " + program +
          " [options]\n"
          "Trains a mixture of 8 experts, spread over ranks, to read handwritten digits.\n" +
-         (with_ranks ? "  --ranks N     ranks, one thread each (default 4)\n" : "") +
+         (with_ranks
+              ? "  --ranks N     ranks (default 4)\n"
+                "  --device NAME cpu: a thread for each rank (default); cuda: all ranks share "
+                "one device\n"
+              : "") +
          "  --seed N      what the initial weights and the order of the images come from (default "
          "1)\n"
          "  --epochs N    passes over the 1500 training images (default 100)\n"

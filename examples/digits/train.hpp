@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
 #include <expar/expar.hpp>
 #include <expar/report.hpp>
-#include <expar/router/models.hpp>
 
-#include "data.hpp"
-#include "model.hpp"
+#include "network.hpp"
 
 namespace digits {
 
@@ -30,20 +27,6 @@ std::vector<T> gather(expar::host_context const& ctx, Comm& comm, expar::block_p
   return all;
 }
 
-/// What the network makes of one image.
-struct sight {
-  int image, guess;
-  std::array<std::int32_t, top_k> experts;
-  std::array<float, top_k> weights;
-  bool right() const { return guess == label(image); }
-};
-
-inline double accuracy(std::vector<sight> const& sights) {
-  double right = 0;
-  for (sight const& s : sights) right += s.right();
-  return right / static_cast<double>(sights.size());
-}
-
 /// One rank of a network of two layers, of which the hidden one is a mixture of experts:
 ///
 ///   x = relu(embedding(pixels))                     one token per image
@@ -57,15 +40,10 @@ class network {
  public:
   network(Comm& comm, std::uint64_t seed)
       : comm_(comm), seed_(seed), moe_(comm, {experts, top_k, width}) {
-    // Layers are known by numbers: the experts from 0, the trunk from 100.
-    initialise(trunk_.embedding, seed, 100, 2.0);
-    initialise(trunk_.gate, seed, 101, 1.0);
-    initialise(trunk_.readout, seed, 102, 1.0);
     auto const place = moe_.placement();
-    mine_.resize(static_cast<std::size_t>(place.count(comm.rank())));
+    for (int e = 0; e < place.count(comm.rank()); ++e)
+      mine_.push_back(initial_expert(seed, place.first(comm.rank()) + e));
     optimisers_.resize(mine_.size());
-    for (std::size_t e = 0; e < mine_.size(); ++e)
-      initialise(mine_[e], seed, place.first(comm.rank()) + static_cast<int>(e), 2.0);
   }
 
   /// Runs the network on images; every rank gets what all ranks saw.
@@ -87,16 +65,10 @@ class network {
 
   /// One pass over the images in batches of 100. Returns the mean loss.
   double learn(std::vector<int> const& images, int epoch, float rate) {
-    auto const n = static_cast<int>(images.size());
-    auto const order = shuffled(n, seed_, order_stream, epoch);
     double loss = 0;
-    for (int begin = 0; begin < n; begin += batch_size) {
-      std::vector<int> batch;
-      for (int i = begin; i < n && i < begin + batch_size; ++i)
-        batch.push_back(images[at(order[at(i)])]);
+    for (auto const& batch : batches_of(images, seed_, epoch))
       loss += learn_batch(batch, epoch, rate);
-    }
-    return loss / n;
+    return loss / static_cast<double>(images.size());
   }
 
   /// Where the rows of the last forward pass went.
@@ -111,6 +83,14 @@ class network {
     return expar::gather_report(ctx_, comm_, batch);
   }
 
+  trunk const& trunk_weights() const { return trunk_; }
+  /// Puts weights in place of this rank's.
+  void load(trunk const& t, std::vector<expert> const& all) {
+    trunk_ = t;
+    auto const first = moe_.placement().first(comm_.rank());
+    for (std::size_t e = 0; e < mine_.size(); ++e) mine_[e] = all[at(first) + e];
+  }
+
   /// Of all weights of all ranks, experts in order.
   std::uint64_t weights_checksum() {
     checksum sum;
@@ -120,18 +100,10 @@ class network {
   }
 
  private:
-  // Sums over a batch are made in blocks of images, and the sums of blocks are added in order of
-  // the blocks on every rank. Ranks get whole blocks: so a sum does not depend on how many ranks
-  // there are.
-  static constexpr int batch_size = 100, block_size = 5;
-  static constexpr double balance = 0.1;
-
   struct block_sum {
     trunk gradient;
     float loss;
   };
-
-  static std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
 
   /// pixels_ [T,64] to scores_ [T,10].
   void forward() {
@@ -143,7 +115,7 @@ class network {
       relu(x_.row(t), width);
       trunk_.gate.forward(x_.row(t), logits_.row(t));
     }
-    expar::route(ctx_, router_, logits_, routes_);
+    expar::route(ctx_, digit_router, logits_, routes_);
     moe_.dispatch(ctx_, x_, routes_, batch_);
     y_.resize(batch_.row_count(), width);
     for_each_row([&](std::size_t e, index_t row) {
@@ -159,12 +131,9 @@ class network {
 
   double learn_batch(std::vector<int> const& images, int epoch, float rate) {
     auto const n = static_cast<int>(images.size());
-    expar::block_placement const place{(n + block_size - 1) / block_size, comm_.size()};
-    auto const begin_of = [&](int block) {
-      return block * block_size < n ? block * block_size : n;
-    };
-    int const first = begin_of(place.first(comm_.rank()));
-    int const last = begin_of(place.first(comm_.rank()) + place.count(comm_.rank()));
+    auto const place = blocks_of(n, comm_.size());
+    int const first = first_image(place, comm_.rank(), n);
+    int const last = first_image(place, comm_.rank() + 1, n);
 
     pixels_.resize(last - first, pixels);
     for (int i = first; i < last; ++i) {
@@ -176,7 +145,8 @@ class network {
     std::vector<block_sum> sums(at(place.count(comm_.rank())));
     for (int i = first; i < last; ++i) {
       float* const scores = scores_.row(i - first);
-      sums[at((i - first) / block_size)].loss += cross_entropy(scores, label(images[at(i)]));
+      sums[at((i - first) / block_size)].loss +=
+          loss_of(cross_entropy(scores, label(images[at(i)])));
       for (int c = 0; c < classes; ++c) scores[c] /= static_cast<float>(n);
     }
     std::vector<expert> expert_gradients(mine_.size());
@@ -218,7 +188,7 @@ class network {
     moe_.dispatch_backward(ctx_, batch_, d_rows_, d_x_);
 
     // Through the router, and towards a balanced load: what counts there is the load of all ranks.
-    expar::route_backward(ctx_, router_, logits_, routes_, d_weights_, d_logits_);
+    expar::route_backward(ctx_, digit_router, logits_, routes_, d_weights_, d_logits_);
     auto const counts = load_of_all_ranks();
     expar::load_balance_loss_backward(
         ctx_, logits_, counts, {.coefficient = balance, .tokens = images_of_all, .choices = top_k},
@@ -253,12 +223,11 @@ class network {
   Comm& comm_;
   std::uint64_t seed_;
 
-  static constexpr auto router_ = expar::models::mixtral({.experts = experts, .top_k = top_k});
   expar::expert_parallel<Comm> moe_;
   expar::routes<float> routes_;
   expar::expert_batch<float> batch_;
 
-  trunk trunk_{};
+  trunk trunk_ = initial_trunk(seed_);
   std::vector<expert> mine_;
   adam optimiser_;
   std::vector<adam> optimisers_;
