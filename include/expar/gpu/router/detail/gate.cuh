@@ -305,7 +305,7 @@ void gate(context const& ctx, char const* place, gate_arguments<Router, T, B, W>
   auto const table_bytes = [&](int threads) {
     if (!a.tiles.plans) return 0;
     int const entries = experts * a.tiles.words();
-    return (entries > 4 * threads ? entries : 4 * threads) * 4 + 15 & ~15;
+    return static_cast<int>(round_up((entries > 4 * threads ? entries : 4 * threads) * 4, 16));
   };
   if constexpr (router_parts<Router>::lanes) {
     bool done = false;
