@@ -38,19 +38,21 @@ inline constexpr struct gate_plan_fn {
     expar::detail::expects(tokens <= INT32_MAX / r.top_k, "gate_plan: logits has ", tokens,
                            " tokens of ", r.top_k, " choices; at most ", INT32_MAX,
                            " routes are possible");
-    if (a.tiles.tiles == 0) a.tiles.tiles = 1;  // offsets of no tokens
+    constexpr bool choice_major = std::is_same_v<Layout, fixed_capacity>;
+    int const parts = choice_major ? r.top_k : 1;
+    a.tiles = detail::tiles_of(tokens, r.top_k, r.experts, parts);
+    if (tokens == 0) a.tiles.tiles = 1;  // there are offsets nevertheless
     a.tiles.plans = true;
-    a.tiles.choice_major = std::is_same_v<Layout, fixed_capacity>;
+    a.tiles.choice_major = choice_major;
     index_t capacity = -1;
-    if constexpr (std::is_same_v<Layout, fixed_capacity>) {
+    if constexpr (choice_major) {
       detail::check_factor("gate_plan", layout);
       capacity = capacity_of(layout, tokens, r.experts, r.top_k, 0);
     }
-    index_t const parts = a.tiles.choice_major ? r.top_k : 1;
     index_t const stride = index_t{a.tiles.tiles} << a.tiles.bits;
     a.tiles.to =
         plan.arrange(ctx, tokens, r.top_k, r.experts, capacity, layout.alignment,
-                     parts * a.tiles.tiles, {1, a.tiles.choice_major ? stride : 0, a.tiles.bits});
+                     index_t{parts} * a.tiles.tiles, {1, choice_major ? stride : 0, a.tiles.bits});
     detail::gate(ctx, "gate_plan", a, [&](index_t n) { return plan.template scratch<A>(n); });
   }
 } gate_plan{};

@@ -35,12 +35,8 @@ auto gate_arguments_of(char const* what, std::type_identity_t<char const* const 
   expar::detail::check_output(names[2], weights);
   auto const made = [&](auto const* b) {
     using B = std::remove_const_t<std::remove_pointer_t<decltype(b)>>;
-    int const bits = tile_bits(tokens, r.experts);
-    auto const tiles = static_cast<int>((tokens + (index_t{1} << bits) - 1) >> bits);
     return gate_arguments<Router, T, B, W>{
-        r,   read_only(z), b,
-        ids, weights,      false,
-        0,   nullptr,      {tokens, r.top_k, bits, tiles, false, false, {}}};
+        r, read_only(z), b, ids, weights, false, 0, nullptr, tiles_of(tokens, r.top_k, r.experts)};
   };
   if constexpr (std::is_same_v<Bias, no_bias_t>) {
     return made(static_cast<accumulator_t<T> const*>(nullptr));

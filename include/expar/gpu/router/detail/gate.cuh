@@ -281,12 +281,16 @@ __global__ void __launch_bounds__(gate_threads, 1)
 /// How many bytes of shared memory a block has without asking, less what scans take.
 inline constexpr int gate_bytes = 48 * 1024 - 512;
 
-/// Tokens of a tile: few tiles, but enough to occupy the device, and a table that leaves room.
-inline int tile_bits(index_t tokens, int experts) {
+/// The tiles of a launch that makes no plan yet, or one whose routes take their places choice by
+/// choice in `parts` parts: few, so that the last block has little to sum, but enough to occupy the
+/// device, and with a table that leaves room.
+inline token_tiles tiles_of(index_t tokens, int top_k, int experts, int parts = 1) {
   int bits = 5;
-  while (bits < 8 && tokens > (index_t{128} << bits) && index_t{experts} << bits <= 16384 * 8)
+  while (bits < 8 && index_t{experts} << bits <= 65536 &&
+         (tokens > index_t{128} << bits || tokens * parts > index_t{512} << bits))
     ++bits;
-  return bits;
+  auto const tiles = static_cast<int>((tokens + (index_t{1} << bits) - 1) >> bits);
+  return {tokens, top_k, bits, tiles, false, false, {}};
 }
 
 /// Tokens that threads have in flight where a thread has a token: what bounds their scratch.
@@ -301,7 +305,7 @@ void gate(context const& ctx, char const* place, gate_arguments<Router, T, B, W>
   auto const table_bytes = [&](int threads) {
     if (!a.tiles.plans) return 0;
     int const entries = experts * a.tiles.words();
-    return (entries > 4 * threads ? entries : 4 * threads) * 4 + 15 & ~15;
+    return static_cast<int>(round_up((entries > 4 * threads ? entries : 4 * threads) * 4, 16));
   };
   if constexpr (router_parts<Router>::lanes) {
     bool done = false;
