@@ -15,8 +15,9 @@ namespace gpu {
 /// one. Zero for a token without a kept route. rows: [N,H], of which rows that no route has are not
 /// read; weights: [T,k], or left out for ones; out: [T,H], whose element type may differ. With
 /// `residual` [T,H], of the type of out, the accumulator begins with residual[t]; residual may be
-/// out. Any H, pitched rows; rows and out do not overlap. All gathers of a token are in flight at
-/// once for the top_k 1, 2, 4, 6, 8 and four at a time for others.
+/// out. Any H below 2^31, pitched rows; rows and out do not overlap. Accesses have up to 16 bytes
+/// and 8 elements. All gathers of a token are in flight at once for the top_k 1, 2, 4, 6, 8 and
+/// four at a time for others.
 inline constexpr struct decode_fn {
   template <class Rows, class Out>
   void operator()(context const& ctx, route_plan const& plan, Rows const& rows, Out&& out) const {

@@ -36,8 +36,7 @@ inline constexpr struct encode_quantized_fn {
 } encode_quantized{};
 
 /// 8-bit expert rows back to token rows in one launch: the bytes of expar::decode_quantized().
-/// rows: [N,H] of float8_e4m3; scales: [N, ceil(H / 128)] float; the rest as for decode(), with
-/// accesses of up to 8 codes.
+/// rows: [N,H] of float8_e4m3; scales: [N, ceil(H / 128)] float; the rest as for decode().
 inline constexpr struct decode_quantized_fn {
   template <class Rows, class Scales, class Out>
   void operator()(context const& ctx, route_plan const& plan, Rows const& rows,

@@ -19,7 +19,7 @@ __device__ inline double multiply_add(double a, double b, double c) {
 
 /// Blocks that a multiprocessor holds at once: as many as the registers of so many sums allow.
 constexpr int dot_blocks(std::size_t sum_bytes, bool whole) {
-  return !whole || sum_bytes >= 32 ? 2 : sum_bytes > 8 ? 3 : 4;
+  return !whole || sum_bytes >= 32 ? 2 : sum_bytes > 4 ? 3 : 4;
 }
 
 /// d_weights[t,j] = <row(t,j), x[t]>, and with Store in the same pass d_rows[row(t,j)] = weight *

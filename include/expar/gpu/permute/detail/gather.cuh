@@ -16,9 +16,18 @@ inline constexpr int gather_threads = 128, gather_warps = gather_threads / 32;
 inline constexpr int gather_turns = 2;
 
 /// Blocks that a multiprocessor holds at once: as many as the registers of so many gathers allow.
-constexpr int gather_blocks(int batch, bool whole) {
-  return !whole ? 6 : batch <= 4 ? 9 : 7;
+constexpr int gather_blocks(int batch, bool whole, bool adds) {
+  return !whole ? 5 : batch <= 4 ? 9 : adds ? 6 : 7;
 }
+
+/// What a sum begins with: nothing, or the rows of a residual.
+struct from_nothing {};
+template <class R>
+struct from_residual {
+  tensor_view<R const, 2> rows;
+};
+template <class Residual>
+inline constexpr bool adds_rows = !std::is_same_v<Residual, from_nothing>;
 
 /// The rows and weights of a token: lane l holds those of choice j + l.
 template <class T, class A>
@@ -51,44 +60,38 @@ inline constexpr bool scales_blocks = false;
 template <class Weights, class ScaleRows>
 inline constexpr bool scales_blocks<block_weights<Weights, ScaleRows>> = true;
 
-/// What a sum begins with: nothing, or the rows of a residual.
-struct from_nothing {};
-template <class R>
-struct from_residual {
-  tensor_view<R const, 2> rows;
-};
-
 /// out[t] = residual + sum over kept routes of weight * row: a warp has a run of one row, and
 /// `Batch` gathers of every lane are in flight at once; with Whole, top_k is Batch. One accumulator
 /// per column begins with the residual and takes the choices in order, each product and each sum
 /// rounded.
 template <class T, class Out, int N, int Batch, bool Whole, class Weights, class Rows,
           class Residual>
-__global__ void __launch_bounds__(gather_threads, gather_blocks(Batch, Whole))
+__global__ void __launch_bounds__(gather_threads, gather_blocks(Batch, Whole, adds_rows<Residual>))
     gather_rows(plan_view const plan, Rows const rows, Weights const weights,
                 tensor_view<Out, 2> const out, index_t vectors, row_split const split,
                 Residual const residual) {
   using A = accumulator_t<T>;
   constexpr bool scaled = !std::is_same_v<Weights, unit_weights>;
   constexpr bool blocks = scales_blocks<Weights>;
-  constexpr bool adds = !std::is_same_v<Residual, from_nothing>;
+  constexpr bool adds = adds_rows<Residual>;
   index_t const warp = index_t{blockIdx.x} * gather_warps + threadIdx.x / 32;
   int const lane = static_cast<int>(threadIdx.x) % 32;
   index_t const t = warp / split.parts;
   if (t >= plan.tokens) return;
-  index_t const first = warp % split.parts * split.run;
-  index_t const last = first + split.run < vectors ? first + split.run : vectors;
+  auto const first = static_cast<int>(warp % split.parts * split.run);
+  auto const last = static_cast<int>(first + split.run < vectors ? first + split.run : vectors);
   int const k = Whole ? Batch : plan.top_k;
   lane_routes<T, A> const routes0(plan, rows, weights, t, lane);
   float const* scales0 = nullptr;
   if constexpr (blocks) scales0 = row_of(plan, weights.scales, t, lane);
 
-  for (index_t base = first; base < last; base += 32) {
-    index_t const v = base + lane;
+  for (int base = first; base < last; base += 32) {
+    int const v = base + lane;
+    auto const at = index_t{v} * N;
     A sum[N];
     if constexpr (adds) {
       pack<Out, N> r;
-      if (v < last) r = pack<Out, N>::load(residual.rows.row(t) + v * N);
+      if (v < last) r = pack<Out, N>::load(residual.rows.row(t) + at);
 #pragma unroll
       for (int c = 0; c < N; ++c) sum[c] = static_cast<A>(widen_fast(r.at[c]));
     } else {
@@ -107,7 +110,7 @@ __global__ void __launch_bounds__(gather_threads, gather_blocks(Batch, Whole))
       if constexpr (blocks) {
         int const from = (j0 + lane % Batch) % 32;
         float const* const of_row = shuffle(scales, from);
-        index_t const block = base * N / quantized_block + lane / Batch;
+        int const block = base / (quantized_block / N) + lane / Batch;
         weight = __shfl_sync(~0u, weight, from);
         if (of_row != nullptr && block * (quantized_block / N) < last)
           weight = multiply(weight, __ldcs(of_row + block));
@@ -116,12 +119,12 @@ __global__ void __launch_bounds__(gather_threads, gather_blocks(Batch, Whole))
 #pragma unroll
       for (int i = 0; i < Batch; ++i) {
         T const* const row = shuffle(routes.row, (j0 + i) % 32);
-        if (row != nullptr && v < last) x[i] = pack<T, N>::load_closed(row + v * N);
+        if (row != nullptr && v < last) x[i] = pack<T, N>::load_closed(row + at);
       }
 #pragma unroll
       for (int i = 0; i < Batch; ++i) {
-        int const at = blocks ? i + Batch * (lane * N / quantized_block) : (j0 + i) % 32;
-        A const w = scaled ? __shfl_sync(~0u, weight, at) : A{1};
+        int const source = blocks ? i + Batch * (lane * N / quantized_block) : (j0 + i) % 32;
+        A const w = scaled ? __shfl_sync(~0u, weight, source) : A{1};
         if ((routes.kept >> ((j0 + i) % 32) & 1) == 0) continue;
         pack<T, N> const opened = x[i].open();
 #pragma unroll
@@ -135,7 +138,7 @@ __global__ void __launch_bounds__(gather_threads, gather_blocks(Batch, Whole))
 #pragma unroll
     for (int c = 0; c < N; ++c)
       result.at[c] = narrow<Out>(static_cast<accumulator_t<Out>>(adds || any != 0 ? sum[c] : A{0}));
-    if (v < last) result.store(out.row(t) + v * N);
+    if (v < last) result.store(out.row(t) + at);
   }
 }
 
@@ -160,17 +163,20 @@ template <class T, class Out, class Weights, class Rows, class Residual = from_n
 void gather(context const& ctx, char const* place, route_plan const& plan, Rows rows,
             tensor_view<T const, 2> like, Weights weights, tensor_view<Out, 2> out,
             Residual residual = {}) {
-  constexpr int widest = scales_blocks<Weights> ? 8 : 16 / static_cast<int>(sizeof(T));
+  constexpr int widest =
+      sizeof(T) == 1 ? 8 : 16 / static_cast<int>(sizeof(T));  // so that a lane has 8 sums
   if (out.size() == 0) return;
   with_width<widest>(
       [&](int n) {
-        if constexpr (!std::is_same_v<Residual, from_nothing>)
+        if constexpr (adds_rows<Residual>)
           if (!fits(residual.rows, n)) return false;
         return fits(like, n) && fits(out, n);
       },
       [&](auto n) {
         with_top_k<n.value == widest>(plan.top_k(), [&](auto batch, auto whole) {
           index_t const vectors = out.extents[1] / n;
+          expar::detail::expects(vectors < INT32_MAX - 32, place, ": rows have ", out.extents[1],
+                                 " elements; a row has at most about ", INT32_MAX);
           row_split const split = split_rows(vectors, 32 * gather_turns);
           launch(ctx, place,
                  gather_rows<T, Out, n.value, batch.value, whole.value, Weights, Rows, Residual>,
