@@ -567,34 +567,6 @@ TEST_CASE("ranks whose capacity or element size differ all throw the same error"
           "must use the same element type");
 }
 
-TEST_CASE("a shape that cannot be served is refused with the bound") {
-  expar::self_communicator comm;
-  auto const say = [&](expar::expert_shape shape) {
-    return thrown_by([&] { expar::expert_parallel moe(comm, shape); });
-  };
-  CHECK(say({0, 1, 4}) == "expar: expert_parallel: experts is 0; at least 1 is needed");
-  CHECK(say({4, 5, 4}) ==
-        "expar: expert_parallel: top_k is 5; it lies between 1 and the 4 experts");
-  CHECK(say({4, 0, 4}) ==
-        "expar: expert_parallel: top_k is 0; it lies between 1 and the 4 experts");
-  CHECK(say({4, 1, 0}) == "expar: expert_parallel: hidden is 0; at least 1 is needed");
-  CHECK(thrown_by([&] {
-          expar::expert_parallel moe(comm, {4, 1, 4}, expar::ragged{0});
-        }) == "expar: expert_parallel: alignment is 0; it is at least 1");
-  CHECK(thrown_by([&] {
-          expar::expert_parallel moe(comm, {4, 1, 4}, expar::fixed_capacity{1e9});
-        }) ==
-        "expar: expert_parallel: capacity factor is 1000000000; it lies between -1000000 and "
-        "1000000");
-  CHECK(thrown_by([&] {
-          expar::run_ranks(4, [](expar::thread_communicator& four) {
-            expar::expert_parallel moe(four, {3, 1, 4});
-          });
-        }) ==
-        "expar: expert_parallel: experts is 3, fewer than the 4 ranks; every rank needs one of its "
-        "own");
-}
-
 TEST_CASE("a batch without routes, or of another object, is refused") {
   expar::self_communicator comm;
   expar::host_context const ctx;

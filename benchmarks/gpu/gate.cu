@@ -1,11 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "suite.hpp"
 
-#if !__has_include(<expar/gpu/router/gate_plan.cuh>)
-namespace bench {
-void measure_gate(suite&, problem const&) {}
-}  // namespace bench
-#else
 #include <expar/gpu/permute/decode.cuh>
 #include <expar/gpu/permute/encode.cuh>
 #include <expar/gpu/router/gate_plan.cuh>
@@ -131,4 +126,3 @@ void measure_gate(suite& s, problem const& p) {
 }
 
 }  // namespace bench
-#endif

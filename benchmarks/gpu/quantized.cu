@@ -1,11 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "suite.hpp"
 
-#if !__has_include(<expar/gpu/permute/quantize.cuh>)
-namespace bench {
-void measure_quantized(suite&, problem const&) {}
-}  // namespace bench
-#else
 #include <cuda_fp8.h>
 
 #include <expar/gpu/permute/quantize.cuh>
@@ -185,4 +180,3 @@ void measure_quantized(suite& s, problem const& p) {
 }
 
 }  // namespace bench
-#endif

@@ -14,6 +14,7 @@
 #include <expar/executor.hpp>
 #include <expar/expert_batch.hpp>
 #include <expar/expert_parallel.hpp>
+#include <expar/expert_shape.hpp>
 #include <expar/laws.hpp>
 #include <expar/permute/decode.hpp>
 #include <expar/permute/encode.hpp>

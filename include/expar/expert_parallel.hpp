@@ -4,57 +4,11 @@
 #include <expar/exchange/counts.hpp>
 #include <expar/exchange/linear.hpp>
 #include <expar/expert_batch.hpp>
+#include <expar/expert_shape.hpp>
 #include <expar/permute/detail/rows.hpp>
 
 namespace expar {
 inline namespace v0 {
-
-/// What all ranks agree on: experts of the whole group, choices per token, elements per row.
-struct expert_shape {
-  int experts;
-  int top_k;
-  index_t hidden;
-};
-
-namespace detail {
-
-/// Throws unless the shape and the layout are possible.
-template <class Layout>
-void check_shape(char const* what, expert_shape shape, int ranks, Layout layout) {
-  expects(shape.experts >= 1, what, ": experts is ", shape.experts, "; at least 1 is needed");
-  expects(shape.top_k >= 1 && shape.top_k <= shape.experts, what, ": top_k is ", shape.top_k,
-          "; it lies between 1 and the ", shape.experts, " experts");
-  expects(shape.hidden >= 1, what, ": hidden is ", shape.hidden, "; at least 1 is needed");
-  expects(shape.experts >= ranks, what, ": experts is ", shape.experts, ", fewer than the ", ranks,
-          " ranks; every rank needs one of its own");
-  check_layout(what, layout);
-}
-
-/// Collective. The same, on all ranks alike, and unless all ranks pass the same.
-template <class Comm, class Layout>
-void check_group(host_context const& ctx, Comm& comm, char const* what, expert_shape shape,
-                 Layout layout, int site) {
-  constexpr bool has_capacity = std::is_same_v<Layout, fixed_capacity>;
-  double factor = 0;
-  if constexpr (has_capacity) factor = layout.factor;
-  expects_agreement(ctx, comm, what,
-                    {{"the layout (0: ragged, 1: fixed_capacity)", has_capacity ? 1.0 : 0.0},
-                     {"where weights are applied (0: decode, 1: encode, 2: per row)", site + 0.0},
-                     {"experts", static_cast<double>(shape.experts)},
-                     {"top_k", static_cast<double>(shape.top_k)},
-                     {"hidden", static_cast<double>(shape.hidden)},
-                     {"capacity factor", factor},
-                     {"alignment", static_cast<double>(layout.alignment)}});
-  check_shape(what, shape, comm.size(), layout);
-}
-
-}  // namespace detail
-
-/// Where the weight of a route is applied: to the expert's output on the token's rank (the
-/// default), to the row on its way out, or by the caller's expert, which gets one weight per row.
-struct weights_at_decode {};
-struct weights_at_encode {};
-struct weights_per_row {};
 
 /// Sends token rows to the experts of all ranks and brings the results home, forward and backward.
 ///
@@ -70,8 +24,7 @@ struct weights_per_row {};
 /// call to call, so that a repeated shape allocates nothing when its batch is reused.
 ///
 /// Cost per rank and direction: ragged, the rows of its kept routes; fixed_capacity, experts *
-/// capacity rows. Rows are copied three times (pack, exchange, unpack), on
-/// one rank once.
+/// capacity rows. Rows are copied three times (pack, exchange, unpack), on one rank once.
 template <class Comm, class Layout = ragged, class Site = weights_at_decode>
 class expert_parallel {
   static constexpr bool has_capacity = std::is_same_v<Layout, fixed_capacity>;

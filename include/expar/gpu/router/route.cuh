@@ -10,6 +10,9 @@ namespace gpu {
 
 namespace detail {
 
+/// So that the number of a token in the last tile is an int.
+inline constexpr index_t most_tokens = index_t{1} << 30;
+
 /// Checks, and gives what a launch that routes is told. The bias is a tensor or no_bias.
 template <class Router, class Logits, class Bias, class Routes>
 auto gate_arguments_of(char const* what, std::type_identity_t<char const* const (&)[4]> names,
@@ -29,6 +32,8 @@ auto gate_arguments_of(char const* what, std::type_identity_t<char const* const 
                 "expar: weights are of an element type; specialize expar::element_traits for it");
   expar::detail::check_router(what, names[0], r, z);
   index_t const tokens = z.extents[0];
+  expar::detail::expects(tokens <= most_tokens, what, ": logits has ", tokens, " tokens; at most ",
+                         most_tokens, " are possible");
   expar::detail::check_choices(names[1], r, ids, tokens);
   expar::detail::check_choices(names[2], r, weights, tokens);
   expar::detail::check_output(names[1], ids);

@@ -217,8 +217,8 @@ __global__ void __launch_bounds__(gate_threads, (resident_gates<Layout, accumula
   if (names) clear_table(a.tiles, table);
 #pragma unroll 1
   for (int i = group; i < a.tiles.size(); i += groups) {
-    index_t const t = (index_t{blockIdx.x} << a.tiles.bits) + i;
-    bool const here = t < a.tiles.tokens;
+    int const t = (static_cast<int>(blockIdx.x) << a.tiles.bits) + i;  // at most 2^30 tokens
+    bool const here = t < static_cast<int>(a.tiles.tokens);
     T const* const logits = a.logits.row(here ? t : 0);
     A x[Layout::values];
     load_row<Layout>(logits, here ? experts : 0, lane, a.vectors, x);
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(gate_threads, (resident_gates<Layout, accumula
     for (int j = lane; here && j < k; j += Layout::lanes) {
       a.ids.row(t)[j] = ids[j];
       a.weights.row(t)[j] = narrow<W>(static_cast<accumulator_t<W>>(w[j]));
-      if (a.tiles.plans) a.tiles.to.ids[t * k + j] = ids[j];
+      if (a.tiles.plans) a.tiles.to.ids[index_t{t} * k + j] = ids[j];
       if (names && ids[j] >= 0) name_expert(a.tiles, table, ids[j], i);
     }
     __syncwarp();
