@@ -14,6 +14,7 @@
 
 #include "support/catch.hpp"
 #include "support/moe.hpp"
+#include "support/thrown_by.hpp"
 
 using namespace expar_test;
 
@@ -71,16 +72,6 @@ TEMPLATE_TEST_CASE("every route comes home: random shapes against a float64 refe
 }
 
 namespace {
-
-template <class F>
-std::string thrown_by(F f) {
-  try {
-    f();
-  } catch (expar::error const& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
-}
 
 /// Real numbers for the whole group, cut into ranks at given places: what a rank gets depends on
 /// its tokens alone. A long stream is enough work for several threads to share every step.

@@ -8,20 +8,9 @@
 #include <expar/expert_parallel.hpp>
 
 #include "support/catch.hpp"
+#include "support/thrown_by.hpp"
 
-namespace {
-
-template <class F>
-std::string thrown_by(F f) {
-  try {
-    f();
-  } catch (expar::error const& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
-}
-
-}  // namespace
+using expar_test::thrown_by;
 
 TEST_CASE("a shape that cannot be served is refused with the bound") {
   expar::self_communicator comm;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/exchange/counts.hpp>
+#include <expar/exchange/detail/arguments.hpp>
 #include <expar/exchange/linear.hpp>
 #include <expar/expert_batch.hpp>
 #include <expar/expert_shape.hpp>
@@ -95,7 +96,7 @@ class expert_parallel {
   /// May be repeated with other tokens on the same routes.
   template <class Tokens, class T, class W>
   void dispatch(host_context const& ctx, Tokens const& tokens, expert_batch<T, W>& batch) {
-    auto const x = rows_view<T>(ctx, tokens);
+    auto const x = detail::rows_view<T>(ctx, tokens);
     tensor_view<T, 2> to;
     column<W> scalars;
     auto const checks = [&] {
@@ -137,7 +138,7 @@ class expert_parallel {
   /// any element type, zero for a token without a kept route.
   template <class T, class W, class Y, class Out>
   void combine(host_context const& ctx, expert_batch<T, W> const& batch, Y const& y, Out&& out) {
-    auto const from = rows_view<T>(ctx, y);
+    auto const from = detail::rows_view<T>(ctx, y);
     auto const to = detail::as_output<2>(ctx, out);
     auto const checks = [&] {
       require_prepared("combine", batch);
@@ -163,8 +164,8 @@ class expert_parallel {
         at_decode,
         "expar: weights have a gradient in combine_backward only where they are applied at "
         "decode; leave y and d_weights out");
-    auto const d = rows_view<T>(ctx, d_out);
-    auto const y_rows = rows_view<T>(ctx, y);
+    auto const d = detail::rows_view<T>(ctx, d_out);
+    auto const y_rows = detail::rows_view<T>(ctx, y);
     auto const to = detail::as_output<2>(ctx, d_y);
     auto const d_w = detail::as_output<2>(ctx, d_weights);
     auto const checks = [&] {
@@ -225,7 +226,7 @@ class expert_parallel {
                         DY&& d_y) {
     static_assert(!at_decode,
                   "expar: with weights at decode, combine_backward takes y and d_weights as well");
-    auto const d = rows_view<T>(ctx, d_out);
+    auto const d = detail::rows_view<T>(ctx, d_out);
     auto const to = detail::as_output<2>(ctx, d_y);
     auto const checks = [&] {
       require_prepared("combine_backward", batch);
@@ -245,7 +246,7 @@ class expert_parallel {
         at_decode,
         "expar: dispatch_backward gives d_weights as well where weights are applied at encode "
         "(pass tokens) or per row (pass d_row_weights)");
-    auto const from = rows_view<T>(ctx, d_rows);
+    auto const from = detail::rows_view<T>(ctx, d_rows);
     auto const to = detail::as_output<2>(ctx, d_tokens);
     auto const checks = [&] {
       require_prepared("dispatch_backward", batch);
@@ -269,7 +270,7 @@ class expert_parallel {
                   "expar: with weights at decode, d_weights comes from combine_backward; give "
                   "dispatch_backward d_rows and d_tokens");
     using A = accumulator_t<T>;
-    auto const from = rows_view<T>(ctx, d_rows);
+    auto const from = detail::rows_view<T>(ctx, d_rows);
     auto const to = detail::as_output<2>(ctx, d_tokens);
     auto const d_w = detail::as_output<2>(ctx, d_weights);
     auto const checks = [&] {
@@ -282,7 +283,7 @@ class expert_parallel {
       detail::check_apart("dispatch_backward: d_weights", d_w, "d_tokens", to);
     };
     if constexpr (at_encode) {
-      auto const x = rows_view<T>(ctx, what);
+      auto const x = detail::rows_view<T>(ctx, what);
       auto const all_checks = [&] {
         checks();
         check_token_rows("dispatch_backward: tokens", batch, x);
@@ -432,13 +433,6 @@ class expert_parallel {
   static detail::matrix_weights<W> weights_of(expert_batch<T, W> const& batch) {
     return {make_view(batch.weights_.data(), batch.plan_.tokens(), index_t{batch.plan_.top_k()})};
   }
-  template <class T, class X>
-  static tensor_view<T const, 2> rows_view(host_context const& ctx, X const& x) {
-    auto const v = detail::as_view<2>(ctx, x);
-    static_assert(std::is_same_v<detail::element_of<decltype(v)>, T>,
-                  "expar: these rows must have the element type of the batch");
-    return v;
-  }
 
   template <class T, class W>
   void require_prepared(char const* what, expert_batch<T, W> const& batch) const {
@@ -454,34 +448,23 @@ class expert_parallel {
     detail::expects((batch.map_.capacity >= 0) == has_capacity, what,
                     ": the batch was made for another layout (ragged or fixed_capacity)");
   }
-  // A view of const elements is an argument that is read, any other one that is written.
-  template <class X>
-  static void check_matrix(char const* what, tensor_view<X, 2> const& v, index_t rows,
-                           char const* rows_because, index_t columns, char const* columns_because) {
-    if constexpr (std::is_const_v<X>)
-      detail::check_view(what, v);
-    else
-      detail::check_output(what, v);
-    detail::check_extent(what, v, 0, rows, rows_because);
-    detail::check_extent(what, v, 1, columns, columns_because);
-  }
   template <class T, class W, class X>
   void check_token_rows(char const* what, expert_batch<T, W> const& batch,
                         tensor_view<X, 2> const& v) const {
-    check_matrix(what, v, batch.plan_.tokens(), "the number of tokens in the batch", shape_.hidden,
-                 "hidden");
+    detail::check_matrix(what, v, batch.plan_.tokens(), "the number of tokens in the batch",
+                         shape_.hidden, "hidden");
   }
   template <class T, class W, class X>
   void check_expert_rows(char const* what, expert_batch<T, W> const& batch,
                          tensor_view<X, 2> const& v) const {
-    check_matrix(what, v, batch.row_count(), "the number of rows in the batch", shape_.hidden,
-                 "hidden");
+    detail::check_matrix(what, v, batch.row_count(), "the number of rows in the batch",
+                         shape_.hidden, "hidden");
   }
   template <class T, class W, class X>
   void check_route_weights(char const* what, expert_batch<T, W> const& batch,
                            tensor_view<X, 2> const& v) const {
-    check_matrix(what, v, batch.plan_.tokens(), "the number of tokens in the batch", shape_.top_k,
-                 "top_k");
+    detail::check_matrix(what, v, batch.plan_.tokens(), "the number of tokens in the batch",
+                         shape_.top_k, "top_k");
   }
 
   Comm* comm_;

@@ -13,9 +13,12 @@
 #include "../support/catch.hpp"
 #include "../support/grid.hpp"
 #include "../support/random.hpp"
+#include "../support/thrown_by.hpp"
 
 using expar::index_t;
 using expar_test::grid;
+
+using expar_test::thrown_by;
 
 namespace {
 
@@ -202,16 +205,6 @@ std::string compare(std::uint64_t seed, int ranks, int batches = 1, int threads 
   for (auto const& what : said)
     if (!what.empty()) return what;
   return "";
-}
-
-template <class F>
-std::string thrown_by(F f) {
-  try {
-    f();
-  } catch (expar::error const& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
 }
 
 }  // namespace

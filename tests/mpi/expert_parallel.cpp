@@ -10,6 +10,7 @@
 
 #include "../support/catch.hpp"
 #include "../support/moe.hpp"
+#include "../support/thrown_by.hpp"
 
 using namespace expar_test;
 
@@ -28,16 +29,6 @@ std::vector<std::string> of_all(expar::mpi_communicator& comm, std::string const
 }
 std::vector<std::string> repeated(expar::mpi_communicator& comm, std::string const& s) {
   return std::vector<std::string>(static_cast<std::size_t>(comm.size()), s);
-}
-
-template <class F>
-std::string thrown_by(F f) {
-  try {
-    f();
-  } catch (expar::error const& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
 }
 
 }  // namespace

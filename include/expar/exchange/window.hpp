@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <expar/exchange/agreement.hpp>
+#include <expar/exchange/detail/arguments.hpp>
 #include <expar/exchange/window_batch.hpp>
 #include <expar/expert_parallel.hpp>
 #include <expar/permute/detail/rows.hpp>
@@ -84,7 +85,7 @@ class window_parallel {
   /// tokens on the same routes.
   template <class Tokens, class T, class W, class Window>
   void dispatch(host_context const& ctx, Tokens const& tokens, window_batch<T, W, Window>& batch) {
-    auto const x = rows_view<T>(ctx, tokens);
+    auto const x = detail::rows_view<T>(ctx, tokens);
     begin(ctx, [&] {
       require_prepared("dispatch", batch);
       check_input(batch, x);
@@ -95,7 +96,7 @@ class window_parallel {
   template <class Tokens, class Routes, class T, class W, class Window>
   void dispatch(host_context const& ctx, Tokens const& tokens, Routes const& routes,
                 window_batch<T, W, Window>& batch) {
-    auto const x = rows_view<T>(ctx, tokens);
+    auto const x = detail::rows_view<T>(ctx, tokens);
     lay_out(ctx, routes, batch, [&] { check_input(batch, x); });
     place(ctx, batch, x);
   }
@@ -120,14 +121,15 @@ class window_parallel {
   template <class T, class W, class Window, class DOut, class DWeights>
   void combine_backward(host_context const& ctx, window_batch<T, W, Window>& batch,
                         DOut const& d_out, DWeights&& d_weights) {
-    auto const d = rows_view<T>(ctx, d_out);
+    auto const d = detail::rows_view<T>(ctx, d_out);
     auto const d_w = detail::as_output<2>(ctx, d_weights);
     begin(ctx, [&] {
       require_prepared("combine_backward", batch);
       require_backward("combine_backward", batch);
       check_tokens("combine_backward: d_out", batch, d);
       detail::check_apart("combine_backward: d_out", d, "d_y", batch.d_y());
-      check_matrix("combine_backward: d_weights", batch, d_w, shape_.top_k, "top_k");
+      detail::check_matrix("combine_backward: d_weights", d_w, batch.plan_.tokens(),
+                           "the number of tokens in the batch", shape_.top_k, "top_k");
     });
     auto const y = batch.template everywhere<T const>(1);
     auto const d_y = batch.template everywhere<T>(2);
@@ -307,26 +309,10 @@ class window_parallel {
     detail::expects(batch.shape_.buffers == 4, what,
                     ": the batch was made for the forward pass alone");
   }
-  template <class T, class X>
-  static tensor_view<T const, 2> rows_view(host_context const& ctx, X const& x) {
-    auto const v = detail::as_view<2>(ctx, x);
-    static_assert(std::is_same_v<detail::element_of<decltype(v)>, T>,
-                  "expar: these rows must have the element type of the batch");
-    return v;
-  }
-  template <class Batch, class X>
-  static void check_matrix(char const* what, Batch const& batch, tensor_view<X, 2> const& v,
-                           index_t columns, char const* because) {
-    if constexpr (std::is_const_v<X>)
-      detail::check_view(what, v);
-    else
-      detail::check_output(what, v);
-    detail::check_extent(what, v, 0, batch.plan_.tokens(), "the number of tokens in the batch");
-    detail::check_extent(what, v, 1, columns, because);
-  }
   template <class Batch, class X>
   void check_tokens(char const* what, Batch const& batch, tensor_view<X, 2> const& v) const {
-    check_matrix(what, batch, v, shape_.hidden, "hidden");
+    detail::check_matrix(what, v, batch.plan_.tokens(), "the number of tokens in the batch",
+                         shape_.hidden, "hidden");
   }
   template <class Batch, class T>
   void check_input(Batch const& batch, tensor_view<T const, 2> const& x) const {

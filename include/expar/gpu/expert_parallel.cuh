@@ -92,7 +92,7 @@ class expert_parallel {
   void dispatch(Tokens const& tokens, expert_batch<T, W, Windows>& batch) const {
     check_prepared("dispatch", batch);
     check_all("dispatch", tokens, [&](int r, context const& ctx, auto const& x) {
-      check_tokens("dispatch: tokens", rows_view<T>(ctx, x), tokens_of(batch, r));
+      check_tokens("dispatch: tokens", expar::detail::rows_view<T>(ctx, x), tokens_of(batch, r));
     });
     group_->exchange_phase();
     place(tokens, batch);
@@ -105,7 +105,7 @@ class expert_parallel {
     check_routes(routes, batch);
     check_all("dispatch", tokens, [&](int r, context const& ctx, auto const& x) {
       auto const ids = expar::detail::as_view<2>(ctx, routes[index(r)].ids);
-      check_tokens("dispatch: tokens", rows_view<T>(ctx, x), ids.extents[0]);
+      check_tokens("dispatch: tokens", expar::detail::rows_view<T>(ctx, x), ids.extents[0]);
     });
     lay_out(routes, batch);
     place(tokens, batch);
@@ -128,15 +128,17 @@ class expert_parallel {
     check_prepared(name, batch);
     check_backward(name, batch);
     check_all(name, d_out, [&](int r, context const& ctx, auto const& d) {
-      check_tokens("combine_backward: d_out", rows_view<T>(ctx, d), tokens_of(batch, r));
+      check_tokens("combine_backward: d_out", expar::detail::rows_view<T>(ctx, d),
+                   tokens_of(batch, r));
     });
     check_all(name, d_weights, [&](int r, context const& ctx, auto& d) {
-      check_matrix("combine_backward: d_weights", expar::detail::as_output<2>(ctx, d),
-                   tokens_of(batch, r), shape_.top_k, "top_k");
+      expar::detail::check_matrix("combine_backward: d_weights",
+                                  expar::detail::as_output<2>(ctx, d), tokens_of(batch, r),
+                                  "the number of tokens", shape_.top_k, "top_k");
     });
     group_->exchange_phase();
     on_all([&](int r, context const& ctx) {
-      auto const d = rows_view<T>(ctx, d_out[index(r)]);
+      auto const d = expar::detail::rows_view<T>(ctx, d_out[index(r)]);
       auto const dw = expar::detail::as_output<2>(ctx, d_weights[index(r)]);
       auto const y = batch.y(r), d_y = batch.d_y(r);
       detail::dots<true>(ctx, name, batch.plan(r), batch.template everywhere<T const>(r, 1),
@@ -236,7 +238,7 @@ class expert_parallel {
   template <class Tokens, class T, class W, class Windows>
   void place(Tokens const& tokens, expert_batch<T, W, Windows>& batch) const {
     on_all([&](int r, context const& ctx) {
-      auto const x = rows_view<T>(ctx, tokens[index(r)]);
+      auto const x = expar::detail::rows_view<T>(ctx, tokens[index(r)]);
       auto const rows = batch.rows(r);
       detail::scatter<unsigned char>(
           ctx, "dispatch", batch.plan(r), detail::as_bytes(x), detail::unit_weights{},
@@ -269,13 +271,6 @@ class expert_parallel {
                                  detail::as_bytes(rows));
   }
 
-  template <class T, class X>
-  static tensor_view<T const, 2> rows_view(context const& ctx, X const& x) {
-    auto const v = expar::detail::as_view<2>(ctx, x);
-    static_assert(std::is_same_v<expar::detail::element_of<decltype(v)>, T>,
-                  "expar: these rows must have the element type of the batch");
-    return v;
-  }
   template <class Batch>
   static index_t tokens_of(Batch const& batch, int r) {
     return batch.plan(r).tokens();
@@ -303,23 +298,13 @@ class expert_parallel {
                     "expar: the batch keeps weights of the element type that the routes have");
       expar::detail::check_view("dispatch: ids", ids);
       expar::detail::check_extent("dispatch: ids", ids, 1, shape_.top_k, "top_k");
-      check_matrix("dispatch: weights", detail::read_only(weights), ids.extents[0], shape_.top_k,
-                   "top_k");
+      expar::detail::check_matrix("dispatch: weights", detail::read_only(weights), ids.extents[0],
+                                  "the number of tokens", shape_.top_k, "top_k");
     });
   }
   template <class X>
-  static void check_matrix(char const* what, tensor_view<X, 2> const& v, index_t tokens,
-                           index_t columns, char const* because) {
-    if constexpr (std::is_const_v<X>)
-      expar::detail::check_view(what, v);
-    else
-      expar::detail::check_output(what, v);
-    expar::detail::check_extent(what, v, 0, tokens, "the number of tokens");
-    expar::detail::check_extent(what, v, 1, columns, because);
-  }
-  template <class X>
   void check_tokens(char const* what, tensor_view<X, 2> const& v, index_t tokens) const {
-    check_matrix(what, v, tokens, shape_.hidden, "hidden");
+    expar::detail::check_matrix(what, v, tokens, "the number of tokens", shape_.hidden, "hidden");
   }
   template <class Batch>
   void check_group(char const* what, Batch const& batch) const {

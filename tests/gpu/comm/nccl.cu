@@ -13,12 +13,15 @@
 #include "gpu/device.cuh"
 #include "support/catch.hpp"
 #include "support/random.hpp"
+#include "support/thrown_by.hpp"
 
 using expar::nccl_communicator;
 using expar::nccl_error;
 using expar_test::nccl_here;
 using expar_test::nccl_world;
 using expar_test::require_success;
+
+using expar_test::thrown_by;
 
 namespace {
 
@@ -32,16 +35,6 @@ void on_ranks(int ranks, F f) {
   std::vector<std::thread> threads;
   for (int r = 0; r < ranks; ++r) threads.emplace_back([r, &f] { f(r); });
   for (auto& t : threads) t.join();
-}
-
-template <class F>
-std::string thrown_by(F f) {
-  try {
-    f();
-  } catch (expar::error const& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
 }
 
 /// A communicator of host memory that goes through a device communicator: the laws read its

@@ -13,6 +13,7 @@
 #include "gpu/comm/nccl_fake.hpp"
 #include "gpu/device.cuh"
 #include "support/catch.hpp"
+#include "support/thrown_by.hpp"
 
 using expar::nccl_window_communicator;
 using expar::nccl_window_view;
@@ -20,6 +21,8 @@ using expar_test::device_array;
 using expar_test::nccl_here;
 using expar_test::nccl_world;
 using expar_test::require_success;
+
+using expar_test::thrown_by;
 
 namespace {
 
@@ -97,16 +100,6 @@ namespace {
 
 std::size_t at(int i) {
   return static_cast<std::size_t>(i);
-}
-
-template <class F>
-std::string thrown_by(F f) {
-  try {
-    f();
-  } catch (expar::error const& e) {
-    return e.what();
-  }
-  return "nothing was thrown";
 }
 
 /// Makes the communicators of all ranks, and runs f(comm, rank) on a thread per rank. What each
