@@ -10,6 +10,7 @@
 #include <expar/context.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
+#include <expar/exchange/routed_batch.hpp>
 #include <expar/exchange/window.hpp>
 #include <expar/executor.hpp>
 #include <expar/expert_batch.hpp>

@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <span>
-
 #include <expar/detail/buffer.hpp>
-#include <expar/exchange/arrivals.hpp>
-#include <expar/plan/plan.hpp>
+#include <expar/exchange/routed_batch.hpp>
 
 namespace expar {
 inline namespace v0 {
@@ -17,10 +14,10 @@ class expert_parallel;
 /// experts got. Made by expert_parallel, owns its memory, and is independent of every other batch:
 /// any number may be alive, and used in any order. T: element type of rows, W: of route weights.
 template <class T, class W = float>
-class expert_batch {
+class expert_batch : public routed_batch {
  public:
   explicit expert_batch(std::pmr::memory_resource* memory = std::pmr::get_default_resource())
-      : plan_(memory), weights_(memory), map_(memory), rows_(memory), row_weights_(memory) {}
+      : routed_batch(memory), weights_(memory), rows_(memory), row_weights_(memory) {}
 
   /// [N,H]: the rows of the local experts, expert after expert, within one by (source rank, token,
   /// choice). Rows that only fill (alignment, unused capacity) are zero. No rows before dispatch.
@@ -44,27 +41,6 @@ class expert_batch {
   index_t row_count() const noexcept { return map_.rows(); }
   /// H.
   index_t hidden() const noexcept { return hidden_; }
-  /// The experts of this rank: first_expert() .. first_expert() + local_experts() - 1.
-  int local_experts() const noexcept { return static_cast<int>(map_.counts.size()); }
-  int first_expert() const noexcept { return map_.place.first(map_.rank); }
-  /// Rows that came for each local expert, without filling rows.
-  std::span<index_t const> expert_counts() const noexcept {
-    return {map_.counts.data(), map_.counts.size()};
-  }
-  /// The first row of each local expert, and behind the last N.
-  std::span<index_t const> expert_offsets() const noexcept {
-    return {map_.offsets.data(), map_.offsets.size()};
-  }
-  /// How many rows came from a rank for a local expert, and the first of them.
-  index_t count_from(int rank, int local_expert) const noexcept {
-    return map_.arrived[rank * local_experts() + local_expert];
-  }
-  index_t first_row_from(int rank, int local_expert) const noexcept {
-    return map_.first_row[rank * local_experts() + local_expert];
-  }
-
-  /// The routes of this rank's own tokens, laid out as if it were alone: counts, drops, capacity.
-  route_plan const& plan() const noexcept { return plan_; }
 
  private:
   template <class, class, class>
@@ -88,9 +64,7 @@ class expert_batch {
     rows_.resize(row_count() * hidden_);
   }
 
-  route_plan plan_;
   detail::buffer<W> weights_;
-  detail::arrivals map_;
   detail::buffer<T> rows_;
   detail::buffer<W> row_weights_;
   index_t hidden_ = 0;

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <span>
 #include <utility>
 
-#include <expar/exchange/arrivals.hpp>
+#include <expar/exchange/routed_batch.hpp>
 #include <expar/exchange/window_layout.hpp>
 #include <expar/permute/detail/rows.hpp>
 
@@ -18,7 +17,7 @@ class window_parallel;
 /// went, and the buffers of expert rows that all ranks write and read. Any number may be alive,
 /// used in any order. T: element type of rows, W: of route weights.
 template <class T, class W, symmetric_window Window>
-class window_batch {
+class window_batch : public routed_batch {
  public:
   /// [N,H]: the rows of the local experts, as expert_batch::rows(), written by dispatch.
   tensor_view<T, 2> rows() const noexcept { return buffer(0); }
@@ -34,27 +33,6 @@ class window_batch {
   index_t window_rows() const noexcept { return shape_.rows; }
   /// H.
   index_t hidden() const noexcept { return shape_.row_bytes / static_cast<index_t>(sizeof(T)); }
-  /// The experts of this rank: first_expert() .. first_expert() + local_experts() - 1.
-  int local_experts() const noexcept { return map_.locals(); }
-  int first_expert() const noexcept { return map_.place.first(map_.rank); }
-  /// Rows that came for each local expert, without filling rows.
-  std::span<index_t const> expert_counts() const noexcept {
-    return {map_.counts.data(), map_.counts.size()};
-  }
-  /// The first row of each local expert, and behind the last N.
-  std::span<index_t const> expert_offsets() const noexcept {
-    return {map_.offsets.data(), map_.offsets.size()};
-  }
-  /// How many rows came from a rank for a local expert, and the first of them.
-  index_t count_from(int rank, int local_expert) const noexcept {
-    return map_.arrived[rank * local_experts() + local_expert];
-  }
-  index_t first_row_from(int rank, int local_expert) const noexcept {
-    return map_.first_row[rank * local_experts() + local_expert];
-  }
-
-  /// The routes of this rank's own tokens, laid out as if it were alone: counts, drops, capacity.
-  route_plan const& plan() const noexcept { return plan_; }
 
  private:
   template <class, class>
@@ -62,12 +40,11 @@ class window_batch {
 
   window_batch(Window window, detail::window_shape const& shape, int rank, void const* maker,
                std::pmr::memory_resource* memory)
-      : window_(std::move(window)),
+      : routed_batch(memory),
+        window_(std::move(window)),
         shape_(shape),
         maker_(maker),
-        plan_(memory),
         weights_(memory),
-        map_(memory),
         to_(memory) {
     map_.place = shape.place, map_.rank = rank;
     to_.resize(static_cast<std::size_t>(shape.place.experts));
@@ -93,9 +70,7 @@ class window_batch {
   Window window_;
   detail::window_shape shape_;
   void const* maker_;
-  route_plan plan_;
   detail::buffer<W> weights_;
-  detail::arrivals map_;
   detail::buffer<detail::destination> to_;
   detail::cleared_by_move<bool> prepared_;
 };

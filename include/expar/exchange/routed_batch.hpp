@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <span>
+
+#include <expar/exchange/arrivals.hpp>
+#include <expar/plan/plan.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// What every kind of batch tells of its rows, once it is prepared.
+class routed_batch {
+ public:
+  /// The experts of this rank: first_expert() .. first_expert() + local_experts() - 1.
+  int local_experts() const noexcept { return static_cast<int>(map_.counts.size()); }
+  int first_expert() const noexcept { return map_.place.first(map_.rank); }
+  /// Rows that came for each local expert, without filling rows.
+  std::span<index_t const> expert_counts() const noexcept {
+    return {map_.counts.data(), map_.counts.size()};
+  }
+  /// The first row of each local expert, and behind the last N.
+  std::span<index_t const> expert_offsets() const noexcept {
+    return {map_.offsets.data(), map_.offsets.size()};
+  }
+  /// How many rows came from a rank for a local expert, and the first of them.
+  index_t count_from(int rank, int local_expert) const noexcept {
+    return map_.arrived[rank * local_experts() + local_expert];
+  }
+  index_t first_row_from(int rank, int local_expert) const noexcept {
+    return map_.first_row[rank * local_experts() + local_expert];
+  }
+
+  /// The routes of this rank's own tokens, laid out as if it were alone: counts, drops, capacity.
+  route_plan const& plan() const noexcept { return plan_; }
+
+ protected:
+  explicit routed_batch(std::pmr::memory_resource* memory) : plan_(memory), map_(memory) {}
+
+  route_plan plan_;
+  detail::arrivals map_;
+};
+
+}  // namespace v0
+}  // namespace expar
