@@ -78,7 +78,7 @@ double value_of(float8_e4m3 x) {
 // The code nearest to x, found by looking at all: the even one of two, at most 448.
 float8_e4m3 nearest(float x) {
   std::uint8_t const sign = std::signbit(x) ? 0x80 : 0;
-  if (std::isnan(x)) return {static_cast<std::uint8_t>(sign | 0x7f)};
+  if (std::isnan(x)) return {0x7f};  // one code for every NaN
   double const magnitude = std::fabs(static_cast<double>(x));
   std::uint8_t best = 0;
   for (std::uint8_t code = 1; code < 0x7f; ++code) {

@@ -118,7 +118,8 @@ struct element_traits<float8_e4m3> {
     std::uint32_t const subnormal = small - 0x46800000u;
     std::uint32_t const beyond = magnitude > 0x7f800000u ? 0x7fu : 0x7eu;
     std::uint32_t const finite = magnitude < 0x3c800000u ? subnormal : normal;
-    return {static_cast<std::uint8_t>(sign | (magnitude > 0x43e00000u ? beyond : finite))};
+    std::uint32_t const kept = magnitude > 0x7f800000u ? 0u : sign;  // one code for every NaN
+    return {static_cast<std::uint8_t>(kept | (magnitude > 0x43e00000u ? beyond : finite))};
   }
 };
 

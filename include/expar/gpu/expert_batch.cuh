@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include <expar/detail/buffer.hpp>
 #include <expar/gpu/exchange/detail/window.cuh>
 #include <expar/gpu/exchange/ranks.cuh>
 
@@ -105,7 +106,7 @@ class expert_batch {
   expar::detail::window_shape shape_;
   int first_;
   std::vector<part> parts_;
-  bool prepared_ = false;
+  expar::detail::cleared_by_move<bool> prepared_;
 };
 
 }  // namespace gpu

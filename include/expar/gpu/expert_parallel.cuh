@@ -252,7 +252,9 @@ class expert_parallel {
             int buffer, Out& out, Weights weights) const {
     check_prepared(name, batch);
     check_all(name, out, [&](int r, context const& ctx, auto& o) {
-      check_tokens(argument, expar::detail::as_output<2>(ctx, o), tokens_of(batch, r));
+      auto const to = expar::detail::as_output<2>(ctx, o);
+      check_tokens(argument, to, tokens_of(batch, r));
+      expar::detail::check_apart(argument, to, "the rows that it reads", batch.buffer(r, buffer));
     });
     group_->exchange_phase();
     on_all([&](int r, context const& ctx) {
@@ -320,6 +322,13 @@ class expert_parallel {
     check_group(what, batch);
     expar::detail::expects(batch.prepared_, what,
                            ": the batch has no routes; dispatch or prepare it first");
+    auto const& plan = batch.plan(group_->first_rank());
+    expar::detail::expects(plan.top_k() == shape_.top_k, what,
+                           ": the batch was prepared for top_k ", plan.top_k(), ", not for ",
+                           shape_.top_k);
+    expar::detail::expects((plan.capacity() >= 0) == has_capacity, what,
+                           ": the batch was prepared for another layout (ragged or "
+                           "fixed_capacity)");
   }
   template <class Batch>
   static void check_backward(char const* what, Batch const& batch) {

@@ -31,6 +31,14 @@ concept separable_key = key_policy<K> && requires(K const key, float x) {
 
 namespace detail {
 
+template <class Key>
+EXPAR_HD constexpr int key_scratch(Key const& key) {
+  if constexpr (requires { key.scratch(); })
+    return key.scratch();
+  else
+    return 0;
+}
+
 template <class Key, class A>
 EXPAR_HD void separable_keys(Key const& key, A const* z, A const* s, A const* bias, A* keys,
                              int experts) {
@@ -85,7 +93,10 @@ struct group_limited {
   int top_groups;
   int best_of = 2;
 
-  EXPAR_HD constexpr int scratch() const { return groups; }
+  EXPAR_HD constexpr int scratch() const {
+    int const behind = detail::key_scratch(inner);
+    return groups > behind ? groups : behind;
+  }
 
   /// The sum of one run, of which at(i) is the i-th key; -inf if there is nothing to select.
   template <class A, class At>
@@ -154,14 +165,6 @@ template <class Inner>
 group_limited(Inner, int, int, int = 2) -> group_limited<Inner>;
 
 namespace detail {
-
-template <class Key>
-EXPAR_HD constexpr int key_scratch(Key const& key) {
-  if constexpr (requires { key.scratch(); })
-    return key.scratch();
-  else
-    return 0;
-}
 
 /// Whether comparing logits is comparing keys, wherever numbers are exact.
 template <class Score, class Key>

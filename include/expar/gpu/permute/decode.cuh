@@ -56,9 +56,9 @@ inline constexpr struct decode_fn {
 /// d_out[t] (zero in rows of the layout that no route has) and d_weights[t,j] = <row(t,j),
 /// d_out[t]> (zero where the route has no row). Without weights: d_rows alone. With fill::none rows
 /// that no route has keep what they hold. d_out, rows and d_rows have one element type; d_rows may
-/// be rows. d_rows has the bytes of the host; a dot
-/// product is summed in an order that depends on the row size alone, with fused multiplications and
-/// additions.
+/// be rows, and has as many rows. d_rows has the bytes of the host; a dot product is summed in an
+/// order that depends on the row size, its alignment and the element type alone, with fused
+/// multiplications and additions.
 inline constexpr struct decode_backward_fn {
   template <class DOut, class DRows>
   void operator()(context const& ctx, route_plan const& plan, DOut const& d_out, DRows&& d_rows,
@@ -81,6 +81,8 @@ inline constexpr struct decode_backward_fn {
     auto const dw = expar::detail::as_output<2>(ctx, d_weights);
     detail::check_move(plan, "decode_backward: d_out", d, "decode_backward: d_rows", dr);
     detail::check_inner(plan, "decode_backward: rows", y, d);
+    expar::detail::check_extent("decode_backward: d_rows", dr, 0, y.extents[0],
+                                "the number of rows");
     detail::check_routes(plan, "decode_backward: weights", w);
     detail::check_routes(plan, "decode_backward: d_weights", dw);
     detail::dots<true>(ctx, "decode_backward", plan, detail::read_only(y), detail::read_only(d),

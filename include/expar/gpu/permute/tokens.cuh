@@ -26,7 +26,7 @@ inline constexpr struct row_tokens_fn {
                       std::is_same_v<expar::detail::element_of<decltype(c)>, std::int32_t>,
                   "expar: tokens and choices of rows are std::int32_t");
     detail::check_numbers(plan, "row_tokens: tokens", t);
-    if (c.data != nullptr) {
+    if (c.data != nullptr || c.extents[0] != 0) {
       expar::detail::check_output("row_tokens: choices", c);
       expar::detail::check_extent("row_tokens: choices", c, 0, t.extents[0], "the number of rows");
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -49,6 +50,8 @@ using word = typename word_of<Bytes>::type;
 /// so they are not to stay in the caches.
 template <class T, int N>
 struct pack {
+  static_assert(std::has_single_bit(sizeof(T)),
+                "expar: on a device an element has 1, 2, 4, 8 or 16 bytes");
   static constexpr int bytes = N * static_cast<int>(sizeof(T));
   static constexpr int access = bytes < 16 ? bytes : 16, words = bytes / access;
   T at[N];

@@ -26,8 +26,11 @@ struct lane_key<group_limited<Inner>> {
   static constexpr bool possible = separable_key<Inner>, grouped = true;
   __device__ static Inner const& each(group_limited<Inner> const& key) { return key.inner; }
 };
+/// What lanes need to know of a router; of one that is not made of policies, nothing.
 template <class Router>
-struct router_parts;
+struct router_parts {
+  static constexpr bool lanes = false;
+};
 template <class Score, class Key, class... Weights>
 struct router_parts<router<Score, Key, Weights...>> {
   using score = Score;
