@@ -58,6 +58,7 @@ class one_rank {
 
   template <class F>
   void on(int, F&& f) const {
+    detail::device_guard const here(ctx_.device(), "one_rank");
     f(ctx_);
   }
   void exchange_phase() const { comm_->exchange_phase(ctx_); }
