@@ -5,7 +5,11 @@
 #error "expar/interop/thrust.cuh needs Thrust, which comes with the CUDA Toolkit"
 #endif
 #include <thrust/device_vector.h>
+#include <thrust/system/cuda/execution_policy.h>
 
+#include <concepts>
+
+#include <expar/gpu/context.cuh>
 #include <expar/tensor.hpp>
 
 namespace expar {
@@ -21,5 +25,19 @@ struct tensor_traits<thrust::device_vector<T, Allocator>> {
   }
 };
 
+namespace gpu {
+
+/// An execution policy that names a stream is one: context(thrust::cuda::par.on(stream)), as is
+/// par_nosync and what has an allocator. thrust::cuda::par alone is not, since it names none.
+template <class Policy>
+requires std::derived_from<Policy, thrust::cuda_cub::execution_policy<Policy>> &&
+    requires(Policy const& policy) {
+  { get_stream(policy) } -> std::same_as<cudaStream_t>;
+}
+struct stream_traits<Policy> {
+  static cudaStream_t stream(Policy const& policy) { return get_stream(policy); }
+};
+
+}  // namespace gpu
 }  // namespace v0
 }  // namespace expar

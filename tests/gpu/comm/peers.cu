@@ -18,7 +18,7 @@ class four_ranks {
     int devices = 0;
     expar_test::require_success(cudaGetDeviceCount(&devices));
     for (int r = 0; r < 4; ++r) {
-      expar::gpu::detail::device_guard const here(r % devices);
+      expar::gpu::detail::device_guard const here(r % devices, "tests");
       streams_.push_back(std::make_unique<expar_test::own_stream>());
       places_.push_back({r % devices, expar::gpu::context(*streams_.back())});
     }

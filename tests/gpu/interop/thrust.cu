@@ -69,3 +69,16 @@ TEST_CASE("device vectors and a device tensor of one's own go in and out") {
   CHECK(read(row_weights) == std::vector<float>{2, 1, 3});
   CHECK(read(alone) == std::vector<float>{2, 1, 3});
 }
+
+TEST_CASE("an execution policy that names a stream is a stream") {
+  expar_test::own_stream const own;
+  cudaStream_t const stream = own.get();
+  using expar::gpu::context;
+  CHECK(context(thrust::cuda::par.on(stream)).stream() == stream);
+  CHECK(context(thrust::cuda::par_nosync.on(stream)).stream() == stream);
+  thrust::device_allocator<char> allocator;
+  CHECK(context(thrust::cuda::par(allocator).on(stream)).stream() == stream);
+  STATIC_REQUIRE_FALSE(std::is_constructible_v<context, decltype(thrust::cuda::par)>);
+  STATIC_REQUIRE_FALSE(std::is_constructible_v<context, decltype(thrust::cuda::par_nosync)>);
+  STATIC_REQUIRE_FALSE(std::is_constructible_v<context, thrust::device_vector<float>>);
+}

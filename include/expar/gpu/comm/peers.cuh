@@ -13,20 +13,6 @@ namespace gpu {
 
 namespace detail {
 
-/// Makes a device the current one, and the one before current again.
-class device_guard {
- public:
-  explicit device_guard(int device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice", "device_guard");
-    check(cudaSetDevice(device), "cudaSetDevice", "device_guard");
-  }
-  device_guard(device_guard const&) = delete;
-  ~device_guard() { static_cast<void>(cudaSetDevice(before_)); }
-
- private:
-  int before_ = 0;
-};
-
 /// Memory that peers can be given access to, which memory of a pool is not.
 struct peer_memory {
   void* allocate(cudaStream_t, std::size_t bytes) const {
@@ -61,7 +47,7 @@ class peer_ranks : public detail::local_collectives<peer_ranks> {
     expar::detail::expects(!places_.empty(),
                            "peer_ranks: there are no places; at least 1 is needed");
     for (place const& p : places_) {
-      detail::device_guard const here(p.device);
+      detail::device_guard const here(p.device, "peer_ranks");
       for (place const& other : places_) enable(p.device, other.device);
       cudaEvent_t made = nullptr;
       detail::check(cudaEventCreateWithFlags(&made, cudaEventDisableTiming),
@@ -78,7 +64,7 @@ class peer_ranks : public detail::local_collectives<peer_ranks> {
   template <class F>
   void on(int rank, F&& f) const {
     place const& p = places_[static_cast<std::size_t>(rank)];
-    detail::device_guard const here(p.device);
+    detail::device_guard const here(p.device, "peer_ranks");
     f(p.on);
   }
   void exchange_phase() const {

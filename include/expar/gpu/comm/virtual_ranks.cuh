@@ -24,6 +24,7 @@ class virtual_ranks : public detail::local_collectives<virtual_ranks> {
 
   template <class F>
   void on(int, F&& f) const {
+    detail::device_guard const here(ctx_.device(), "virtual_ranks");
     f(ctx_);
   }
   void exchange_phase() const noexcept {}

@@ -11,14 +11,15 @@ namespace expar {
 inline namespace v0 {
 namespace gpu::detail {
 
-/// Enqueues a kernel on the stream of the context; `place` is the operation that errors and
-/// profilers name.
+/// Enqueues a kernel on the stream of the context, on its device; `place` is the operation that
+/// errors and profilers name.
 template <class... Parameters>
 void launch(context const& ctx, char const* place, void (*kernel)(Parameters...), index_t blocks,
             int threads, std::size_t shared_bytes, std::type_identity_t<Parameters>... arguments) {
   if (blocks == 0) return;
   expar::detail::expects(blocks <= INT32_MAX, place, ": ", blocks, " blocks; a launch has at most ",
                          INT32_MAX);
+  device_guard const here(ctx.device(), place);
   named_range const range(place);
   void* at[] = {const_cast<void*>(static_cast<void const*>(&arguments))...};
   check(cudaLaunchKernel(reinterpret_cast<void const*>(kernel), dim3(static_cast<unsigned>(blocks)),

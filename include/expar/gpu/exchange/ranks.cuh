@@ -58,11 +58,13 @@ class one_rank {
 
   template <class F>
   void on(int, F&& f) const {
+    detail::device_guard const here(ctx_.device(), "one_rank");
     f(ctx_);
   }
   void exchange_phase() const { comm_->exchange_phase(ctx_); }
 
   auto allocate_window(std::size_t bytes) const {
+    detail::device_guard const here(ctx_.device(), "one_rank");
     return windows<decltype(comm_->allocate_window(bytes))>{comm_->allocate_window(bytes)};
   }
 

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <vector>
 
 #include <expar/gpu/detail/buffer.cuh>
+#include <expar/gpu/detail/carver.cuh>
 #include <expar/gpu/detail/launch.cuh>
 #include <expar/gpu/plan/detail/place.cuh>
 
@@ -17,6 +19,62 @@ namespace detail {
 
 /// Tables of one number per expert fit the 48 KiB that a block has without asking.
 inline constexpr int most_experts = 12000;
+
+/// What a plan has arrays for.
+struct plan_shape {
+  index_t tokens;
+  int top_k, experts;
+  index_t tiles;                  // as many as a launch for that many tokens or fewer may have
+  std::size_t scratch_bytes = 0;  // what the launch works with
+};
+
+/// What stands where in the memory of a plan.
+struct plan_arrays {
+  unsigned* control;  // first: it stays where it is, and what it holds, when the shape changes
+  std::int32_t *ids, *locations, *bases;
+  index_t *counts, *offsets;
+  unsigned char* scratch;
+
+  plan_arrays(carver& memory, plan_shape const& s)
+      : control(memory.take<unsigned>(2)),
+        ids(memory.take<std::int32_t>(s.tokens * s.top_k)),
+        locations(memory.take<std::int32_t>(s.tokens * s.top_k)),
+        bases(memory.take<std::int32_t>(s.tiles * s.experts)),
+        counts(memory.take<index_t>(2 * (index_t{s.experts} + 1))),
+        offsets(counts == nullptr ? nullptr : counts + s.experts + 1),
+        scratch(memory.take<unsigned char>(static_cast<index_t>(s.scratch_bytes))) {}
+};
+inline std::size_t bytes_of(plan_shape const& s) {
+  carver nothing;
+  plan_arrays(nothing, s);
+  return nothing.bytes();
+}
+
+inline void check_shape(index_t tokens, index_t top_k, int experts) {
+  expar::detail::expects(experts >= 1 && experts <= most_experts, "plan: experts is ", experts,
+                         "; a device plan has 1 to ", most_experts);
+  expar::detail::expects(top_k <= INT32_MAX && tokens * top_k <= INT32_MAX, "plan: ids has ",
+                         tokens, " x ", top_k, " routes; at most ", INT32_MAX, " are possible");
+}
+
+/// How routes are cut into tiles where a plan is made from ids: few tiles, so that the last block
+/// has little to sum, but enough to occupy the device.
+struct place_grid {
+  int warps, steps;
+  index_t tile, tiles;
+  index_t most_tiles;  // of as many routes or fewer: there are fewer tiles where steps begin
+
+  place_grid(index_t routes, int experts) {
+    auto const fit = std::bit_floor(static_cast<unsigned>(most_experts / experts));
+    warps = fit < place_warps ? static_cast<int>(fit) : place_warps;
+    index_t const run = index_t{warps} * 32;
+    steps = routes <= run * 128 ? 1 : routes <= run * 256 ? 2 : place_steps;
+    tile = run * steps;
+    tiles = routes == 0 ? 1 : (routes + tile - 1) / tile;
+    index_t const runs = (routes + run - 1) / run;
+    most_tiles = std::max(tiles, std::min<index_t>(runs, 128));
+  }
+};
 
 inline void check_factor(char const* what, fixed_capacity layout) {
   expar::detail::expects(layout.factor > 0, what, ": capacity factor is ", layout.factor,
@@ -69,8 +127,7 @@ struct plan_view {
 /// to its largest batch allocates no more.
 class route_plan {
  public:
-  explicit route_plan(context const& ctx)
-      : control_(ctx), routes_(ctx), bases_(ctx), sums_(ctx), scratch_(ctx) {}
+  explicit route_plan(context const& ctx) : memory_(ctx) {}
 
   index_t tokens() const noexcept { return view_.tokens; }
   int top_k() const noexcept { return view_.top_k; }
@@ -96,76 +153,63 @@ class route_plan {
   struct arrays {
     std::int32_t *ids, *locations;
     detail::tile_sums sums;
+    unsigned char* scratch;
   };
-  /// Makes room for a plan of this shape, and takes the shape on: the launch is the caller's.
-  arrays arrange(context const& ctx, index_t tokens, int top_k, int experts, index_t capacity,
+  /// Makes room for a plan of this shape, and takes the shape on: the launch, of `tiles` tiles, is
+  /// the caller's.
+  arrays arrange(context const& ctx, detail::plan_shape const& shape, index_t capacity,
                  int alignment, index_t tiles, detail::tile_order order);
-  /// Room for n numbers that such a launch works with.
-  template <class A>
-  A* scratch(index_t n) {
-    scratch_.resize(n * index_t{sizeof(A)});
-    return reinterpret_cast<A*>(scratch_.data());
-  }
 
  private:
-  detail::buffer<unsigned> control_;
-  detail::buffer<std::int32_t> routes_, bases_;
-  detail::buffer<index_t> sums_;
-  detail::buffer<unsigned char> scratch_;
+  detail::buffer<unsigned char> memory_;
   plan_view view_{};
   int alignment_ = 1;
 };
 
-inline route_plan::arrays route_plan::arrange(context const& ctx, index_t tokens, int top_k,
-                                              int experts, index_t capacity, int alignment,
-                                              index_t tiles, detail::tile_order order) {
+inline route_plan::arrays route_plan::arrange(context const& ctx, detail::plan_shape const& shape,
+                                              index_t capacity, int alignment, index_t tiles,
+                                              detail::tile_order order) {
   view_ = {};  // an exception below leaves an empty plan
-  if (control_.resize(2))
-    detail::check(cudaMemsetAsync(control_.data(), 0, 2 * sizeof(unsigned), ctx.stream()),
+  bool const fresh = memory_.resize(static_cast<index_t>(detail::bytes_of(shape)));
+  detail::carver memory(memory_.data());
+  detail::plan_arrays const a(memory, shape);
+  if (fresh) {
+    detail::device_guard const here(ctx.device(), "plan");
+    detail::check(cudaMemsetAsync(a.control, 0, 2 * sizeof(unsigned), ctx.stream()),
                   "cudaMemsetAsync", "plan");
-  index_t const routes = tokens * top_k;
-  routes_.resize(2 * routes);
-  bases_.resize(tiles * experts);
-  sums_.resize(2 * (index_t{experts} + 1));
-  index_t* const offsets = sums_.data() + experts + 1;
-  std::int32_t* const locations = routes_.data() + routes;
+  }
   alignment_ = alignment;
-  view_ = {routes_.data(), locations, bases_.data(), sums_.data(), offsets,
-           tokens,         capacity,  top_k,         experts,      order};
-  return {routes_.data(),
-          locations,
-          {bases_.data(), sums_.data(), offsets, control_.data(), capacity, experts,
-           static_cast<int>(tiles), alignment}};
+  view_ = {a.ids,        a.locations, a.bases,     a.counts,      a.offsets,
+           shape.tokens, capacity,    shape.top_k, shape.experts, order};
+  return {a.ids,
+          a.locations,
+          {a.bases, a.counts, a.offsets, a.control, capacity, shape.experts,
+           static_cast<int>(tiles), alignment},
+          a.scratch};
 }
 
 inline void route_plan::place(context const& ctx, tensor_view<std::int32_t const, 2> ids,
                               int experts, index_t capacity, int alignment, bool choice_major) {
-  expar::detail::expects(experts >= 1 && experts <= detail::most_experts, "plan: experts is ",
-                         experts, "; a device plan has 1 to ", detail::most_experts);
   index_t const tokens = ids.extents[0], k = ids.extents[1];
-  expar::detail::expects(k <= INT32_MAX && ids.size() <= INT32_MAX, "plan: ids has ", tokens, " x ",
-                         k, " routes; at most ", INT32_MAX, " are possible");
-  auto const routes = static_cast<std::uint32_t>(ids.size());
-
-  // Few tiles, so that the last block has little to sum, but enough to occupy the device.
-  auto const fit = std::bit_floor(static_cast<unsigned>(detail::most_experts / experts));
-  int const warps = fit < detail::place_warps ? static_cast<int>(fit) : detail::place_warps;
-  index_t const run = index_t{warps} * 32;
-  int const steps = routes <= run * 128 ? 1 : routes <= run * 256 ? 2 : detail::place_steps;
-  index_t const tile = run * steps, tiles = routes == 0 ? 1 : (routes + tile - 1) / tile;
-
-  auto const to = arrange(ctx, tokens, static_cast<int>(k), experts, capacity, alignment, tiles,
+  detail::check_shape(tokens, k, experts);
+  detail::place_grid const grid(tokens * k, experts);
+  auto const to = arrange(ctx, {tokens, static_cast<int>(k), experts, grid.most_tiles}, capacity,
+                          alignment, grid.tiles,
                           {choice_major ? 1 : k, choice_major ? tokens : 1,
-                           std::countr_zero(static_cast<std::uint64_t>(tile))});
-  detail::place_arguments const arguments{ids.data, ids.strides[0],
-                                          to.ids,   to.locations,
-                                          to.sums,  static_cast<std::uint32_t>(tokens),
-                                          routes,   static_cast<int>(k),
-                                          steps};
+                           std::countr_zero(static_cast<std::uint64_t>(grid.tile))});
+  detail::place_arguments const arguments{ids.data,
+                                          ids.strides[0],
+                                          to.ids,
+                                          to.locations,
+                                          to.sums,
+                                          static_cast<std::uint32_t>(tokens),
+                                          static_cast<std::uint32_t>(tokens * k),
+                                          static_cast<int>(k),
+                                          grid.steps};
   detail::launch(
-      ctx, "plan", choice_major ? detail::place_routes<true> : detail::place_routes<false>, tiles,
-      warps * 32,
-      static_cast<std::size_t>(warps * (experts < 32 ? 32 : experts)) * sizeof(std::int32_t),
+      ctx, "plan", choice_major ? detail::place_routes<true> : detail::place_routes<false>,
+      grid.tiles, grid.warps * 32,
+      static_cast<std::size_t>(grid.warps * (experts < 32 ? 32 : experts)) * sizeof(std::int32_t),
       arguments);
 }
 
@@ -213,6 +257,19 @@ inline constexpr struct make_plan_fn {
   }
 } make_plan{};
 
+/// Bytes of a workspace_memory in which make_plan() makes the plan of any batch of up to `tokens`
+/// tokens.
+template <class Layout = ragged>
+std::size_t plan_workspace_bytes(index_t tokens, int top_k, int experts, Layout layout = {}) {
+  expar::detail::expects(tokens >= 0 && top_k >= 0, "plan_workspace_bytes: tokens is ", tokens,
+                         " and top_k is ", top_k, "; neither is negative");
+  expar::detail::check_layout("plan", layout);
+  if constexpr (std::is_same_v<Layout, fixed_capacity>) detail::check_factor("plan", layout);
+  detail::check_shape(tokens, top_k, experts);
+  detail::place_grid const grid(tokens * top_k, experts);
+  return detail::bytes_of({tokens, top_k, experts, grid.most_tiles});
+}
+
 /// The sums of a plan on the host.
 struct plan_sums {
   std::vector<index_t> counts, offsets;  // [experts] routes that name each expert; [experts + 1]
@@ -235,6 +292,7 @@ inline constexpr struct read_sync_fn {
     if (v.counts == nullptr) return {};
     auto const n = static_cast<std::size_t>(v.experts) + 1;
     std::vector<index_t> both(2 * n);
+    detail::device_guard const here(ctx.device(), "read_sync");
     detail::check(cudaMemcpyAsync(both.data(), v.counts, both.size() * sizeof(index_t),
                                   cudaMemcpyDeviceToHost, ctx.stream()),
                   "cudaMemcpyAsync", "read_sync");

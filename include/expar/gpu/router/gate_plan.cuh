@@ -7,6 +7,40 @@ namespace expar {
 inline namespace v0 {
 namespace gpu {
 
+namespace detail {
+
+/// Parts of the order in which routes take their places: choices, if all first choices come first.
+template <class Layout>
+int parts_of(int top_k) {
+  return std::is_same_v<Layout, fixed_capacity> ? top_k : 1;
+}
+
+/// Checks, and cuts the tokens into tiles that make a plan.
+template <class Router, class Layout>
+token_tiles plan_tiles(char const* what, Router const& r, index_t tokens, Layout layout) {
+  expar::detail::check_layout(what, layout);
+  if constexpr (std::is_same_v<Layout, fixed_capacity>) check_factor(what, layout);
+  expar::detail::expects(r.experts <= most_experts, what, ": experts is ", r.experts,
+                         "; a device plan has 1 to ", most_experts);
+  expar::detail::expects(tokens <= INT32_MAX / r.top_k, what, ": logits has ", tokens,
+                         " tokens of ", r.top_k, " choices; at most ", INT32_MAX,
+                         " routes are possible");
+  auto tiles = tiles_of(tokens, r.top_k, r.experts, parts_of<Layout>(r.top_k));
+  if (tokens == 0) tiles.tiles = 1;  // there are offsets nevertheless
+  tiles.plans = true;
+  tiles.choice_major = std::is_same_v<Layout, fixed_capacity>;
+  return tiles;
+}
+
+template <class Layout, class Router, class T, class B, class W>
+plan_shape shape_of(gate_arguments<Router, T, B, W> const& a, gate_launch const& to) {
+  int const parts = parts_of<Layout>(a.router.top_k);
+  return {a.tiles.tokens, a.router.top_k, a.router.experts, parts * most_tiles(a.tiles, parts),
+          static_cast<std::size_t>(to.scratch) * sizeof(accumulator_t<T>)};
+}
+
+}  // namespace detail
+
 /// route() and make_plan() of its ids in one launch, without waiting:
 /// `gate_plan(ctx, router, logits, bias, layout, routes, plan)`, where the bias may be left out if
 /// the router's key takes none. Writes routes.ids and routes.weights [T, top_k], and makes the plan
@@ -31,31 +65,29 @@ inline constexpr struct gate_plan_fn {
         {"gate_plan: logits", "gate_plan: ids", "gate_plan: weights", "gate_plan: bias"}, ctx, r,
         logits, bias, routes);
     using A = typename decltype(a)::A;
-    expar::detail::check_layout("gate_plan", layout);
-    expar::detail::expects(r.experts <= detail::most_experts, "gate_plan: experts is ", r.experts,
-                           "; a device plan has 1 to ", detail::most_experts);
     index_t const tokens = a.tiles.tokens;
-    expar::detail::expects(tokens <= INT32_MAX / r.top_k, "gate_plan: logits has ", tokens,
-                           " tokens of ", r.top_k, " choices; at most ", INT32_MAX,
-                           " routes are possible");
-    constexpr bool choice_major = std::is_same_v<Layout, fixed_capacity>;
-    int const parts = choice_major ? r.top_k : 1;
-    a.tiles = detail::tiles_of(tokens, r.top_k, r.experts, parts);
-    if (tokens == 0) a.tiles.tiles = 1;  // there are offsets nevertheless
-    a.tiles.plans = true;
-    a.tiles.choice_major = choice_major;
+    a.tiles = detail::plan_tiles("gate_plan", r, tokens, layout);
     index_t capacity = -1;
-    if constexpr (choice_major) {
-      detail::check_factor("gate_plan", layout);
+    if constexpr (std::is_same_v<Layout, fixed_capacity>)
       capacity = capacity_of(layout, tokens, r.experts, r.top_k, 0);
-    }
-    index_t const stride = index_t{a.tiles.tiles} << a.tiles.bits;
-    a.tiles.to =
-        plan.arrange(ctx, tokens, r.top_k, r.experts, capacity, layout.alignment,
-                     index_t{parts} * a.tiles.tiles, {1, choice_major ? stride : 0, a.tiles.bits});
-    detail::gate(ctx, "gate_plan", a, [&](index_t n) { return plan.template scratch<A>(n); });
+    detail::gate_launch const to(a);
+    index_t const tiles = a.tiles.tiles;
+    a.tiles.to = plan.arrange(ctx, detail::shape_of<Layout>(a, to), capacity, layout.alignment,
+                              detail::parts_of<Layout>(r.top_k) * tiles,
+                              {1, a.tiles.choice_major ? tiles << a.tiles.bits : 0, a.tiles.bits});
+    detail::gate(ctx, "gate_plan", a, to, reinterpret_cast<A*>(a.tiles.to.scratch));
   }
 } gate_plan{};
+
+/// Bytes of a workspace_memory in which gate_plan() makes the plan of any batch of up to `tokens`
+/// tokens, with logits of T.
+template <class T = float, class Router, class Layout = ragged>
+std::size_t gate_plan_workspace_bytes(Router const& r, index_t tokens, Layout layout = {}) {
+  constexpr char const* what = "gate_plan_workspace_bytes";
+  detail::check_sizes<T>(what, r, tokens);
+  auto const a = detail::gate_without_tensors<T>(r, detail::plan_tiles(what, r, tokens, layout));
+  return detail::bytes_of(detail::shape_of<Layout>(a, detail::gate_launch(a)));
+}
 
 }  // namespace gpu
 }  // namespace v0

@@ -83,14 +83,24 @@ inline constexpr struct route_fn {
     auto const a = detail::gate_arguments_of(
         "route", {"route: logits", "route: ids", "route: weights", "route: bias"}, ctx, r, logits,
         bias, routes);
-    using A = typename decltype(a)::A;
-    detail::buffer<A> scratch(ctx);
-    detail::gate(ctx, "route", a, [&](index_t n) {
-      scratch.resize(n);
-      return scratch.data();
-    });
+    detail::gate_launch const to(a);
+    detail::buffer<typename decltype(a)::A> scratch(ctx);
+    scratch.resize(to.scratch);
+    detail::gate(ctx, "route", a, to, scratch.data());
   }
 } route{};
+
+/// Bytes of a workspace_memory in which route() routes any batch of up to `tokens` tokens, with
+/// logits of T. Zero where lanes have the tokens.
+template <class T = float, class Router>
+std::size_t route_workspace_bytes(Router const& r, index_t tokens) {
+  detail::check_sizes<T>("route_workspace_bytes", r, tokens);
+  auto const tiles = detail::tiles_of(tokens, r.top_k, r.experts);
+  detail::carver nothing;
+  nothing.take<accumulator_t<T>>(
+      detail::gate_launch(detail::gate_without_tensors<T>(r, tiles)).scratch);
+  return nothing.bytes();
+}
 
 /// The adjoint of route(), as expar::route_backward() in one launch: overwrites d_logits [T,
 /// experts], each number once, given d_weights [T, top_k]. Bit for bit as on the host, under the
@@ -130,6 +140,19 @@ inline constexpr struct route_backward_fn {
                               detail::read_only(dw), dz, false, false, nullptr});
   }
 } route_backward{};
+
+/// Bytes of a workspace_memory in which route_backward() takes any batch of up to `tokens` tokens,
+/// with logits of T. Zero where lanes have the tokens.
+template <class T = float, class Router>
+std::size_t route_backward_workspace_bytes(Router const& r, index_t tokens) {
+  using A = accumulator_t<T>;
+  detail::check_sizes<T>("route_backward_workspace_bytes", r, tokens);
+  detail::gate_backward_arguments<Router, T, A, A> const a{r,  {},    {},    {},
+                                                           {}, false, false, nullptr};
+  detail::carver nothing;
+  nothing.take<A>(detail::gate_backward_launch(a, tokens).scratch);
+  return nothing.bytes();
+}
 
 }  // namespace gpu
 }  // namespace v0

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
 
 #include <expar/gpu/router/detail/lanes.cuh>
 #include <expar/gpu/router/detail/token_tiles.cuh>
-#include <expar/router/router.hpp>
+#include <expar/router/route.hpp>
 
 namespace expar {
 inline namespace v0 {
@@ -296,46 +297,86 @@ inline token_tiles tiles_of(index_t tokens, int top_k, int experts, int parts = 
   return {tokens, top_k, bits, tiles, false, false, {}};
 }
 
+/// Tiles of as many tokens or fewer, at most: there are fewer where larger tiles begin.
+inline index_t most_tiles(token_tiles const& a, int parts) {
+  return std::max<index_t>(
+      a.tiles, std::min({index_t{128}, index_t{(512 + parts - 1) / parts}, (a.tokens + 31) / 32}));
+}
+
 /// Tokens that threads have in flight where a thread has a token: what bounds their scratch.
 inline constexpr index_t tokens_in_flight = 1024;
 
-/// Enqueues one of the two kernels. `scratch(n)` gives n numbers of type A, if it comes to that.
-template <class Router, class T, class B, class W, class Scratch>
-void gate(context const& ctx, char const* place, gate_arguments<Router, T, B, W> a,
-          Scratch scratch) {
-  using A = accumulator_t<T>;
-  int const experts = a.router.experts, k = a.router.top_k;
-  auto const table_bytes = [&](int threads) {
-    if (!a.tiles.plans) return 0;
-    int const entries = experts * a.tiles.words();
-    return static_cast<int>(round_up((entries > 4 * threads ? entries : 4 * threads) * 4, 16));
-  };
-  if constexpr (router_parts<Router>::lanes) {
-    bool done = false;
-    if (k <= 32)
-      with_layout<A>(experts, k > 8, [&](auto layout) {
-        using Layout = decltype(layout);
-        a.vectors = fits(a.logits, 4);
-        auto const bytes = [&](int threads) {
+/// Shared memory for the plan of a block of `threads` threads.
+inline int table_bytes(token_tiles const& a, int experts, int threads) {
+  if (!a.plans) return 0;
+  int const entries = experts * a.words();
+  return static_cast<int>(round_up((entries > 4 * threads ? entries : 4 * threads) * 4, 16));
+}
+
+/// The launch of a gate: of lanes, or else with a thread per token, and scratch for them.
+struct gate_launch {
+  bool lanes = false;
+  index_t blocks;
+  int threads, table_bytes;
+  index_t shared_bytes;
+  index_t scratch = 0;  // numbers of the accumulator's type
+
+  template <class Router, class T, class B, class W>
+  explicit gate_launch(gate_arguments<Router, T, B, W> const& a) {
+    using A = accumulator_t<T>;
+    int const experts = a.router.experts, k = a.router.top_k;
+    if constexpr (router_parts<Router>::lanes)
+      if (k <= 32)
+        with_layout<A>(experts, k > 8, [&](auto layout) {
           index_t const group = a.numbers() * index_t{sizeof(A)} + k * index_t{4};
-          return table_bytes(threads) + threads / Layout::lanes * group;
-        };
-        int threads = gate_threads;
-        while (threads > 32 && bytes(threads) > gate_bytes) threads /= 2;
-        if (bytes(threads) > gate_bytes) return;
-        a.table_bytes = table_bytes(threads);
-        launch(ctx, place, gate_by_lanes<Layout, Router, T, B, W>, a.tiles.tiles, threads,
-               static_cast<std::size_t>(bytes(threads)), a);
-        done = true;
-      });
-    if (done) return;
+          for (threads = 2 * gate_threads; !lanes && threads > 32;) {
+            threads /= 2;
+            table_bytes = detail::table_bytes(a.tiles, experts, threads);
+            shared_bytes = table_bytes + threads / decltype(layout)::lanes * group;
+            lanes = shared_bytes <= gate_bytes;
+          }
+        });
+    blocks = a.tiles.tiles;
+    if (lanes) return;
+    blocks = std::min(blocks, tokens_in_flight >> a.tiles.bits);
+    threads = a.tiles.size();
+    table_bytes = 0;
+    shared_bytes = detail::table_bytes(a.tiles, experts, threads);
+    scratch = (blocks << a.tiles.bits) * a.thread_numbers();
   }
-  index_t const in_flight = tokens_in_flight >> a.tiles.bits;
-  index_t const blocks = a.tiles.tiles < in_flight ? a.tiles.tiles : in_flight;
-  int const threads = a.tiles.size();
-  a.scratch = scratch((blocks << a.tiles.bits) * a.thread_numbers());
-  launch(ctx, place, gate_by_threads<Router, T, B, W>, blocks, threads,
-         static_cast<std::size_t>(table_bytes(threads)), a);
+};
+
+/// Enqueues one of the two kernels. `scratch` has as many numbers as the launch asks for.
+template <class Router, class T, class B, class W>
+void gate(context const& ctx, char const* place, gate_arguments<Router, T, B, W> a,
+          gate_launch const& to, accumulator_t<T>* scratch) {
+  auto const enqueue = [&](auto kernel) {
+    launch(ctx, place, kernel, to.blocks, to.threads, static_cast<std::size_t>(to.shared_bytes), a);
+  };
+  a.scratch = scratch;
+  a.table_bytes = to.table_bytes;
+  if constexpr (router_parts<Router>::lanes)
+    if (to.lanes) {
+      a.vectors = fits(a.logits, 4);
+      with_layout<accumulator_t<T>>(a.router.experts, a.router.top_k > 8, [&](auto layout) {
+        enqueue(gate_by_lanes<decltype(layout), Router, T, B, W>);
+      });
+      return;
+    }
+  enqueue(gate_by_threads<Router, T, B, W>);
+}
+
+/// What those ask for who ask how large a workspace is.
+template <class T, class Router>
+void check_sizes(char const* what, Router const& r, index_t tokens) {
+  expar::detail::expects(tokens >= 0, what, ": tokens is ", tokens, "; it is not negative");
+  expar::detail::check_router(what, what, r, make_view<T const>(nullptr, 0, r.experts));
+}
+/// What sizes of a launch follow from, where there are no tensors yet.
+template <class T, class Router>
+gate_arguments<Router, T, accumulator_t<T>, accumulator_t<T>> gate_without_tensors(
+    Router const& r, token_tiles const& tiles) {
+  return {r, {}, nullptr, {}, {}, false, 0, nullptr, tiles};
 }
 
 }  // namespace gpu::detail

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -130,37 +131,57 @@ __global__ void __launch_bounds__(gate_threads, 1)
   }
 }
 
+/// The launch of a gradient: of lanes, or else with a thread per token, and scratch for them.
+struct gate_backward_launch {
+  bool lanes = false;
+  index_t blocks;
+  int threads = 64;
+  index_t shared_bytes = 0;
+  index_t scratch = 0;  // numbers of the accumulator's type
+
+  template <class Router, class T, class W, class D>
+  gate_backward_launch(gate_backward_arguments<Router, T, W, D> const& a, index_t tokens) {
+    using A = accumulator_t<T>;
+    if constexpr (separable_score<typename router_parts<Router>::score>)
+      with_layout<A>(a.router.experts, false, [&](auto layout) {
+        index_t const group = a.numbers() * index_t{sizeof(A)} + a.router.top_k * index_t{4};
+        int block = gate_threads;
+        while (block > 32 && block / decltype(layout)::lanes * group > gate_bytes) block /= 2;
+        index_t const groups = block / decltype(layout)::lanes;
+        if (groups * group > gate_bytes) return;
+        lanes = true;
+        blocks = (tokens + groups - 1) / groups;
+        threads = block;
+        shared_bytes = groups * group;
+      });
+    if (lanes) return;
+    blocks = (std::min(tokens, tokens_in_flight) + threads - 1) / threads;
+    scratch = blocks * threads * a.thread_numbers();
+  }
+};
+
 /// Enqueues one of the two kernels.
 template <class Router, class T, class W, class D>
 void gate_backward(context const& ctx, char const* place,
                    gate_backward_arguments<Router, T, W, D> a) {
   using A = accumulator_t<T>;
-  index_t const tokens = a.logits.extents[0], k = a.router.top_k;
-  if (tokens == 0) return;
-  if constexpr (separable_score<typename router_parts<Router>::score>) {
-    bool done = false;
-    with_layout<A>(a.router.experts, false, [&](auto layout) {
-      using Layout = decltype(layout);
+  gate_backward_launch const to(a, a.logits.extents[0]);
+  auto const enqueue = [&](auto kernel) {
+    launch(ctx, place, kernel, to.blocks, to.threads, static_cast<std::size_t>(to.shared_bytes), a);
+  };
+  if constexpr (separable_score<typename router_parts<Router>::score>)
+    if (to.lanes) {
       a.read_vectors = fits(a.logits, 4);
       a.write_vectors = fits(a.d_logits, 4);
-      index_t const group = a.numbers() * index_t{sizeof(A)} + k * 4;
-      int threads = gate_threads;
-      while (threads > 32 && threads / Layout::lanes * group > gate_bytes) threads /= 2;
-      index_t const groups = threads / Layout::lanes;
-      if (groups * group > gate_bytes) return;
-      launch(ctx, place, gate_backward_by_lanes<Layout, Router, T, W, D>,
-             (tokens + groups - 1) / groups, threads, static_cast<std::size_t>(groups * group), a);
-      done = true;
-    });
-    if (done) return;
-  }
-  constexpr int threads = 64;
-  index_t const at_once = tokens < tokens_in_flight ? tokens : tokens_in_flight;
-  index_t const blocks = (at_once + threads - 1) / threads;
+      with_layout<A>(a.router.experts, false, [&](auto layout) {
+        enqueue(gate_backward_by_lanes<decltype(layout), Router, T, W, D>);
+      });
+      return;
+    }
   buffer<A> scratch(ctx);
-  scratch.resize(blocks * threads * a.thread_numbers());
+  scratch.resize(to.scratch);
   a.scratch = scratch.data();
-  launch(ctx, place, gate_backward_by_threads<Router, T, W, D>, blocks, threads, 0, a);
+  enqueue(gate_backward_by_threads<Router, T, W, D>);
 }
 
 }  // namespace gpu::detail
