@@ -224,7 +224,7 @@ TEST_CASE("element: all 256 codes of e4m3 widen by definition and come back") {
     else
       CHECK(static_cast<double>(wide) == value_of(x));
     CHECK(std::signbit(wide) == (code >= 128));
-    CHECK(expar::narrow<float8_e4m3>(wide).bits == code);
+    CHECK(expar::narrow<float8_e4m3>(wide).bits == (code == 0xff ? 0x7f : code));
   }
 }
 

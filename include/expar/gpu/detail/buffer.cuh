@@ -38,6 +38,8 @@ class buffer {
     return true;
   }
   T* data() const noexcept { return data_; }
+  /// In the order of whose stream the memory lives.
+  context const& owner() const noexcept { return ctx_; }
 
  private:
   void release() noexcept {

@@ -12,12 +12,12 @@ namespace gpu {
 /// Expert rows back to token rows: expar::decode() in one launch. out[t] = sum over kept routes of
 /// weight * row, in choice order with one accumulator, every product and sum rounded and the result
 /// rounded once more: the bytes of the host where its compiler contracts no product and sum into
-/// one. Zero for a token without a kept route. rows: [N,H], of which rows that no route has are not
-/// read; weights: [T,k], or left out for ones; out: [T,H], whose element type may differ. With
-/// `residual` [T,H], of the type of out, the accumulator begins with residual[t]; residual may be
-/// out. Any H below 2^31, pitched rows; rows and out do not overlap. Accesses have up to 16 bytes
-/// and 8 elements. All gathers of a token are in flight at once for the top_k 1, 2, 4, 6, 8 and
-/// four at a time for others.
+/// one, but for the bits of a NaN. Zero for a token without a kept route. rows: [N,H], of which
+/// rows that no route has are not read; weights: [T,k], or left out for ones; out: [T,H], whose
+/// element type may differ. With `residual` [T,H], of the type of out, the accumulator begins with
+/// residual[t]; residual may be out. Any H below 2^31, pitched rows; rows and out do not overlap.
+/// Accesses have up to 16 bytes and 8 elements. All gathers of a token are in flight at once for
+/// the top_k 1, 2, 4, 6, 8 and four at a time for others.
 inline constexpr struct decode_fn {
   template <class Rows, class Out>
   void operator()(context const& ctx, route_plan const& plan, Rows const& rows, Out&& out) const {

@@ -13,10 +13,10 @@ namespace gpu {
 /// in the layout (plan.max_rows() always is enough; a route whose row would stand past N has none).
 /// Rows of the layout that no route has become zero, or with fill::none keep what they hold; rows
 /// behind the layout are left alone. With `weights` [T,k] a row is weight * token, computed in the
-/// accumulator type and rounded once: the bytes of the host. With `row_weights` [N] too, rows are
-/// copies and row_weights has the weight of each, of the same type, in the same launch. Any H,
-/// pitched rows; tokens and rows do not overlap. Accesses have 16 bytes where bases, pitches and
-/// row size are multiples of that, else 8, 4, 2 or 1.
+/// accumulator type and rounded once: the bytes of the host, but for the bits of a NaN. With
+/// `row_weights` [N] too, rows are copies and row_weights has the weight of each, of the same type,
+/// in the same launch. Any H, pitched rows; tokens and rows do not overlap. Accesses have 16 bytes
+/// where bases, pitches and row size are multiples of that, else 8, 4, 2 or 1.
 inline constexpr struct encode_fn {
   template <class Tokens, class Rows>
   void operator()(context const& ctx, route_plan const& plan, Tokens const& tokens, Rows&& rows,

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include <expar/gpu/detail/buffer.cuh>
@@ -124,26 +125,40 @@ struct plan_view {
 
 /// Where every route of a batch goes, on the device: the integers of expar::route_plan. Made by
 /// make_plan(); owns its arrays, and building it again reuses them, so that a plan which has grown
-/// to its largest batch allocates no more.
+/// to its largest batch allocates no more. Its memory lives in the order of the stream of `ctx`: it
+/// is made on that stream alone. Work on another stream that reads it is ordered by the caller.
+/// Where making it throws, it is empty.
 class route_plan {
  public:
   explicit route_plan(context const& ctx) : memory_(ctx) {}
+  route_plan(route_plan&& other) noexcept
+      : memory_(std::move(other.memory_)),
+        made_(std::exchange(other.made_, {})),
+        coming_(std::exchange(other.coming_, {})),
+        clear_(std::exchange(other.clear_, false)) {}
+  route_plan& operator=(route_plan&& other) noexcept {
+    std::swap(memory_, other.memory_);
+    std::swap(made_, other.made_);
+    std::swap(coming_, other.coming_);
+    std::swap(clear_, other.clear_);
+    return *this;
+  }
 
-  index_t tokens() const noexcept { return view_.tokens; }
-  int top_k() const noexcept { return view_.top_k; }
-  int experts() const noexcept { return view_.experts; }
+  index_t tokens() const noexcept { return made_.view.tokens; }
+  int top_k() const noexcept { return made_.view.top_k; }
+  int experts() const noexcept { return made_.view.experts; }
   /// Rows per expert of a fixed_capacity layout; -1 if the layout drops nothing.
-  index_t capacity() const noexcept { return view_.capacity; }
-  int alignment() const noexcept { return alignment_; }
+  index_t capacity() const noexcept { return made_.view.capacity; }
+  int alignment() const noexcept { return made_.alignment; }
   /// Rows of the layout at most: their number depends on the ids and is known on the device alone.
   /// Exact for fixed_capacity.
   index_t max_rows() const noexcept {
-    if (view_.capacity >= 0) return view_.experts * view_.capacity;
-    index_t const routes = view_.tokens * view_.top_k;
-    index_t const begun = routes < view_.experts ? routes : view_.experts;
-    return routes + begun * (alignment_ - 1);
+    if (made_.view.capacity >= 0) return made_.view.experts * made_.view.capacity;
+    index_t const routes = made_.view.tokens * made_.view.top_k;
+    index_t const begun = routes < made_.view.experts ? routes : made_.view.experts;
+    return routes + begun * (made_.alignment - 1);
   }
-  plan_view view() const noexcept { return view_; }
+  plan_view view() const noexcept { return made_.view; }
 
   /// The one launch of make_plan().
   void place(context const& ctx, tensor_view<std::int32_t const, 2> ids, int experts,
@@ -155,32 +170,43 @@ class route_plan {
     detail::tile_sums sums;
     unsigned char* scratch;
   };
-  /// Makes room for a plan of this shape, and takes the shape on: the launch, of `tiles` tiles, is
-  /// the caller's.
+  /// Makes room for a plan of this shape and empties the plan: the launch, of `tiles` tiles, is the
+  /// caller's, and finish() after it.
   arrays arrange(context const& ctx, detail::plan_shape const& shape, index_t capacity,
                  int alignment, index_t tiles, detail::tile_order order);
+  /// The launch is on its way: the plan has the shape that was arranged.
+  void finish() noexcept { made_ = coming_; }
 
  private:
+  struct state {
+    plan_view view{};
+    int alignment = 1;
+  };
+
   detail::buffer<unsigned char> memory_;
-  plan_view view_{};
-  int alignment_ = 1;
+  state made_, coming_;
+  bool clear_ = false;  // whether the words that kernels count with are zero
 };
 
 inline route_plan::arrays route_plan::arrange(context const& ctx, detail::plan_shape const& shape,
                                               index_t capacity, int alignment, index_t tiles,
                                               detail::tile_order order) {
-  view_ = {};  // an exception below leaves an empty plan
-  bool const fresh = memory_.resize(static_cast<index_t>(detail::bytes_of(shape)));
+  made_ = {};
+  expar::detail::expects(ctx.stream() == memory_.owner().stream(),
+                         "plan: the context has another stream than the one that the plan was "
+                         "constructed with");
+  if (memory_.resize(static_cast<index_t>(detail::bytes_of(shape)))) clear_ = false;
   detail::carver memory(memory_.data());
   detail::plan_arrays const a(memory, shape);
-  if (fresh) {
+  if (!clear_) {
     detail::device_guard const here(ctx.device(), "plan");
     detail::check(cudaMemsetAsync(a.control, 0, 2 * sizeof(unsigned), ctx.stream()),
                   "cudaMemsetAsync", "plan");
+    clear_ = true;
   }
-  alignment_ = alignment;
-  view_ = {a.ids,        a.locations, a.bases,     a.counts,      a.offsets,
-           shape.tokens, capacity,    shape.top_k, shape.experts, order};
+  coming_ = {{a.ids, a.locations, a.bases, a.counts, a.offsets, shape.tokens, capacity, shape.top_k,
+              shape.experts, order},
+             alignment};
   return {a.ids,
           a.locations,
           {a.bases, a.counts, a.offsets, a.control, capacity, shape.experts,
@@ -211,6 +237,7 @@ inline void route_plan::place(context const& ctx, tensor_view<std::int32_t const
       grid.tiles, grid.warps * 32,
       static_cast<std::size_t>(grid.warps * (experts < 32 ? 32 : experts)) * sizeof(std::int32_t),
       arguments);
+  finish();
 }
 
 /// Assigns a row to every route, as expar::make_plan() does, in one launch and without waiting:

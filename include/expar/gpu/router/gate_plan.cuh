@@ -76,6 +76,7 @@ inline constexpr struct gate_plan_fn {
                               detail::parts_of<Layout>(r.top_k) * tiles,
                               {1, a.tiles.choice_major ? tiles << a.tiles.bits : 0, a.tiles.bits});
     detail::gate(ctx, "gate_plan", a, to, reinterpret_cast<A*>(a.tiles.to.scratch));
+    plan.finish();
   }
 } gate_plan{};
 
