@@ -566,9 +566,46 @@ TEST_CASE("an exchange on virtual ranks says what is wrong before it enqueues an
       other.combine(batch, views{x, x}),
       "expar: combine: the batch was made for 3 experts, rows of 4 and 2 ranks, not "
       "for 4, 4 and 2");
+  REQUIRE_THROWS_WITH(moe.combine(batch, views{batch.y(0), x}),
+                      Catch::Matchers::StartsWith("expar: combine: out has extent 8"));
+  REQUIRE_THROWS_WITH(
+      moe.combine(batch, views{x, expar::make_view(batch.y(1).data, 2, 4)}),
+      "expar: combine: out overlaps the rows that it reads in memory; the operation cannot work "
+      "in place (rank 1)");
+  expert_parallel one(group, {3, 1, 4});
+  REQUIRE_THROWS_WITH(one.combine(batch, views{x, x}),
+                      "expar: combine: the batch was prepared for top_k 2, not for 1");
+  expert_parallel capped(group, {3, 2, 4}, expar::fixed_capacity{.5});
+  REQUIRE_THROWS_WITH(capped.combine(batch, views{x, x}),
+                      "expar: combine: the batch was prepared for another layout (ragged or "
+                      "fixed_capacity)");
   expert_parallel fixed(group, {3, 2, 4}, expar::fixed_capacity{4});
   REQUIRE_THROWS_WITH(fixed.dispatch(views{x, x}, routes{good, good}, batch),
                       "expar: dispatch: a rank gets 32 rows, but the windows of the batch have 8");
+}
+
+TEST_CASE("a batch on devices that was moved from has no routes") {
+  expar_test::own_stream const stream;
+  expar::gpu::context const ctx(stream);
+  expar::gpu::virtual_ranks group(ctx, 1);
+  expar::gpu::expert_parallel moe(group, {2, 1, 4});
+  auto batch = moe.make_batch<float>({4, false});
+  device_array<std::int32_t> const ids(std::vector<std::int32_t>{1, 0});
+  device_array<float> const weights(std::vector<float>{1, 1}), x(std::vector<float>(8, 2.f));
+  struct routes {
+    expar::tensor_view<std::int32_t, 2> ids;
+    expar::tensor_view<float, 2> weights;
+  };
+  auto const tokens = std::vector{expar::make_view(x.data(), 2, 4)};
+  moe.dispatch(tokens,
+               std::vector{routes{expar::make_view(ids.data(), 2, 1),
+                                  expar::make_view(weights.data(), 2, 1)}},
+               batch);
+  auto const moved = std::move(batch);
+  REQUIRE_THROWS_WITH(moe.combine(batch, tokens),
+                      "expar: combine: the batch has no routes; dispatch or prepare it first");
+  moe.combine(moved, tokens);
+  stream.wait();
 }
 
 TEST_CASE("an exchange on virtual ranks is a fixed number of launches and nothing else") {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/key.hpp>
 
+#include <expar/router/router.hpp>
+
 #include <array>
 
 #include "../support/catch.hpp"
@@ -71,6 +73,20 @@ TEST_CASE("the best groups keep their keys, the others have none", "[router]") {
       if (!std::isnan(keys[e]) || !std::isnan(expected[e]))
         REQUIRE((keys[e] == expected[e] || (std::isnan(plain[e]) && std::isnan(keys[e]))));
   }
+}
+
+TEST_CASE("groups of groups have room for all their sums", "[router]") {
+  expar::group_limited const fine{expar::score_key{}, 16, 8, 1};
+  expar::group_limited const both{fine, 2, 1, 1};
+  REQUIRE(both.scratch() == 16);
+  expar::router const r({32, 1}, expar::sigmoid_score{}, both);
+  std::vector<float> z(32, 0.f), scratch(static_cast<std::size_t>(r.forward_scratch()));
+  z[21] = 3;
+  std::int32_t id = -1;
+  float w = 0;
+  r.forward(static_cast<float const*>(z.data()), static_cast<float const*>(nullptr), scratch.data(),
+            &id, &w);
+  REQUIRE(id == 21);
 }
 
 TEST_CASE("of groups with equal sums the lower one stays", "[router]") {

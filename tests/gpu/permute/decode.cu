@@ -209,6 +209,11 @@ TEST_CASE("decode on the device says what it cannot do, by name") {
       expar::gpu::decode_backward(p.ctx, p.device, view(a, 2, 4), view(a, 2, 4), view(a, 2, 1),
                                   view(b, 2, 4), view(b, 2, 2)),
       "expar: decode_backward: d_weights has extent 2 in dimension 1, but top_k of the plan is 1");
+  two_plans q(shape{2, 1, 2, 4, 0, 0, 0}, expar::ragged{});
+  CHECK_THROWS_WITH(
+      expar::gpu::decode_backward(q.ctx, q.device, view(a, 2, 4), view(a, 2, 4), view(a, 2, 1),
+                                  view(b, 3, 4), view(a, 2, 1)),
+      "expar: decode_backward: d_rows has extent 3 in dimension 0, but the number of rows is 2");
 }
 
 TEST_CASE("rows of no elements are ordinary on the device") {

@@ -55,4 +55,7 @@ TEST_CASE("row_tokens on the device refuses what it cannot do, by name") {
                                            expar::make_view(a.data() + 2, 3)),
                     "expar: row_tokens: choices has extent 3 in dimension 0, but the number of "
                     "rows is 2");
+  CHECK_THROWS_WITH(expar::gpu::row_tokens(p.ctx, p.device, expar::make_view(a.data(), 2),
+                                           expar::tensor_view<std::int32_t, 1>{nullptr, {2}, {1}}),
+                    "expar: row_tokens: choices has 2 elements but its data is null");
 }

@@ -9,6 +9,7 @@
 using Catch::Matchers::Equals;
 using expar::index_t;
 using expar_test::device_array;
+using expar_test::require_success;
 
 namespace {
 
@@ -182,49 +183,6 @@ TEST_CASE("a plan that has grown takes one launch and nothing else") {
   stream.wait();
 }
 
-namespace {
-
-struct counting_memory {
-  int allocated = 0, live = 0;
-  void* allocate(cudaStream_t stream, std::size_t bytes) {
-    ++allocated, ++live;
-    return expar::gpu::pool_memory{}.allocate(stream, bytes);
-  }
-  void deallocate(cudaStream_t stream, void* p, std::size_t bytes) {
-    --live;
-    expar::gpu::pool_memory{}.deallocate(stream, p, bytes);
-  }
-};
-struct named_stream {
-  cudaStream_t s;
-  cudaStream_t stream() const { return s; }
-};
-
-}  // namespace
-
-TEST_CASE("a context takes any stream and any stream-ordered memory") {
-  expar_test::own_stream const stream;
-  REQUIRE(expar::gpu::context(stream.get()).stream() == stream.get());
-  REQUIRE(expar::gpu::context(stream).stream() == stream.get());
-  REQUIRE(expar::gpu::context(named_stream{stream.get()}).stream() == stream.get());
-  STATIC_REQUIRE(!std::is_constructible_v<expar::gpu::context, int>);
-  STATIC_REQUIRE(!std::is_constructible_v<expar::gpu::context, std::nullptr_t>);
-  counting_memory memory;
-  {
-    expar::gpu::context const ctx(stream, memory);
-    problem const p(6, 50, 2, 4);
-    expar::gpu::route_plan plan(ctx);
-    require_same(ctx, p, expar::ragged{}, plan);
-    int const allocated = memory.allocated;
-    REQUIRE(allocated > 0);
-    require_same(ctx, p, expar::ragged{2}, plan);
-    REQUIRE(memory.allocated == allocated);
-    auto moved = std::move(plan);
-    REQUIRE(moved.tokens() == 50);
-  }
-  REQUIRE(memory.live == 0);
-}
-
 TEST_CASE("a failed call of the runtime becomes an exception once") {
   try {
     expar::gpu::detail::check(cudaSetDevice(1 << 20), "cudaSetDevice", "test");
@@ -237,4 +195,55 @@ TEST_CASE("a failed call of the runtime becomes an exception once") {
     REQUIRE(std::string(e.place()) == "test");
   }
   REQUIRE(cudaGetLastError() == cudaSuccess);
+}
+
+namespace {
+
+/// Gives nothing from a certain moment on, or memory full of ones.
+struct odd_memory {
+  bool exhausted = false;
+  void* allocate(cudaStream_t stream, std::size_t bytes) {
+    if (exhausted) throw std::bad_alloc();
+    void* const p = expar::gpu::pool_memory{}.allocate(stream, bytes);
+    require_success(cudaMemsetAsync(p, 0xff, bytes, stream));
+    return p;
+  }
+  void deallocate(cudaStream_t stream, void* p, std::size_t bytes) {
+    expar::gpu::pool_memory{}.deallocate(stream, p, bytes);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a plan whose making fails is empty, and is made again") {
+  expar_test::own_stream const stream, other;
+  odd_memory memory;
+  expar::gpu::context const ctx(stream, memory);
+  problem const p(7, 300, 2, 9);
+  expar::gpu::route_plan plan(ctx);
+  require_same(ctx, p, expar::ragged{}, plan);
+  device_array<std::int32_t> const ids(p.ids);
+  SECTION("no memory") {
+    memory.exhausted = true;
+    device_array<std::int32_t> const many(std::vector<std::int32_t>(40000, 1));
+    REQUIRE_THROWS_AS(expar::gpu::make_plan(ctx, expar::make_view(many.data(), 20000, 2), 9,
+                                            expar::ragged{}, plan),
+                      std::bad_alloc);
+    memory.exhausted = false;
+  }
+  SECTION("another stream") {
+    REQUIRE_THROWS_WITH(
+        expar::gpu::make_plan(expar::gpu::context(other), p.view(ids.data()), 9, expar::ragged{},
+                              plan),
+        "expar: plan: the context has another stream than the one that the plan was constructed "
+        "with");
+  }
+  REQUIRE(plan.tokens() == 0);
+  REQUIRE(plan.view().ids == nullptr);
+  require_same(ctx, p, expar::ragged{}, plan);
+
+  auto const moved = std::move(plan);
+  REQUIRE(moved.tokens() == 300);
+  REQUIRE(plan.tokens() == 0);
+  REQUIRE(plan.view().ids == nullptr);
 }
