@@ -588,14 +588,15 @@ TEST_CASE("a batch without routes, or of another object, is refused") {
 
 namespace {
 
-/// Gives nothing from a certain moment on.
+/// Gives nothing from a certain moment on, or at one allocation.
 class exhausted_resource final : public std::pmr::memory_resource {
  public:
   bool exhausted = false;
+  int left = -1;  // allocations until one fails
 
  private:
   void* do_allocate(std::size_t bytes, std::size_t alignment) override {
-    if (exhausted) throw std::bad_alloc();
+    if (exhausted || left-- == 0) throw std::bad_alloc();
     return std::pmr::new_delete_resource()->allocate(bytes, alignment);
   }
   void do_deallocate(void* p, std::size_t bytes, std::size_t alignment) override {
@@ -754,14 +755,131 @@ TEST_CASE("a batch whose prepare failed has no rows, and one that was only prepa
 TEST_CASE("sizes that memory cannot hold are refused") {
   expar::self_communicator comm;
   expar::host_context const ctx;
-  expar::expert_parallel moe(comm, {2, 1, expar::index_t{1} << 61});
-  std::vector<std::int32_t> ids{0, 1};
-  std::vector<float> w{1, 1};
-  routes_of_rank const routes{expar::make_view(ids.data(), 2, 1), expar::make_view(w.data(), 2, 1)};
-  float one = 0;
-  expar::tensor_view<float, 2> const x{&one, {2, expar::index_t{1} << 61}, {0, 1}};
+  expar::index_t const hidden = expar::index_t{1} << 48, tokens = 5000;
+  expar::expert_parallel moe(comm, {2, 1, hidden});
+  std::vector<std::int32_t> ids(5000, 1);
+  std::vector<float> w(5000, 1);
+  routes_of_rank const routes{expar::make_view(ids.data(), tokens, expar::index_t{1}),
+                              expar::make_view(w.data(), tokens, expar::index_t{1})};
+  double one = 0;
+  expar::tensor_view<double, 2> const x{&one, {tokens, hidden}, {0, 1}};
   CHECK(thrown_by([&] { moe.dispatch(ctx, x, routes); }) ==
-        "expar: dispatch: 2 rows of 2305843009213693952 elements are more than memory can hold");
+        "expar: dispatch: 5000 rows of 281474976710656 elements are more than memory can hold");
+  CHECK(thrown_by([&] {
+          expar::expert_parallel larger(comm, {2, 1, hidden + 1});
+        }) ==
+        "expar: expert_parallel: hidden is 281474976710657; at most 281474976710656 is possible");
+}
+
+TEST_CASE("other operations, or other batches, on some ranks: the same sentence on all") {
+  std::vector<std::string> said(6), after(2);
+  expar::run_ranks(2, [&](expar::thread_communicator& comm) {
+    expar::host_context const ctx;
+    auto const me = static_cast<std::size_t>(comm.rank());
+    expar::expert_parallel moe(comm, {2, 1, 3}, expar::fixed_capacity{});
+    std::vector<std::int32_t> ids{0, 1};
+    std::vector<float> w{1, 1}, x{1, 2, 3, 4, 5, 6}, out(6);
+    routes_of_rank const routes{expar::make_view(ids.data(), 2, 1),
+                                expar::make_view(w.data(), 2, 1)};
+    auto const tokens = expar::make_view(x.data(), 2, 3);
+    auto a = moe.dispatch(ctx, tokens, routes), b = moe.dispatch(ctx, tokens, routes);
+    said[me] = thrown_by([&] {
+      if (me == 0)
+        moe.dispatch(ctx, tokens, a);
+      else
+        moe.combine(ctx, a, a.rows(), expar::make_view(out.data(), 2, 3));
+    });
+    said[2 + me] = thrown_by([&] { moe.dispatch(ctx, tokens, me == 0 ? a : b); });
+    said[4 + me] = thrown_by([&] {
+      if (me == 0)
+        moe.prepare(ctx, routes, a);
+      else
+        moe.dispatch(ctx, tokens, b);
+    });
+    after[me] = thrown_by([&] {
+      moe.dispatch(ctx, tokens, b);
+      moe.combine(ctx, b, b.rows(), expar::make_view(out.data(), 2, 3));
+    });
+    if (out != x) after[me] += " and a token did not come home";
+  });
+  std::string const end = "; all ranks call the same operations in the same order";
+  for (std::size_t r = 0; r < 2; ++r) {
+    CHECK(
+        said[r] ==
+        "expar: rank 0 calls dispatch for its batch 1 while rank 1 calls combine for its batch 1" +
+            end);
+    CHECK(
+        said[2 + r] ==
+        "expar: rank 0 calls dispatch for its batch 1 while rank 1 calls dispatch for its batch 2" +
+            end);
+    CHECK(
+        said[4 + r] ==
+        "expar: rank 0 calls prepare for its batch 3 while rank 1 calls dispatch for its batch 2" +
+            end);
+    CHECK(after[r] == "nothing was thrown");
+  }
+}
+
+TEST_CASE("an object that was moved from says so") {
+  expar::self_communicator comm;
+  expar::host_context const ctx;
+  expar::expert_parallel moe(comm, {2, 1, 3});
+  auto const moved = std::move(moe);
+  expar::tensor_view<float, 2> const none{nullptr, {0, 3}, {3, 1}};
+  CHECK(thrown_by([&] {
+          moe.dispatch(ctx, none,
+                       routes_of_rank{{nullptr, {0, 1}, {1, 1}}, {nullptr, {0, 1}, {1, 1}}});
+        }) == "expar: expert_parallel: the object was moved from");
+}
+
+TEST_CASE("whichever allocation fails on one rank, all throw alike, and the next try works") {
+  // The n-th allocation of rank 1 fails, from the constructor to the last gradient.
+  for (int layout = 0; layout < 2; ++layout)
+    for (int n = 0, done = 0; done == 0; ++n) {
+      std::vector<std::string> said(3), after(3);
+      expar::run_ranks(3, [&](expar::thread_communicator& comm) {
+        auto const me = static_cast<std::size_t>(comm.rank());
+        exhausted_resource memory;
+        if (me == 1) memory.left = n;
+        expar::host_context const ctx(1, &memory);
+        auto const go = [&] {
+          auto const with = [&](auto of) {
+            expar::expert_parallel moe(comm, {7, 2, 5}, of, expar::weights_at_decode{}, &memory);
+            expar::expert_batch<float> batch(&memory);
+            std::vector<std::int32_t> ids{0, 3, 5, 6};
+            std::vector<float> w(4, .5f), x(10, 1.f), out(10), d_w(4), d_x(10);
+            auto const rows = [](std::vector<float>& v) {
+              return expar::make_view(v.data(), 2, 5);
+            };
+            moe.dispatch(ctx, rows(x),
+                         routes_of_rank{expar::make_view(ids.data(), 2, 2),
+                                        expar::make_view(w.data(), 2, 2)},
+                         batch);
+            std::vector<float> y(static_cast<std::size_t>(batch.row_count() * 5), 1.f), d_y(y);
+            auto const whole = [&](std::vector<float>& v) {
+              return expar::make_view(v.data(), batch.row_count(), expar::index_t{5});
+            };
+            moe.combine(ctx, batch, whole(y), rows(out));
+            moe.combine_backward(ctx, batch, rows(x), whole(y), whole(d_y),
+                                 expar::make_view(d_w.data(), 2, 2));
+            moe.dispatch_backward(ctx, batch, whole(d_y), rows(d_x));
+          };
+          if (layout == 0)
+            with(expar::ragged{2});
+          else
+            with(expar::fixed_capacity{1});
+        };
+        said[me] = thrown_by(go);
+        memory.left = -1;
+        after[me] = thrown_by(go);
+      });
+      INFO("allocation " << n << ", layout " << layout);
+      REQUIRE(said[1] == said[0]);
+      REQUIRE(said[2] == said[0]);
+      REQUIRE(after == std::vector<std::string>(3, "nothing was thrown"));
+      if (said[0] == "nothing was thrown") done = 1;
+      REQUIRE(n < 100);
+    }
 }
 
 TEST_CASE("ranks that disagree about weights all throw the same error") {

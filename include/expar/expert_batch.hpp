@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
+
 #include <expar/detail/buffer.hpp>
 #include <expar/exchange/routed_batch.hpp>
 
@@ -68,6 +70,7 @@ class expert_batch : public routed_batch {
   detail::buffer<T> rows_;
   detail::buffer<W> row_weights_;
   index_t hidden_ = 0;
+  std::uint64_t number_ = 0;
   detail::cleared_by_move<bool> prepared_;
 };
 

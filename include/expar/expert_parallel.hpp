@@ -38,6 +38,7 @@ class expert_parallel {
   static constexpr bool at_decode = std::is_same_v<Site, weights_at_decode>;
   static constexpr bool at_encode = std::is_same_v<Site, weights_at_encode>;
   static constexpr bool per_row = std::is_same_v<Site, weights_per_row>;
+  using step = detail::step;
 
  public:
   /// Throws, on all ranks alike, if the ranks disagree, if top_k is not 1 .. experts, hidden < 1,
@@ -53,12 +54,15 @@ class expert_parallel {
         counts_(memory),
         exchange_(memory),
         scalars_(memory) {
+    auto const wrong = detail::failure_of([&] {
+      agreement_.reserve(place_.ranks);
+      if (shape.experts >= 1) counts_.reserve(place_);
+    });
     detail::check_group(host_context{}, comm, "expert_parallel", shape, layout,
                         at_decode   ? 0
                         : at_encode ? 1
-                                    : 2);
-    agreement_.reserve(place_.ranks);
-    counts_.reserve(place_);
+                                    : 2,
+                        wrong);
   }
 
   expert_shape const& shape() const noexcept { return shape_; }
@@ -75,8 +79,9 @@ class expert_parallel {
                   "expar: expert ids are std::int32_t");
     static_assert(std::is_same_v<detail::element_of<decltype(weights)>, W>,
                   "expar: the batch keeps weights of the element type that the routes have");
+    ++batches_;
     batch.forget();
-    auto const checks = [&] {
+    agreement_.run(ctx, comm(), {step::prepare, batches_}, [&] {
       detail::check_extent("dispatch: ids", ids, 1, shape_.top_k, "top_k");
       detail::check_view("dispatch: weights", weights);
       detail::check_extent("dispatch: weights", weights, 0, ids.extents[0], "the number of tokens");
@@ -85,10 +90,10 @@ class expert_parallel {
           ctx, ids, shape_.experts,
           has_capacity ? route_plan::order::choice_major : route_plan::order::token_major);
       keep_weights(weights, batch.weights_);
-      batch.map_.begin(place_, comm_->rank());
-    };
-    if (alone()) checks();
-    lay_out(ctx, batch, alone() ? detail::failure{} : detail::failure_of(checks));
+      batch.map_.begin(place_, comm().rank());
+    });
+    lay_out(ctx, batch);
+    batch.number_ = batches_;
     batch.prepared_ = true;
   }
 
@@ -110,9 +115,9 @@ class expert_parallel {
       if constexpr (per_row) scalars = {batch.row_weights_.resize(batch.row_count()), true};
     };
     if constexpr (at_encode)
-      to_experts(ctx, batch, checks, x, weights_of(batch), to, scalars);
+      to_experts(ctx, step::dispatch, batch, checks, x, weights_of(batch), to, scalars);
     else
-      to_experts(ctx, batch, checks, x, detail::unit_weights{}, to, scalars);
+      to_experts(ctx, step::dispatch, batch, checks, x, detail::unit_weights{}, to, scalars);
   }
 
   /// Both parts: tokens [T,H] and their routes to rows at the experts. The second form makes the
@@ -147,7 +152,7 @@ class expert_parallel {
       detail::check_apart("combine: out", to, "y", from);
     };
     using A = accumulator_t<T>;
-    auto const home = to_sources(ctx, batch, checks, &from, column<A const>{});
+    auto const home = to_sources(ctx, step::combine, batch, checks, &from, column<A const>{});
     if constexpr (at_decode)
       gather(ctx, batch, home.rows, weights_of(batch), to);
     else
@@ -203,7 +208,7 @@ class expert_parallel {
       dot = {reinterpret_cast<A*>(scalars_.data()), true};
       w = {reinterpret_cast<W*>(scalars_.data() + w_at), true};
     };
-    to_experts(ctx, batch, with_room, d, detail::unit_weights{}, to, w);
+    to_experts(ctx, step::combine_backward, batch, with_room, d, detail::unit_weights{}, to, w);
     auto const at_experts = [&] {
       ctx.for_each_chunk(batch.row_count(), 16, [&](int, index_t first, index_t last) {
         for (index_t i = first; i < last; ++i) {
@@ -216,8 +221,8 @@ class expert_parallel {
         for (index_t i = first; i < last; ++i) detail::clear_row(to.row(i), shape_.hidden);
       });
     };
-    auto const home =
-        to_sources<T>(ctx, batch, at_experts, nullptr, column<A const>{dot.data, true});
+    auto const home = to_sources<T>(ctx, step::gradients_of_weights, batch, at_experts, nullptr,
+                                    column<A const>{dot.data, true});
     gather_scalars(ctx, batch, home.scalars, d_w);
   }
   /// The same where combine applies no weights: d_y[row] = d_out[t].
@@ -234,7 +239,8 @@ class expert_parallel {
       check_expert_rows("combine_backward: d_y", batch, to);
       detail::check_apart("combine_backward: d_y", to, "d_out", d);
     };
-    to_experts(ctx, batch, checks, d, detail::unit_weights{}, to, column<W>{});
+    to_experts(ctx, step::combine_backward, batch, checks, d, detail::unit_weights{}, to,
+               column<W>{});
   }
 
   /// The adjoint of dispatch with weights at decode: d_tokens[t] = sum over kept routes, in choice
@@ -255,7 +261,8 @@ class expert_parallel {
       detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", from);
     };
     using A = accumulator_t<T>;
-    auto const home = to_sources(ctx, batch, checks, &from, column<A const>{});
+    auto const home =
+        to_sources(ctx, step::dispatch_backward, batch, checks, &from, column<A const>{});
     gather(ctx, batch, home.rows, detail::unit_weights{}, to);
   }
   /// With weights at encode, `what` is tokens [T,H]: d_tokens[t] = sum of weight * d_rows[row] and
@@ -290,7 +297,8 @@ class expert_parallel {
         detail::check_apart("dispatch_backward: d_tokens", to, "tokens", x);
         detail::check_apart("dispatch_backward: d_weights", d_w, "tokens", x);
       };
-      auto const home = to_sources(ctx, batch, all_checks, &from, column<A const>{});
+      auto const home =
+          to_sources(ctx, step::dispatch_backward, batch, all_checks, &from, column<A const>{});
       for_each_token(ctx, batch, [&](index_t t) {
         detail::dot_token<T>(batch.plan_.view(), t, home.rows, x.row(t), shape_.hidden, d_w.row(t));
       });
@@ -305,8 +313,8 @@ class expert_parallel {
         detail::check_extent("dispatch_backward: d_row_weights", d_row_w, 0, batch.row_count(),
                              "the number of rows in the batch");
       };
-      auto const home =
-          to_sources(ctx, batch, all_checks, &from, column<A const>{d_row_w.data, true});
+      auto const home = to_sources(ctx, step::dispatch_backward, batch, all_checks, &from,
+                                   column<A const>{d_row_w.data, true});
       gather_scalars(ctx, batch, home.scalars, d_w);
       gather(ctx, batch, home.rows, detail::unit_weights{}, to);
     }
@@ -317,6 +325,11 @@ class expert_parallel {
   using column = detail::linear_exchange::column<S>;
 
   bool alone() const { return place_.ranks == 1; }
+  Comm& comm() const {
+    Comm* const p = comm_;
+    detail::expects(p != nullptr, "expert_parallel: the object was moved from");
+    return *p;
+  }
 
   template <class X, class W>
   static void keep_weights(tensor_view<X, 2> from, detail::buffer<W>& to) {
@@ -327,15 +340,15 @@ class expert_parallel {
 
   // Says what comes, learns what arrives, and lays both out.
   template <class T, class W>
-  void lay_out(host_context const& ctx, expert_batch<T, W>& batch, detail::failure const& mine) {
+  void lay_out(host_context const& ctx, expert_batch<T, W>& batch) {
     detail::arrivals& map = batch.map_;
-    auto const group =
-        counts_.run(ctx, *comm_, agreement_, place_, map, batch.plan_.counts(),
-                    batch.plan_.tokens(), {index_t{sizeof(T)}, index_t{sizeof(W)}}, mine);
+    auto const group = counts_.run(ctx, comm(), agreement_.counts(), map, batch.plan_.counts(),
+                                   batch.plan_.tokens(), {index_t{sizeof(T)}, index_t{sizeof(W)}});
     if constexpr (has_capacity) {
       map.capacity =
           capacity_of(layout_, group.tokens, shape_.experts, shape_.top_k, group.largest_count);
-      batch.plan_.lay_out(ctx, map.capacity);
+      // On this thread alone: nothing may fail here, since the others do not ask any more.
+      batch.plan_.lay_out(host_context{}, map.capacity);
       for (index_t& count : map.arrived) count = count < map.capacity ? count : map.capacity;
     } else {
       batch.plan_.lay_out(layout_);
@@ -348,9 +361,9 @@ class expert_parallel {
   /// Once `checks` pass on every rank: token rows, and route weights where `scalars` travel, to the
   /// rows of the experts. The checks may still set `rows` and `scalars`.
   template <class T, class W, class Checks, class Weights>
-  void to_experts(host_context const& ctx, expert_batch<T, W> const& batch, Checks checks,
-                  tensor_view<T const, 2> x, Weights weights, tensor_view<T, 2> const& rows,
-                  column<W> const& scalars) {
+  void to_experts(host_context const& ctx, step what, expert_batch<T, W> const& batch,
+                  Checks checks, tensor_view<T const, 2> x, Weights weights,
+                  tensor_view<T, 2> const& rows, column<W> const& scalars) {
     index_t const n = shape_.hidden;
     auto const fill = [&](detail::expert_rows<T> to, detail::expert_rows<W> scalars_to) {
       for_each_token(ctx, batch, [&](index_t t) {
@@ -371,7 +384,7 @@ class expert_parallel {
       if (scalars.travels) detail::zero_padding(batch.plan_, scalars_to, 1);
       return;
     }
-    agreement_.run(ctx, *comm_, [&] {
+    agreement_.run(ctx, comm(), {what, batch.number_}, [&] {
       checks();
       index_t const row_bytes = n * static_cast<index_t>(sizeof(T));
       exchange_.pack_for_experts(batch.map_, row_bytes, scalars.bytes(), [&](auto message) {
@@ -379,7 +392,7 @@ class expert_parallel {
              {message.bytes, message.scalar_start, 1, sizeof(W)});
       });
     });
-    exchange_.template run<has_capacity>(ctx, *comm_);
+    exchange_.template run<has_capacity>(ctx, comm());
     exchange_.unpack_at_experts(ctx, batch.map_, rows, scalars);
   }
 
@@ -391,7 +404,7 @@ class expert_parallel {
   /// Once `checks` pass on every rank: expert rows and scalars (either may be left out) to where
   /// the tokens' ranks can read them by route.
   template <class T, class W, class Checks, class S>
-  home_rows<T, S> to_sources(host_context const& ctx, expert_batch<T, W> const& batch,
+  home_rows<T, S> to_sources(host_context const& ctx, step what, expert_batch<T, W> const& batch,
                              Checks checks, tensor_view<T const, 2> const* rows,
                              column<S const> scalars) {
     if (alone()) {
@@ -400,11 +413,11 @@ class expert_parallel {
       return {rows ? detail::rows_of(*rows, offsets) : detail::expert_rows<T const>{},
               detail::rows_of(make_view(scalars.data, batch.row_count(), index_t{1}), offsets)};
     }
-    agreement_.run(ctx, *comm_, [&] {
+    agreement_.run(ctx, comm(), {what, batch.number_}, [&] {
       checks();
       exchange_.pack_for_sources(ctx, batch.map_, rows, scalars);
     });
-    exchange_.template run<has_capacity>(ctx, *comm_);
+    exchange_.template run<has_capacity>(ctx, comm());
     auto const message = exchange_.at_sources();
     return {{message.bytes, message.row_start, 1, shape_.hidden * static_cast<index_t>(sizeof(T))},
             {message.bytes, message.scalar_start, 1, sizeof(S)}};
@@ -467,7 +480,7 @@ class expert_parallel {
                          shape_.top_k, "top_k");
   }
 
-  Comm* comm_;
+  detail::cleared_by_move<Comm*> comm_;
   expert_shape shape_;
   Layout layout_;
   block_placement place_;
@@ -476,6 +489,7 @@ class expert_parallel {
   detail::count_exchange counts_;
   detail::linear_exchange exchange_;
   detail::buffer<std::byte> scalars_;
+  std::uint64_t batches_ = 0;  // prepared so far
 };
 
 template <class Comm, class Layout = ragged, class Site = weights_at_decode>

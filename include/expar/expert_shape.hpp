@@ -24,16 +24,20 @@ void check_shape(char const* what, expert_shape shape, int ranks, Layout layout)
   expects(shape.experts >= 1, what, ": experts is ", shape.experts, "; at least 1 is needed");
   expects(shape.top_k >= 1 && shape.top_k <= shape.experts, what, ": top_k is ", shape.top_k,
           "; it lies between 1 and the ", shape.experts, " experts");
+  constexpr index_t most = index_t{1} << 48;  // so that the bytes of a row are an index
   expects(shape.hidden >= 1, what, ": hidden is ", shape.hidden, "; at least 1 is needed");
+  expects(shape.hidden <= most, what, ": hidden is ", shape.hidden, "; at most ", most,
+          " is possible");
   expects(shape.experts >= ranks, what, ": experts is ", shape.experts, ", fewer than the ", ranks,
           " ranks; every rank needs one of its own");
   check_layout(what, layout);
 }
 
-/// Collective. The same, on all ranks alike, and unless all ranks pass the same.
+/// Collective. The same, on all ranks alike, and unless all ranks pass the same; `wrong`: whether
+/// this rank lacks memory.
 template <class Comm, class Layout>
 void check_group(host_context const& ctx, Comm& comm, char const* what, expert_shape shape,
-                 Layout layout, int site) {
+                 Layout layout, int site, failure const& wrong) {
   constexpr bool has_capacity = std::is_same_v<Layout, fixed_capacity>;
   double factor = 0;
   if constexpr (has_capacity) factor = layout.factor;
@@ -44,7 +48,8 @@ void check_group(host_context const& ctx, Comm& comm, char const* what, expert_s
                      {"top_k", static_cast<double>(shape.top_k)},
                      {"hidden", static_cast<double>(shape.hidden)},
                      {"capacity factor", factor},
-                     {"alignment", static_cast<double>(layout.alignment)}});
+                     {"alignment", static_cast<double>(layout.alignment)}},
+                    wrong);
   check_shape(what, shape, comm.size(), layout);
 }
 

@@ -53,13 +53,11 @@ inline std::uint8_t mixed_byte(std::uint64_t x) {
   return static_cast<std::uint8_t>(x >> 56);
 }
 
-template <class T>
-void paint(T& element, index_t number, int coat) {
-  unsigned char bytes[sizeof(T)];
-  for (std::size_t b = 0; b < sizeof(T); ++b)
-    bytes[b] = mixed_byte((static_cast<std::uint64_t>(number) * sizeof(T) + b) * 2 +
+inline void paint(void* element, std::size_t size, index_t number, int coat) {
+  auto* const bytes = static_cast<unsigned char*>(element);
+  for (std::size_t b = 0; b < size; ++b)
+    bytes[b] = mixed_byte((static_cast<std::uint64_t>(number) * size + b) * 2 +
                           static_cast<std::uint64_t>(coat) + 1);
-  std::memcpy(&element, bytes, sizeof(T));
 }
 
 }  // namespace detail
@@ -99,18 +97,23 @@ char const* broken_tensor_law(Tensor& t) {
     return "contiguous: in the last dimension neighbours are 1 element apart";
 
   if constexpr (!std::is_const_v<std::remove_pointer_t<decltype(view.data)>>) {
-    std::vector<element_type> before;
-    before.reserve(static_cast<std::size_t>(view.size()));
-    detail::each_element(view, [&](element_type& x, index_t) { before.push_back(x); });
+    constexpr std::size_t bytes = sizeof(element_type);  // painted bytes are no values of the type
+    std::vector<unsigned char> before(static_cast<std::size_t>(view.size()) * bytes);
+    auto const kept = [&](index_t n) {
+      return before.data() + static_cast<std::size_t>(n) * bytes;
+    };
+    detail::each_element(view,
+                         [&](element_type& x, index_t n) { std::memcpy(kept(n), &x, bytes); });
     bool distinct = true, stored = true;
     for (int coat = 0; coat < 2; ++coat) {
-      detail::each_element(view, [&](element_type& x, index_t n) { detail::paint(x, n, coat); });
+      detail::each_element(view,
+                           [&](element_type& x, index_t n) { detail::paint(&x, bytes, n, coat); });
       auto const holds = [coat](auto const& v) {
         bool all = true;
         detail::each_element(v, [&](element_type const& x, index_t n) {
-          element_type wanted = x;
-          detail::paint(wanted, n, coat);
-          if (std::memcmp(&wanted, &x, sizeof wanted) != 0) all = false;
+          alignas(element_type) unsigned char wanted[sizeof(element_type)];
+          detail::paint(wanted, sizeof wanted, n, coat);
+          if (std::memcmp(wanted, &x, sizeof wanted) != 0) all = false;
         });
         return all;
       };
@@ -118,8 +121,9 @@ char const* broken_tensor_law(Tensor& t) {
       stored = stored && holds(traits::view(t));
       if constexpr (has_const_view) stored = stored && holds(traits::view(std::as_const(t)));
     }
-    detail::each_element(
-        view, [&](element_type& x, index_t n) { x = before[static_cast<std::size_t>(n)]; });
+    detail::each_element(view, [&](element_type& x, index_t n) {
+      std::memcpy(static_cast<void*>(&x), kept(n), bytes);
+    });
     if (!distinct) return "distinct: every index has an element of its own";
     if (!stored) return "storage: what is written through one view is read through the next";
   }
@@ -153,16 +157,19 @@ class communicator_examiner {
         for (int data : {round, round + 2 * rounds})
           attempt("segments", [&] { segments(round, data); });
       attempt("nothing", [&] { nothing(); });
+      attempt("nothing", [&] { one_byte(); });
     }
     if constexpr (has_fixed)
-      for (int round = 0; round < rounds; ++round)
-        attempt("fixed", [&] { fixed(round, fixed_bytes(round)); });
+      for (int round = 0; round < rounds; ++round) {
+        attempt("all_to_all", [&] { fixed_all_to_all(round, fixed_bytes(round)); });
+        attempt("all_gather", [&] { fixed_all_gather(round, fixed_bytes(round)); });
+        attempt("barrier", [&] { comm_.barrier(on_); });
+      }
     if constexpr (has_windows) {
       // They live until the ranks agree: a rank whose phase throws may still be written to.
       std::vector<decltype(comm_.allocate_window(std::size_t{}))> memory;
       memory.reserve(2);
-      for (std::size_t bytes : {std::size_t{64}, std::size_t{5000}})
-        attempt("window", [&] { window(memory, bytes); });
+      for (std::size_t bytes : {std::size_t{64}, std::size_t{5000}}) window(memory, bytes);
       return agree();
     } else {
       return agree();
@@ -197,6 +204,8 @@ class communicator_examiner {
       f();
     } catch (std::exception const& e) {
       broken(law, ": the communicator throws on rank ", rank_, ": ", e.what());
+    } catch (...) {
+      broken(law, ": the communicator throws on rank ", rank_);
     }
   }
 
@@ -301,7 +310,10 @@ class communicator_examiner {
   void nothing() requires has_v {
     std::vector<std::size_t> const none(ranks(), 0);
     comm_.all_to_all_v(on_, nullptr, none, none, nullptr, none, none);
-    // Only the last rank has something, for the first.
+  }
+  // Only the last rank has something, for the first.
+  void one_byte() requires has_v {
+    std::vector<std::size_t> const none(ranks(), 0);
     std::vector<std::size_t> sent(ranks(), 0), got(ranks(), 0);
     std::byte in{}, out = untouched;
     in = byte_of(0, size_ - 1, 0, 0);
@@ -313,7 +325,7 @@ class communicator_examiner {
       broken("nothing: the only byte of an exchange, from rank ", size_ - 1, " to rank 0, is lost");
   }
 
-  void fixed(int round, std::size_t bytes) requires has_fixed {
+  void fixed_all_to_all(int round, std::size_t bytes) requires has_fixed {
     std::vector<std::byte> in(bytes * ranks()), out(bytes * ranks() + 1, untouched);
     for (int p = 0; p < size_; ++p)
       for (std::size_t k = 0; k < bytes; ++k) in[at(p) * bytes + k] = byte_of(round, rank_, p, k);
@@ -322,62 +334,59 @@ class communicator_examiner {
       check_segment("all_to_all", round, p, rank_, out.data() + at(p) * bytes, bytes);
     if (out[bytes * ranks()] != untouched)
       broken("all_to_all: on rank ", rank_, " a byte behind the last block is written");
-
+  }
+  void fixed_all_gather(int round, std::size_t bytes) requires has_fixed {
+    std::vector<std::byte> in(bytes), out(bytes * ranks() + 1, untouched);
     for (std::size_t k = 0; k < bytes; ++k) in[k] = byte_of(round + rounds, rank_, 0, k);
-    out.assign(bytes * ranks() + 1, untouched);
     comm_.all_gather(on_, in.data(), out.data(), bytes);
     for (int p = 0; p < size_; ++p)
       check_segment("all_gather", round + rounds, p, 0, out.data() + at(p) * bytes, bytes);
     if (out[bytes * ranks()] != untouched)
       broken("all_gather: on rank ", rank_, " a byte behind the last block is written");
-    comm_.barrier(on_);
-  }
-
-  // Whether rank `from` can write to the window of rank `to`, as every rank must know: a table.
-  std::vector<std::byte> reach_of(std::vector<std::byte> const& mine) {
-    std::vector<std::byte> table(ranks() * ranks());
-    gather(mine.data(), table.data(), ranks());
-    return table;
   }
 
   template <class Windows>
   void window(Windows& all, std::size_t bytes) {
     std::size_t const share = bytes / ranks();
-    all.push_back(comm_.allocate_window(bytes));
-    auto const& memory = all.back();
-    auto const view = memory.view();
-    std::vector<std::byte> reach(ranks());
-    bool sound = true;
-    if (memory.size_bytes() != bytes)
-      broken("window: size_bytes() is ", memory.size_bytes(), " on rank ", rank_,
-             " of a window of ", bytes, " bytes");
-    if (view.rank() != rank_ || view.size() != size_)
-      broken("window: the view says rank ", view.rank(), " of ", view.size(), " on rank ", rank_,
-             " of ", size_),
-          sound = false;
-    for (int p = 0; sound && p < size_; ++p) {
-      auto* const first = static_cast<std::byte*>(view.peer(p, 0));
-      reach[at(p)] = std::byte{first != nullptr};
-      if (first != nullptr && view.peer(p, bytes - 1) != first + (bytes - 1)) {
-        broken("window: on rank ", rank_, " the bytes of rank ", p, " do not follow each other");
-        reach[at(p)] = std::byte{0};
+    std::size_t const before = all.size();
+    attempt("window", [&] { all.push_back(comm_.allocate_window(bytes)); });
+    bool sound = all.size() > before;  // a rank without a window takes part in what follows
+    std::vector<std::byte> reach(ranks()), table(ranks() * ranks());
+    if (sound) {
+      auto const view = all.back().view();
+      if (all.back().size_bytes() != bytes)
+        broken("window: size_bytes() is ", all.back().size_bytes(), " on rank ", rank_,
+               " of a window of ", bytes, " bytes");
+      if (view.rank() != rank_ || view.size() != size_)
+        broken("window: the view says rank ", view.rank(), " of ", view.size(), " on rank ", rank_,
+               " of ", size_),
+            sound = false;
+      for (int p = 0; sound && p < size_; ++p) {
+        auto* const first = static_cast<std::byte*>(view.peer(p, 0));
+        reach[at(p)] = std::byte{first != nullptr};
+        if (first != nullptr && view.peer(p, bytes - 1) != first + (bytes - 1)) {
+          broken("window: on rank ", rank_, " the bytes of rank ", p, " do not follow each other");
+          reach[at(p)] = std::byte{0};
+        }
       }
+      if (sound && reach[at(rank_)] == std::byte{0})
+        broken("window: rank ", rank_, " cannot reach its own part");
     }
-    if (sound && reach[at(rank_)] == std::byte{0})
-      broken("window: rank ", rank_, " cannot reach its own part");
-    auto const table = reach_of(reach);
+    attempt("window", [&] { gather(reach.data(), table.data(), ranks()); });
     for (int round = 0; round < 3; ++round) {
       for (int p = 0; p < size_; ++p)
         if (reach[at(p)] != std::byte{0}) {
-          auto* const theirs = static_cast<std::byte*>(view.peer(p, at(rank_) * share));
+          auto* const theirs =
+              static_cast<std::byte*>(all.back().view().peer(p, at(rank_) * share));
           for (std::size_t k = 0; k < share; ++k) theirs[k] = byte_of(round, rank_, p, k);
         }
-      comm_.exchange_phase(on_);
+      attempt("window", [&] { comm_.exchange_phase(on_); });
       for (int p = 0; p < size_; ++p)
         if (reach[at(rank_)] != std::byte{0} && table[at(p) * ranks() + at(rank_)] != std::byte{0})
           check_segment("window", round, p, rank_,
-                        static_cast<std::byte const*>(view.peer(rank_, at(p) * share)), share);
-      comm_.exchange_phase(on_);
+                        static_cast<std::byte const*>(all.back().view().peer(rank_, at(p) * share)),
+                        share);
+      attempt("window", [&] { comm_.exchange_phase(on_); });
     }
   }
 
@@ -408,6 +417,8 @@ class communicator_examiner {
           gather(&found_, reinterpret_cast<std::byte*>(all.data()), sizeof(finding));
         } catch (std::exception const& e) {
           broken("order: the communicator throws on rank ", rank_, ": ", e.what());
+        } catch (...) {
+          broken("order: the communicator throws on rank ", rank_);
         }
         for (finding const& f : all)
           if (f.stamp == seal &&

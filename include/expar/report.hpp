@@ -35,24 +35,28 @@ struct routing_report {
 inline constexpr struct gather_report_fn {
   template <class Comm>
   routing_report operator()(host_context const& ctx, Comm& comm, route_plan const& plan) const {
-    detail::expects_agreement(ctx, comm, "gather_report",
-                              {{"experts", static_cast<double>(plan.experts())}});
     block_placement const place{plan.experts(), comm.size()};
-    std::vector<index_t> own{plan.tokens(), plan.dropped(), plan.capacity(),
-                             plan.needed_capacity()};
-    for (index_t count : plan.counts()) own.push_back(count);
-    for (int peer = 0; peer < comm.size(); ++peer) {
-      index_t rows = 0;
-      for (int i = 0; i < place.count(peer); ++i) rows += plan.kept(place.first(peer) + i);
-      own.push_back(rows);
-    }
-    std::size_t const n = own.size(), experts = plan.counts().size();
-    std::vector<index_t> all(n * static_cast<std::size_t>(comm.size()));
+    std::vector<index_t> own, all;
+    routing_report r;
+    auto const wrong = detail::failure_of([&] {
+      own = {plan.tokens(), plan.dropped(), plan.capacity(), plan.needed_capacity()};
+      for (index_t count : plan.counts()) own.push_back(count);
+      for (int peer = 0; peer < comm.size(); ++peer) {
+        index_t rows = 0;
+        for (int i = 0; i < place.count(peer); ++i) rows += plan.kept(place.first(peer) + i);
+        own.push_back(rows);
+      }
+      all.resize(own.size() * static_cast<std::size_t>(comm.size()));
+      r.counts.resize(plan.counts().size());
+      r.traffic.reserve(static_cast<std::size_t>(comm.size()) *
+                        static_cast<std::size_t>(comm.size()));
+    });
+    detail::expects_agreement(ctx, comm, "gather_report",
+                              {{"experts", static_cast<double>(plan.experts())}}, wrong);
+    std::size_t const n = own.size(), experts = r.counts.size();
     all_gather(ctx, comm, own.data(), all.data(), n * sizeof(index_t));
 
-    routing_report r;
     r.ranks = comm.size();
-    r.counts.resize(experts);
     for (std::size_t from = 0; from < all.size(); from += n) {
       index_t const* const theirs = all.data() + from;
       r.tokens += theirs[0], r.dropped += theirs[1];

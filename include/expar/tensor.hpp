@@ -193,6 +193,10 @@ void check_view(char const* what, tensor_view<T, Rank> const& v) {
   for (int i = 0; i < Rank; ++i)
     expects(v.extents[i] >= 0, what, " has extent ", v.extents[i], " in dimension ", i,
             "; an extent is at least 0");
+  index_t elements = 1;
+  for (int i = 0; i < Rank; ++i)
+    expects(v.extents[i] == 0 || !__builtin_mul_overflow(elements, v.extents[i], &elements), what,
+            " has more elements than an index can count");
   if (v.size() == 0) return;
   expects(v.data != nullptr, what, " has ", v.size(), " elements but its data is null");
   expects(v.strides[Rank - 1] == 1 || v.extents[Rank - 1] == 1, what, " has stride ",

@@ -29,7 +29,7 @@ TEST_CASE("the lowest rank that failed speaks for all") {
   auto const said = what_ranks_throw(4, [&](expar::thread_communicator& comm) {
     expar::detail::agreement agree(std::pmr::get_default_resource());
     agree.reserve(4);
-    agree.run(ctx, comm, [&] {
+    agree.run(ctx, comm, {expar::detail::step::combine, 3}, [&] {
       if (comm.rank() == 2) throw expar::error("second");
       if (comm.rank() != 0) throw expar::error("first " + std::string(600, 'x'));
     });
@@ -49,7 +49,7 @@ TEST_CASE("whatever is thrown on one rank is an error on all, and the next opera
     expar::detail::agreement agree(std::pmr::get_default_resource());
     agree.reserve(3);
     auto const fails = [&] {
-      agree.run(ctx, comm, [&] {
+      agree.run(ctx, comm, {expar::detail::step::combine, 3}, [&] {
         if (comm.rank() != 2) return;
         if (kind == 0) throw std::bad_alloc();
         if (kind == 1) throw std::runtime_error("out of paper");
@@ -57,11 +57,51 @@ TEST_CASE("whatever is thrown on one rank is an error on all, and the next opera
       });
     };
     auto const text = expar::detail::failure_of(fails);
-    agree.run(ctx, comm, [&] { sums[static_cast<std::size_t>(comm.rank())] = 1; });
+    agree.run(ctx, comm, {expar::detail::step::combine, 3},
+              [&] { sums[static_cast<std::size_t>(comm.rank())] = 1; });
     throw expar::error(text.text);
   });
   for (auto const& s : said) CHECK(s == wanted[kind]);
   CHECK(sums == std::vector<int>{1, 1, 1});
+}
+
+TEST_CASE("ranks that intend other things all say so, and can go on") {
+  expar::host_context const ctx;
+  std::vector<int> passed(3);
+  auto const said = what_ranks_throw(3, [&](expar::thread_communicator& comm) {
+    using expar::detail::step;
+    expar::detail::agreement agree(std::pmr::get_default_resource());
+    agree.reserve(3);
+    auto const text = expar::detail::failure_of([&] {
+      agree.run(ctx, comm, {comm.rank() == 1 ? step::combine : step::dispatch, 7}, [] {});
+    });
+    auto const other = expar::detail::failure_of([&] {
+      agree.run(ctx, comm, {step::combine, comm.rank() == 2 ? 5u : 4u}, [] {});
+    });
+    agree.run(ctx, comm, {step::combine, 1},
+              [&] { passed[static_cast<std::size_t>(comm.rank())] = 1; });
+    throw expar::error(std::string(text.text) + " / " + other.text);
+  });
+  for (auto const& s : said)
+    CHECK(
+        s ==
+        "expar: rank 0 calls dispatch for its batch 7 while rank 1 calls combine for its batch 7; "
+        "all ranks call the same operations in the same order / expar: rank 0 calls combine for "
+        "its batch 4 while rank 2 calls combine for its batch 5; all ranks call the same "
+        "operations in the same order");
+  CHECK(passed == std::vector<int>{1, 1, 1});
+}
+
+TEST_CASE("a failure without a sentence is a failure") {
+  expar::host_context const ctx;
+  auto const said = what_ranks_throw(2, [&](expar::thread_communicator& comm) {
+    expar::detail::agreement agree(std::pmr::get_default_resource());
+    agree.reserve(2);
+    agree.run(ctx, comm, {expar::detail::step::combine, 1}, [&] {
+      if (comm.rank() == 1) throw expar::error("");
+    });
+  });
+  for (auto const& s : said) CHECK(s == "expar: a rank failed without saying why");
 }
 
 TEST_CASE("values that differ are named with both values") {

@@ -19,11 +19,9 @@ TEST_CASE("every rank learns what comes from every rank, and the maxima of the g
     std::vector<expar::index_t> counts;
     for (int e = 0; e < experts; ++e) counts.push_back(count(comm.rank(), e));
     expar::detail::count_exchange exchange(std::pmr::get_default_resource());
-    expar::detail::agreement agree(std::pmr::get_default_resource());
+    expar::detail::fixed_counts table(std::pmr::get_default_resource());
     exchange.reserve(place);
-    agree.reserve(ranks);
-    auto const most =
-        exchange.run(ctx, comm, agree, place, map, counts, 10 - comm.rank(), {4, 4}, {});
+    auto const most = exchange.run(ctx, comm, table, map, counts, 10 - comm.rank(), {4, 4});
     auto& mine = wrong[static_cast<std::size_t>(comm.rank())];
     if (most.tokens != 10 || most.largest_count != 206) mine = "maxima";
     for (int s = 0; s < ranks; ++s)

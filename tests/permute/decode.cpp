@@ -216,6 +216,23 @@ TEST_CASE("decode refuses what it cannot do, by name") {
       "cannot work in place");
 }
 
+TEST_CASE("the gradient of the weights is apart from the weights") {
+  expar::host_context const ctx;
+  std::vector<std::int32_t> const ids{0, 1};
+  auto const p = expar::make_plan(ctx, expar::make_view(ids.data(), 2, 1), 2);
+  std::vector<float> a(8), b(8), c(8), w(2);
+  auto const rows = [](std::vector<float>& v) { return expar::make_view(v.data(), 2, 4); };
+  auto const weights = expar::make_view(w.data(), 2, 1);
+  CHECK_THROWS_WITH(expar::decode_backward(ctx, p, rows(a), rows(b), weights, rows(c), weights),
+                    "expar: decode_backward: d_weights overlaps decode_backward: weights in "
+                    "memory; the operation "
+                    "cannot work in place");
+  CHECK_THROWS_WITH(expar::encode_backward(ctx, p, rows(a), rows(b), weights, rows(c), weights),
+                    "expar: encode_backward: d_weights overlaps encode_backward: weights in "
+                    "memory; the operation "
+                    "cannot work in place");
+}
+
 TEST_CASE("rows of no elements, and no tokens at all, are ordinary") {
   expar::host_context const ctx;
   std::vector<std::int32_t> const ids{0, 1};

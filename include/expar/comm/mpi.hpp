@@ -8,6 +8,7 @@
 
 #include <climits>
 #include <cstring>
+#include <exception>
 #include <utility>
 #include <vector>
 
@@ -47,6 +48,9 @@ class mpi_communicator {
             MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN));
       check("mpi_communicator", "MPI_Comm_rank", MPI_Comm_rank(comm_, &rank_));
       check("mpi_communicator", "MPI_Comm_size", MPI_Comm_size(comm_, &size_));
+      // One message to and from each peer: more is needed beyond max_message alone.
+      requests_.reserve(2 * unsigned_of(size_));
+      pieces_.reserve(unsigned_of(size_));
     } catch (...) {
       release();
       throw;
@@ -202,10 +206,16 @@ class mpi_communicator {
       throw;
     }
     segment const mine = sent(rank_), wanted = received(rank_);
-    if (mine.bytes == wanted.bytes && mine.bytes != 0)
-      copy(on, static_cast<std::byte*>(out) + wanted.at,
-           static_cast<std::byte const*>(in) + mine.at, mine.bytes);
-    wait(name);
+    std::exception_ptr failure;
+    try {
+      if (mine.bytes == wanted.bytes && mine.bytes != 0)
+        copy(on, static_cast<std::byte*>(out) + wanted.at,
+             static_cast<std::byte const*>(in) + mine.at, mine.bytes);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    wait(name);  // whatever happens: messages still use the buffers
+    if (failure) std::rethrow_exception(failure);
     detail::expects(mine.bytes == wanted.bytes, name, ": rank ", rank_, " sends ", mine.bytes,
                     " bytes to itself but expects ", wanted.bytes);
   }

@@ -25,6 +25,7 @@ class thread_group {
     byte_counts counts{}, displacements{};
     std::byte* window = nullptr;
     std::size_t bytes = 0;
+    bool failed = false;
   };
   /// What a rank found wrong between two meetings: written there, and read after the second.
   struct finding {
@@ -207,10 +208,23 @@ class thread_communicator {
   window allocate_window(std::size_t bytes) const {
     window w;
     w.rank_ = rank_;
-    w.part_.resize(bytes);
-    w.parts_.resize(static_cast<std::size_t>(size()));
-    mine() = {.window = w.part_.data(), .bytes = bytes};
+    std::exception_ptr failure;
+    try {
+      w.part_.resize(bytes);
+      w.parts_.resize(static_cast<std::size_t>(size()));
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    mine() = {.window = w.part_.data(), .bytes = bytes, .failed = failure != nullptr};
     group_->meet(rank_, "allocate_window");
+    int without = -1;
+    for (int p = 0; p < size(); ++p)
+      if (group_->at(p).failed && without < 0) without = p;
+    if (without >= 0) {
+      group_->meet(rank_, "allocate_window", detail::thread_group::patience::unlimited);
+      if (failure) std::rethrow_exception(failure);
+      detail::fail("allocate_window: rank ", without, " has no memory for ", bytes, " bytes");
+    }
     int odd = -1;
     for (int p = 0; p < size(); ++p) {
       w.parts_[static_cast<std::size_t>(p)] = group_->at(p).window;

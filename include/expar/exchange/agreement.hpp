@@ -17,23 +17,57 @@ namespace detail {
 struct failure {
   static constexpr std::size_t room = 512;
   char text[room]{};
-  explicit operator bool() const { return text[0] != '\0'; }
+  bool failed = false;
+  explicit operator bool() const { return failed; }
 };
 
 template <class Local>
 failure failure_of(Local local) {
   failure f;
+  auto const say = [&f](char const* before, char const* text) {
+    f.failed = true;
+    std::snprintf(f.text, sizeof f.text, "%s%s", before, text);
+  };
   try {
     local();
   } catch (error const& e) {
-    std::snprintf(f.text, sizeof f.text, "%s", e.what());
+    say("", e.what());
   } catch (std::exception const& e) {
-    std::snprintf(f.text, sizeof f.text, "expar: an exception: %s", e.what());
+    say("expar: an exception: ", e.what());
   } catch (...) {
-    std::snprintf(f.text, sizeof f.text, "expar: an exception that is no std::exception");
+    say("expar: an exception that is no std::exception", "");
   }
   return f;
 }
+
+/// The steps in which ranks ask each other whether all can go on.
+enum class step : std::uint8_t {
+  failed,
+  prepare,
+  dispatch,
+  combine,
+  combine_backward,
+  gradients_of_weights,
+  dispatch_backward,
+  make_batch,
+  end
+};
+inline char const* name_of(step s) {
+  constexpr char const* names[] = {"nothing",           "prepare",          "dispatch",
+                                   "combine",           "combine_backward", "combine_backward",
+                                   "dispatch_backward", "make_batch",       "the end of a phase"};
+  return names[static_cast<int>(s)];
+}
+
+/// What a rank is about to do, in a word that ranks compare: a step, and the number of the batch,
+/// which counts the prepare() calls of an object and so is the same on all ranks.
+struct intention {
+  step what;
+  std::uint64_t batch;
+
+  std::uint64_t word() const { return batch << 8 | static_cast<std::uint64_t>(what); }
+  static intention of(std::uint64_t word) { return {static_cast<step>(word & 255), word >> 8}; }
+};
 
 /// Makes what fails on one rank fail on all. A rank that cannot go on must not leave the others
 /// waiting for it, so ranks ask each other before rows travel: 8 bytes from each, in memory that is
@@ -51,18 +85,33 @@ class agreement {
   }
 
   /// Collective. Runs `local`, which takes no part in anything collective; if it throws on any
-  /// rank, all ranks throw what it says there.
+  /// rank, all ranks throw what it says there. All throw as well if they intend other things.
   template <class Comm, class Local>
-  void run(host_context const& ctx, Comm& comm, Local local) {
+  void run(host_context const& ctx, Comm& comm, intention mine, Local local) {
     if (comm.size() == 1) {
       local();
       return;
     }
-    failure const mine = failure_of(local);
-    std::uint64_t const word = mine ? 1 : 0;
+    failure const wrong = failure_of(local);
+    std::uint64_t const word = wrong ? 0 : mine.word();
     all_gather(ctx, comm, &word, words_.data(), sizeof word, counts_);
-    for (std::uint64_t const theirs : words_)
-      if (theirs != 0) fail(ctx, comm, mine);
+    settle(ctx, comm, words_.data(), wrong);
+  }
+
+  /// Collective, once this rank has the words of all: returns if all are the same and none is 0.
+  template <class Comm>
+  void settle(host_context const& ctx, Comm& comm, std::uint64_t const* words,
+              failure const& wrong) {
+    int const ranks = comm.size();
+    for (int r = 0; r < ranks; ++r)
+      if (words[r] == 0) fail(ctx, comm, wrong);
+    intention const first = intention::of(words[0]);
+    for (int r = 1; r < ranks; ++r) {
+      intention const theirs = intention::of(words[r]);
+      expects(words[r] == words[0], "rank 0 calls ", name_of(first.what), " for its batch ",
+              first.batch, " while rank ", r, " calls ", name_of(theirs.what), " for its batch ",
+              theirs.batch, "; all ranks call the same operations in the same order");
+    }
   }
 
   /// Collective, once every rank knows that some rank failed: throws, on all ranks, the sentence of
@@ -91,20 +140,25 @@ struct agreed_value {
   double value;
 };
 
-/// Collective. Throws the same sentence on all ranks unless every rank passes the same values.
+/// Collective. Throws the same sentence on all ranks unless every rank passes the same values and
+/// none has failed to get its memory (`wrong`). Up to 64 ranks need none to ask.
 template <class Comm>
 void expects_agreement(host_context const& ctx, Comm& comm, char const* what,
-                       std::initializer_list<agreed_value> mine) {
+                       std::initializer_list<agreed_value> mine, failure const& wrong = {}) {
+  constexpr std::size_t most = 8, few = 64;
   std::size_t const n = mine.size(), ranks = static_cast<std::size_t>(comm.size());
-  buffer<double> values(ctx.memory());
-  double* const all = values.resize((ranks + 1) * n);
-  double* own = all + ranks * n;
-  for (agreed_value const& v : mine) *own++ = v.value;
-  all_gather(ctx, comm, all + ranks * n, all, n * sizeof(double));
-  std::size_t field = 0;
+  double own[most + 1] = {wrong ? 1.0 : 0.0}, of_few[few * (most + 1)];
+  buffer<double> of_many(ctx.memory());
+  double* const all = ranks <= few ? of_few : of_many.resize(ranks * (n + 1));
+  std::size_t at = 1;
+  for (agreed_value const& v : mine) own[at++] = v.value;
+  all_gather(ctx, comm, own, all, (n + 1) * sizeof(double));
+  for (std::size_t r = 0; r < ranks; ++r)
+    expects(all[r * (n + 1)] == 0, what, ": rank ", r, " has no memory for it");
+  std::size_t field = 1;
   for (agreed_value const& v : mine) {
     for (std::size_t r = 1; r < ranks; ++r) {
-      double const first = all[field], theirs = all[r * n + field];
+      double const first = all[field], theirs = all[r * (n + 1) + field];
       bool const both_nan = first != first && theirs != theirs;
       expects(theirs == first || both_nan, what, ": ", v.name, " is ", first, " on rank 0 but ",
               theirs, " on rank ", r, "; all ranks must pass the same");

@@ -8,19 +8,24 @@ namespace expar {
 inline namespace v0 {
 namespace detail {
 
-/// Byte counts and displacements for tier 1 on tier 2. Who keeps one calls without allocating.
+/// Byte counts and displacements for tier 1 on tier 2. Who keeps one calls without allocating; up
+/// to 64 ranks need no memory at all.
 class fixed_counts {
  public:
   explicit fixed_counts(std::pmr::memory_resource* memory) : table_(memory) {}
   /// Room for calls among so many ranks.
-  void reserve(int ranks) { table_.resize(3 * static_cast<std::size_t>(ranks)); }
+  void reserve(int ranks) {
+    if (ranks > few) table_.resize(3 * static_cast<std::size_t>(ranks));
+  }
 
   /// Block p of `in` begins at p * step and has `bytes` bytes; block s of `out` at s * bytes.
   template <class Comm>
   void run(host_context const& ctx, Comm& comm, void const* in, std::size_t step, void* out,
            std::size_t bytes) {
     auto const ranks = static_cast<std::size_t>(comm.size());
-    std::size_t* const count = table_.resize(3 * ranks);
+    reserve(comm.size());
+    std::size_t few_counts[3 * few];
+    std::size_t* const count = comm.size() > few ? table_.data() : few_counts;
     for (std::size_t p = 0; p < ranks; ++p) {
       count[p] = bytes;
       count[ranks + p] = p * step;
@@ -32,6 +37,7 @@ class fixed_counts {
   }
 
  private:
+  static constexpr int few = 64;
   buffer<std::size_t> table_;
 };
 

@@ -4,8 +4,8 @@
 #include <cstring>
 #include <span>
 
-#include <expar/exchange/agreement.hpp>
 #include <expar/exchange/arrivals.hpp>
+#include <expar/exchange/collectives.hpp>
 
 namespace expar {
 inline namespace v0 {
@@ -15,7 +15,7 @@ namespace detail {
 /// every rank, so that tier 1 is enough. Its memory is there from the beginning.
 class count_exchange {
   struct header {
-    index_t failed, tokens, largest_count, row_element_bytes, weight_bytes;
+    index_t tokens, largest_count, row_element_bytes, weight_bytes;
   };
   static constexpr index_t head = sizeof(header) / sizeof(index_t);
 
@@ -35,35 +35,31 @@ class count_exchange {
   };
 
   /// Collective. Fills map.arrived from the `counts` [experts] of every rank (`map.place`,
-  /// `map.rank` and the size of `map.arrived` are set, but where `mine` says that something went
-  /// wrong). Throws on all ranks if one of them failed, or if element sizes differ.
+  /// `map.rank` and the size of `map.arrived` are set). Throws on all ranks if element sizes
+  /// differ.
   template <class Comm>
-  maxima run(host_context const& ctx, Comm& comm, agreement& ranks_agree, block_placement place,
-             arrivals& map, std::span<index_t const> counts, index_t tokens, sizes bytes,
-             failure const& mine) {
-    int const ranks = place.ranks, locals = place.count(comm.rank());
+  maxima run(host_context const& ctx, Comm& comm, fixed_counts& table, arrivals& map,
+             std::span<index_t const> counts, index_t tokens, sizes bytes) {
+    block_placement const place = map.place;
+    int const ranks = place.ranks, locals = map.locals();
     index_t const words = head + place.most();
     index_t* const out = words_.assign(static_cast<std::size_t>(2 * ranks * words), 0);
     index_t* const in = out + ranks * words;
-    header own{mine ? 1 : 0, tokens, 0, bytes.row_element, bytes.weight};
-    if (!mine)
-      for (index_t const count : counts)
-        own.largest_count = count > own.largest_count ? count : own.largest_count;
+    header own{tokens, 0, bytes.row_element, bytes.weight};
+    for (index_t const count : counts)
+      own.largest_count = count > own.largest_count ? count : own.largest_count;
     for (int p = 0; p < ranks; ++p) {
       std::memcpy(out + p * words, &own, sizeof own);
-      for (int l = 0; !mine && l < place.count(p); ++l)
+      for (int l = 0; l < place.count(p); ++l)
         out[p * words + head + l] = counts[static_cast<std::size_t>(place.first(p) + l)];
     }
-    all_to_all(ctx, comm, out, in, static_cast<std::size_t>(words) * sizeof(index_t),
-               ranks_agree.counts());
+    all_to_all(ctx, comm, out, in, static_cast<std::size_t>(words) * sizeof(index_t), table);
 
     auto const header_of = [&](int rank) {
       header h;
       std::memcpy(&h, in + rank * words, sizeof h);
       return h;
     };
-    for (int s = 0; s < ranks; ++s)
-      if (header_of(s).failed != 0) ranks_agree.fail(ctx, comm, mine);
     header const first = header_of(0);
     maxima most;
     for (int s = 0; s < ranks; ++s) {

@@ -46,9 +46,7 @@ class window_parallel {
         place_{shape.experts, comm.size()},
         memory_(memory),
         agreement_(memory),
-        status_(checked_window(comm, shape, layout)) {
-    agreement_.reserve(place_.ranks);
-  }
+        status_(status_of(comm, shape, layout)) {}
 
   expert_shape const& shape() const noexcept { return shape_; }
   block_placement const& placement() const noexcept { return place_; }
@@ -62,17 +60,22 @@ class window_parallel {
   template <class T, class W = float>
   auto make_batch(window_size size) {
     static_assert(alignof(T) <= 16, "expar: rows in a window are aligned to 16 bytes");
-    detail::expects_agreement(host_context{}, *comm_, "make_batch",
+    detail::buffer<detail::destination> to(memory_);
+    auto const wrong = detail::failure_of([&] { to.resize(index_t{shape_.experts}); });
+    detail::expects_agreement(host_context{}, comm(), "make_batch",
                               {{"rows", static_cast<double>(size.rows)},
                                {"backward", size.backward ? 1.0 : 0.0},
-                               {"bytes per element", static_cast<double>(sizeof(T))}});
+                               {"bytes per element", static_cast<double>(sizeof(T))}},
+                              wrong);
     auto const shape = detail::shape_of(place_, shape_.hidden * index_t{sizeof(T)}, size);
-    auto window = comm_->allocate_window(shape.bytes());
-    for (int p = 0; p < place_.ranks; ++p)
-      detail::expects(window.view().peer(p, 0) != nullptr, "make_batch: the window of rank ", p,
-                      " cannot be reached from rank ", comm_->rank());
-    return window_batch<T, W, decltype(window)>(std::move(window), shape, comm_->rank(), mark(),
-                                                memory_);
+    auto window = comm().allocate_window(shape.bytes());
+    agreement_.run(host_context{}, comm(), {step::make_batch, 0}, [&] {
+      for (int p = 0; p < place_.ranks; ++p)
+        detail::expects(window.view().peer(p, 0) != nullptr, "make_batch: the window of rank ", p,
+                        " cannot be reached from rank ", comm().rank());
+    });
+    return window_batch<T, W, decltype(window)>(std::move(window), shape, comm().rank(), mark(),
+                                                std::move(to), memory_);
   }
 
   /// First part of dispatch, as expert_parallel::prepare(). Throws on all ranks if a rank would get
@@ -86,7 +89,7 @@ class window_parallel {
   template <class Tokens, class T, class W, class Window>
   void dispatch(host_context const& ctx, Tokens const& tokens, window_batch<T, W, Window>& batch) {
     auto const x = detail::rows_view<T>(ctx, tokens);
-    begin(ctx, [&] {
+    meet(ctx, {step::dispatch, batch.number_}, [&] {
       require_prepared("dispatch", batch);
       check_input(batch, x);
     });
@@ -106,13 +109,12 @@ class window_parallel {
   template <class T, class W, class Window, class Out>
   void combine(host_context const& ctx, window_batch<T, W, Window>& batch, Out&& out) {
     auto const to = detail::as_output<2>(ctx, out);
-    begin(ctx, [&] {
+    meet(ctx, {step::combine, batch.number_}, [&] {
       require_prepared("combine", batch);
       check_tokens("combine: out", batch, to);
       detail::check_apart("combine: out", to, "y", batch.y());
     });
     pull(ctx, batch, 1, batch.weights(), to);
-    comm_->exchange_phase(ctx);
   }
 
   /// The adjoint of combine: batch.d_y()[row] = weight * d_out[t] on all ranks, zero in filling
@@ -123,23 +125,27 @@ class window_parallel {
                         DOut const& d_out, DWeights&& d_weights) {
     auto const d = detail::rows_view<T>(ctx, d_out);
     auto const d_w = detail::as_output<2>(ctx, d_weights);
-    begin(ctx, [&] {
+    meet(ctx, {step::combine_backward, batch.number_}, [&] {
       require_prepared("combine_backward", batch);
       require_backward("combine_backward", batch);
       check_tokens("combine_backward: d_out", batch, d);
       detail::check_apart("combine_backward: d_out", d, "d_y", batch.d_y());
       detail::check_matrix("combine_backward: d_weights", d_w, batch.plan_.tokens(),
                            "the number of tokens in the batch", shape_.top_k, "top_k");
+      detail::check_apart("combine_backward: d_weights", d_w, "d_out", d);
+      detail::check_apart("combine_backward: d_weights", d_w, "y", batch.y());
+      detail::check_apart("combine_backward: d_weights", d_w, "d_y", batch.d_y());
     });
     auto const y = batch.template everywhere<T const>(1);
     auto const d_y = batch.template everywhere<T>(2);
-    for_each_token(ctx, batch, [&](index_t t) {
-      detail::dot_token<T>(batch.plan_.view(), t, y, d.row(t), shape_.hidden, d_w.row(t));
-      detail::scatter_token<T>(batch.plan_.view(), t, d.row(t), shape_.hidden, batch.weights(),
-                               d_y);
+    meet(ctx, {step::end, batch.number_}, [&] {
+      for_each_token(ctx, batch, [&](index_t t) {
+        detail::dot_token<T>(batch.plan_.view(), t, y, d.row(t), shape_.hidden, d_w.row(t));
+        detail::scatter_token<T>(batch.plan_.view(), t, d.row(t), shape_.hidden, batch.weights(),
+                                 d_y);
+      });
+      clear_gaps(batch, batch.d_y());
     });
-    clear_gaps(batch, batch.d_y());
-    comm_->exchange_phase(ctx);
   }
 
   /// The adjoint of dispatch: d_tokens[t] = sum over kept routes, in choice order, of
@@ -148,42 +154,50 @@ class window_parallel {
   void dispatch_backward(host_context const& ctx, window_batch<T, W, Window>& batch,
                          DTokens&& d_tokens) {
     auto const to = detail::as_output<2>(ctx, d_tokens);
-    begin(ctx, [&] {
+    meet(ctx, {step::dispatch_backward, batch.number_}, [&] {
       require_prepared("dispatch_backward", batch);
       require_backward("dispatch_backward", batch);
       check_tokens("dispatch_backward: d_tokens", batch, to);
       detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", batch.d_rows());
     });
     pull(ctx, batch, 3, detail::unit_weights{}, to);
-    comm_->exchange_phase(ctx);
   }
 
  private:
   using status_window = decltype(std::declval<Comm&>().allocate_window(std::size_t{}));
 
-  static status_window checked_window(Comm& comm, expert_shape shape, Layout layout) {
-    detail::check_group(host_context{}, comm, "window_parallel", shape, layout, 0);
-    return comm.allocate_window(2 * static_cast<std::size_t>(comm.size()) * sizeof(index_t));
+  using step = detail::step;
+
+  status_window status_of(Comm& comm, expert_shape shape, Layout layout) {
+    auto const wrong = detail::failure_of([&] { agreement_.reserve(place_.ranks); });
+    detail::check_group(host_context{}, comm, "window_parallel", shape, layout, 0, wrong);
+    return comm.allocate_window(2 * static_cast<std::size_t>(comm.size()) * sizeof(std::uint64_t));
+  }
+  Comm& comm() const {
+    Comm* const p = comm_;
+    detail::expects(p != nullptr, "window_parallel: the object was moved from");
+    return *p;
   }
 
-  // An operation begins with a meeting, in which ranks say whether they can go on, and after which
-  // no rank works on the buffers any more. It ends with one after which all rows are there, and no
-  // rank reads them any more. Two words of each rank are used in turns, so that no rank overwrites
-  // what another still reads.
-  template <class Checks>
-  void begin(host_context const& ctx, Checks checks) {
+  // A phase: what a rank does alone, and a meeting in which ranks say whether they could, and all
+  // throw if one could not. An operation has two. After the first no rank works on the buffers any
+  // more; after the second all rows are there, and no rank reads them any more. Two words of each
+  // rank are used in turns, so that no rank overwrites what another still reads.
+  template <class Local>
+  void meet(host_context const& ctx, detail::intention mine, Local local) {
+    Comm& ranks = comm();
     ++turn_;
-    detail::failure const mine = detail::failure_of(checks);
+    detail::failure const wrong = detail::failure_of(local);
     auto const window = status_.view();
     auto const word = [&](int rank) {
-      return static_cast<std::size_t>(turn_ % 2 * index_t{place_.ranks} + rank) * sizeof(index_t);
+      return static_cast<std::size_t>(turn_ % 2 * index_t{place_.ranks} + rank) *
+             sizeof(std::uint64_t);
     };
     for (int p = 0; p < place_.ranks; ++p)
-      *static_cast<index_t*>(window.peer(p, word(comm_->rank()))) = mine ? 1 : 0;
-    comm_->exchange_phase(ctx);
-    for (int s = 0; s < place_.ranks; ++s)
-      if (*static_cast<index_t const*>(window.peer(comm_->rank(), word(s))) != 0)
-        agreement_.fail(ctx, *comm_, mine);
+      *static_cast<std::uint64_t*>(window.peer(p, word(ranks.rank()))) = wrong ? 0 : mine.word();
+    ranks.exchange_phase(ctx);
+    agreement_.settle(ctx, ranks,
+                      static_cast<std::uint64_t const*>(window.peer(ranks.rank(), word(0))), wrong);
   }
 
   template <class Routes, class T, class W, class Window, class Checks>
@@ -195,7 +209,8 @@ class window_parallel {
                   "expar: expert ids are std::int32_t");
     static_assert(std::is_same_v<detail::element_of<decltype(weights)>, W>,
                   "expar: the batch keeps weights of the element type that the routes have");
-    begin(ctx, [&] {
+    ++batches_;
+    meet(ctx, {step::prepare, batches_}, [&] {
       require_own("dispatch", batch);
       batch.prepared_ = false;
       detail::check_extent("dispatch: ids", ids, 1, shape_.top_k, "top_k");
@@ -209,17 +224,18 @@ class window_parallel {
       W* const kept = batch.weights_.resize(weights.size());
       for (index_t t = 0; t < weights.extents[0]; ++t)
         detail::copy_row<W>(weights.row(t), kept + t * shape_.top_k, shape_.top_k);
-      batch.map_.begin(place_, comm_->rank());
+      batch.map_.begin(place_, comm().rank());
       detail::publish(batch.window_.view(), batch.shape_, turn_, batch.plan_.counts().data(),
                       batch.plan_.tokens(), detail::team{});
     });
-    seat(ctx, batch);
+    seat(batch);
+    batch.number_ = batches_;
     batch.prepared_ = true;
   }
 
   /// From what the ranks said to where rows stand, here and everywhere.
   template <class Batch>
-  void seat(host_context const& ctx, Batch& batch) {
+  void seat(Batch& batch) {
     detail::window_shape const& shape = batch.shape_;
     index_t const* const said = batch.said(turn_);
     detail::window_rule rule{layout_.alignment, -1};
@@ -231,7 +247,8 @@ class window_parallel {
         for (int e = 0; e < shape_.experts; ++e) most = words[e] > most ? words[e] : most;
       }
       rule = {1, capacity_of(layout_, tokens, shape_.experts, shape_.top_k, most)};
-      batch.plan_.lay_out(ctx, rule.capacity);
+      // On this thread alone: nothing may fail here, since the others do not ask any more.
+      batch.plan_.lay_out(host_context{}, rule.capacity);
     } else {
       batch.plan_.lay_out(layout_);
     }
@@ -242,7 +259,7 @@ class window_parallel {
     for (int owner = 0; owner < place_.ranks; ++owner) {
       index_t start = 0;
       for (int e = place_.first(owner); e < place_.first(owner + 1); ++e) {
-        auto const room = detail::room_of(shape, rule, said, e, comm_->rank());
+        auto const room = detail::room_of(shape, rule, said, e, comm().rank());
         batch.to_[e] = {static_cast<std::byte*>(window.peer(owner, 0)), start + room.before};
         start += room.size;
       }
@@ -266,19 +283,22 @@ class window_parallel {
   void place(host_context const& ctx, window_batch<T, W, Window>& batch,
              tensor_view<T const, 2> x) {
     auto const rows = batch.template everywhere<T>(0);
-    for_each_token(ctx, batch, [&](index_t t) {
-      detail::scatter_token<T>(batch.plan_.view(), t, x.row(t), shape_.hidden,
-                               detail::unit_weights{}, rows);
+    meet(ctx, {step::end, batch.number_}, [&] {
+      for_each_token(ctx, batch, [&](index_t t) {
+        detail::scatter_token<T>(batch.plan_.view(), t, x.row(t), shape_.hidden,
+                                 detail::unit_weights{}, rows);
+      });
+      clear_gaps(batch, batch.rows());
     });
-    clear_gaps(batch, batch.rows());
-    comm_->exchange_phase(ctx);
   }
   template <class T, class W, class Window, class Weights, class Out>
   void pull(host_context const& ctx, window_batch<T, W, Window>& batch, int buffer, Weights weights,
             tensor_view<Out, 2> out) {
     auto const rows = batch.template everywhere<T const>(buffer);
-    for_each_token(ctx, batch, [&](index_t t) {
-      detail::gather_token(batch.plan_.view(), t, rows, weights, out.row(t), shape_.hidden);
+    meet(ctx, {step::end, batch.number_}, [&] {
+      for_each_token(ctx, batch, [&](index_t t) {
+        detail::gather_token(batch.plan_.view(), t, rows, weights, out.row(t), shape_.hidden);
+      });
     });
   }
   template <class Batch, class F>
@@ -293,10 +313,13 @@ class window_parallel {
   }
 
   /// Ranks count operations by object, so a batch belongs to the object that made it.
-  void const* mark() const { return status_.view().peer(comm_->rank(), 0); }
+  void const* mark() const { return status_.view().peer(comm().rank(), 0); }
   template <class Batch>
   void require_own(char const* what, Batch const& batch) const {
-    detail::expects(batch.maker_ == mark(), what, ": the batch was made by another object");
+    detail::window_shape const& theirs = batch.shape_;
+    bool const fits = theirs.place.experts == shape_.experts &&
+                      theirs.place.ranks == place_.ranks && batch.hidden() == shape_.hidden;
+    detail::expects(fits && batch.maker_ == mark(), what, ": the batch was made by another object");
   }
   template <class Batch>
   void require_prepared(char const* what, Batch const& batch) const {
@@ -320,14 +343,15 @@ class window_parallel {
     detail::check_apart("dispatch: tokens", x, "rows", batch.buffer(0, batch.window_rows()));
   }
 
-  Comm* comm_;
+  detail::cleared_by_move<Comm*> comm_;
   expert_shape shape_;
   Layout layout_;
   block_placement place_;
   std::pmr::memory_resource* memory_;
   detail::agreement agreement_;
   status_window status_;
-  unsigned turn_ = 0;  // operations so far
+  unsigned turn_ = 0;          // meetings so far
+  std::uint64_t batches_ = 0;  // prepared so far
 };
 
 template <class Comm, class Layout = ragged>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <utility>
 
 #include <expar/exchange/routed_batch.hpp>
@@ -39,20 +40,19 @@ class window_batch : public routed_batch {
   friend class window_parallel;
 
   window_batch(Window window, detail::window_shape const& shape, int rank, void const* maker,
-               std::pmr::memory_resource* memory)
+               detail::buffer<detail::destination> to, std::pmr::memory_resource* memory)
       : routed_batch(memory),
         window_(std::move(window)),
         shape_(shape),
         maker_(maker),
         weights_(memory),
-        to_(memory) {
+        to_(std::move(to)) {
     map_.place = shape.place, map_.rank = rank;
-    to_.resize(static_cast<std::size_t>(shape.place.experts));
   }
 
   tensor_view<T, 2> buffer(int which) const noexcept { return buffer(which, row_count()); }
   tensor_view<T, 2> buffer(int which, index_t rows) const noexcept {
-    if (which >= shape_.buffers) return {};
+    if (which >= shape_.buffers || maker_ == nullptr) return {};
     void* const data = window_.view().peer(map_.rank, shape_.buffer(which));
     return make_view(static_cast<T*>(data), rows, hidden());
   }
@@ -69,9 +69,10 @@ class window_batch : public routed_batch {
 
   Window window_;
   detail::window_shape shape_;
-  void const* maker_;
+  detail::cleared_by_move<void const*> maker_;
   detail::buffer<W> weights_;
   detail::buffer<detail::destination> to_;
+  std::uint64_t number_ = 0;
   detail::cleared_by_move<bool> prepared_;
 };
 

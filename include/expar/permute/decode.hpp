@@ -33,7 +33,8 @@ inline constexpr struct decode_fn {
                   Weights const& weights, Residual const& residual, Out&& out) const {
     auto const r = detail::as_view<2>(ctx, residual);
     auto const x = detail::as_output<2>(ctx, out);
-    detail::check_residual("decode: residual", r, "decode: out", x);
+    using A = accumulator_t<detail::element_of<decltype(detail::as_view<2>(ctx, rows))>>;
+    detail::check_residual<A>("decode: residual", r, "decode: out", x);
     detail::gather(ctx, plan, detail::named{"decode: rows", detail::as_view<2>(ctx, rows)},
                    detail::route_weights("decode: weights", plan, detail::as_view<2>(ctx, weights)),
                    detail::named{"decode: out", x}, r.data, r.strides[0]);
@@ -60,6 +61,8 @@ inline constexpr struct decode_backward_fn {
     auto const d = detail::as_view<2>(ctx, d_out);
     auto const w =
         detail::route_weights("decode_backward: weights", plan, detail::as_view<2>(ctx, weights));
+    detail::check_apart("decode_backward: d_weights", detail::as_output<2>(ctx, d_weights),
+                        "decode_backward: weights", w.at);
     detail::dots(ctx, plan, detail::named{"decode_backward: rows", detail::as_view<2>(ctx, rows)},
                  detail::named{"decode_backward: d_out", d},
                  detail::named{"decode_backward: d_weights", detail::as_output<2>(ctx, d_weights)});

@@ -58,6 +58,8 @@ inline constexpr struct encode_backward_fn {
     auto const d = detail::as_view<2>(ctx, d_rows);
     auto const w =
         detail::route_weights("encode_backward: weights", plan, detail::as_view<2>(ctx, weights));
+    detail::check_apart("encode_backward: d_weights", detail::as_output<2>(ctx, d_weights),
+                        "encode_backward: weights", w.at);
     detail::dots(ctx, plan, detail::named{"encode_backward: d_rows", d},
                  detail::named{"encode_backward: tokens", detail::as_view<2>(ctx, tokens)},
                  detail::named{"encode_backward: d_weights", detail::as_output<2>(ctx, d_weights)});

@@ -62,6 +62,8 @@ inline constexpr struct encode_quantized_fn {
     detail::check_output("encode_quantized: scales", s);
     detail::check_quantized("encode_quantized: rows", y, "encode_quantized: scales", s);
     detail::check_apart("encode_quantized: rows", y, "encode_quantized: tokens", x);
+    detail::check_apart("encode_quantized: scales", s, "encode_quantized: tokens", x);
+    detail::check_apart("encode_quantized: scales", s, "encode_quantized: rows", y);
     auto const codes_to = detail::rows_of(y, plan.offsets().data());
     auto const scales_to = detail::rows_of(s, plan.offsets().data());
     detail::for_each_token(ctx, plan, n, [&](index_t t) {
@@ -126,6 +128,7 @@ inline constexpr struct decode_quantized_fn {
   static void gather(host_context const& ctx, route_plan const& plan, tensor_view<T, 2> rows,
                      tensor_view<S, 2> scales, Weights weights, tensor_view<Out, 2> out) {
     detail::check_quantized("decode_quantized: rows", rows, "decode_quantized: scales", scales);
+    detail::check_apart("decode_quantized: out", out, "decode_quantized: scales", scales);
     detail::block_weights<Weights> const by_block{
         weights, detail::rows_of<float const>(scales, plan.offsets().data())};
     detail::gather(ctx, plan, detail::named{"decode_quantized: rows", rows}, by_block,

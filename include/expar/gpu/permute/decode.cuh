@@ -45,7 +45,8 @@ inline constexpr struct decode_fn {
     auto const x = expar::detail::as_output<2>(ctx, out);
     detail::check_return(plan, "decode: rows", y, "decode: out", x);
     detail::check_routes(plan, "decode: weights", w);
-    expar::detail::check_residual("decode: residual", r, "decode: out", x);
+    using A = accumulator_t<expar::detail::element_of<decltype(y)>>;
+    expar::detail::check_residual<A>("decode: residual", r, "decode: out", x);
     using R = expar::detail::element_of<decltype(r)>;
     detail::gather(ctx, "decode", plan, detail::read_only(y), detail::weights_of(w), x,
                    detail::from_residual<R>{detail::read_only(r)});
@@ -85,6 +86,7 @@ inline constexpr struct decode_backward_fn {
                                 "the number of rows");
     detail::check_routes(plan, "decode_backward: weights", w);
     detail::check_routes(plan, "decode_backward: d_weights", dw);
+    expar::detail::check_apart("decode_backward: d_weights", dw, "decode_backward: weights", w);
     detail::dots<true>(ctx, "decode_backward", plan, detail::read_only(y), detail::read_only(d),
                        detail::weights_of(w), dr, dw, fillers);
   }

@@ -87,6 +87,7 @@ inline constexpr struct encode_backward_fn {
     detail::check_inner(plan, "encode_backward: d_rows", d, x);
     detail::check_routes(plan, "encode_backward: weights", w);
     detail::check_routes(plan, "encode_backward: d_weights", dw);
+    expar::detail::check_apart("encode_backward: d_weights", dw, "encode_backward: weights", w);
     tensor_view<T, 2> const unwritten{
         nullptr, {d.extents[0], d.extents[1]}, {d.strides[0], d.strides[1]}};
     detail::dots<false>(ctx, "encode_backward", plan, detail::read_only(d), detail::read_only(x),

@@ -31,6 +31,8 @@ inline constexpr struct encode_quantized_fn {
     expar::detail::check_output("encode_quantized: scales", s);
     expar::detail::check_quantized("encode_quantized: rows", y, "encode_quantized: scales", s);
     expar::detail::check_apart("encode_quantized: rows", y, "encode_quantized: tokens", x);
+    expar::detail::check_apart("encode_quantized: scales", s, "encode_quantized: tokens", x);
+    expar::detail::check_apart("encode_quantized: scales", s, "encode_quantized: rows", y);
     detail::quantize(ctx, "encode_quantized", plan, detail::read_only(x), y, s, fillers);
   }
 } encode_quantized{};
@@ -60,6 +62,7 @@ inline constexpr struct decode_quantized_fn {
     expar::detail::check_quantized("decode_quantized: rows", rows, "decode_quantized: scales",
                                    scales);
     detail::check_return(plan, "decode_quantized: rows", rows, "decode_quantized: out", out);
+    expar::detail::check_apart("decode_quantized: out", out, "decode_quantized: scales", scales);
     detail::tensor_rows<float const> const scale_rows{detail::read_only(scales)};
     detail::gather(ctx, "decode_quantized", plan, detail::read_only(rows),
                    detail::block_weights{weights, scale_rows}, out);
