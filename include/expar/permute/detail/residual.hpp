@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include <expar/element.hpp>
 #include <expar/tensor.hpp>
 
 namespace expar {

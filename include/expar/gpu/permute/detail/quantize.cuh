@@ -15,6 +15,9 @@ using expar::detail::quantized_block;
 /// Blocks of a row that one warp takes.
 inline constexpr int quantized_run = 8;
 
+/// Thread blocks of a multiprocessor at a time, which leaves a thread 64 registers.
+inline constexpr int quantized_resident = 4;
+
 /// Scales of one in rows that no route has.
 template <class ScaleRows>
 struct carry_unit_scales {
@@ -31,7 +34,7 @@ struct carry_unit_scales {
 /// pack of 8 elements each, or where accesses cannot be wide, to a warp whose lanes have 4
 /// elements.
 template <class T, int N, class Rows, class ScaleRows>
-__global__ void __launch_bounds__(scatter_threads)
+__global__ void __launch_bounds__(scatter_threads, quantized_resident)
     scatter_quantized(plan_view const plan, tensor_view<T const, 2> const tokens, Rows const rows,
                       ScaleRows const scales, scatter_shape const shape) {
   constexpr int packs = N == 1 ? 4 : 1, lanes = quantized_block / (N * packs);
