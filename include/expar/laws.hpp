@@ -440,12 +440,13 @@ class communicator_examiner {
 /// Empty if `comm` keeps the laws of a communicator, else the law that it breaks and where:
 ///   rank        0 <= rank() < size(), and neither changes
 ///   order       segment s comes from the rank whose rank() is s; size() is the same on all ranks
-///   segments    all_to_all_v delivers every byte, of segments of any size and order, empty ones
-///   too gaps        it writes nothing between the segments input       it does not write what it
-///   sends nothing     it works where a rank or all ranks have nothing to send, with null buffers
-///   all_to_all, all_gather   (where it brings them) block s comes from rank s; nothing behind is
-///   written window      (tier 3) what a rank writes to a peer is there after exchange_phase, in
-///   every phase
+///   segments    all_to_all_v delivers every byte, of segments of any size and order
+///   gaps        it writes nothing between the segments
+///   input       it does not write what it sends
+///   nothing     it works where a rank or all ranks send nothing, with null buffers
+///   all_to_all, all_gather
+///               (where it brings them) block s comes from rank s; nothing behind is written
+///   window      (tier 3) after exchange_phase a rank sees what its peers wrote, in every phase
 /// All of it happens several times, with other sizes and with other data of the same sizes.
 /// Collective: every rank calls it, and every rank gets the same answer as far as a broken
 /// communicator can carry one. Each rank's buffers hold about 100 kB per rank. For communicators of

@@ -175,5 +175,8 @@ requires(Score::monotone) inline constexpr bool selects_by_logit<Score, score_ke
 }  // namespace detail
 
 /// In place of a bias: there is none, as if it were zero.
-inline constexpr struct no_bias_t { } no_bias{}; }  // namespace v0
+struct no_bias_t {};
+inline constexpr no_bias_t no_bias{};
+
+}  // namespace v0
 }  // namespace expar

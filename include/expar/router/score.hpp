@@ -89,9 +89,8 @@ concept score_policy = requires(S const score, float const* in, float* out, int 
 ///                             interleaved sum over the unmasked experts; most is their largest
 ///                             logit. What it gives for a masked logit is not used
 ///   score.normalized          whether to divide; if not, most is not given
-///   score.slope(s, ds, mean)  the gradient for z of one expert; mean is the interleaved sum of ds
-///   *
-///                             s, or 0 unless normalized
+///   score.slope(s, ds, mean)  the gradient for z of one expert; mean is the interleaved
+///                             sum of ds * s, or 0 unless normalized
 template <class S>
 concept separable_score = score_policy<S> && requires(S const score, float x) {
   score.term(x, x);

@@ -12,10 +12,10 @@ inline namespace v0 {
 /// The last policies of a router: each changes the k weights of one token, which begin as the
 /// scores of the selected experts, in choice order. The weight of a choice without an expert (id
 /// -1) is 0.
-///   step(ids, w, k)             changes w [k] in place, and leaves 0 where the id is -1
-///   step.vjp(ids, in, out, d, k)  turns d [k], the gradient for its output, into that for its
-///   input in
-///                               place; in and out are the weights before and after the step
+///   step(ids, w, k)               changes w [k] in place, and leaves 0 where the id is -1
+///   step.vjp(ids, in, out, d, k)  turns d [k], the gradient for its output, into that for
+///                                 its input, in place; in and out are the weights before
+///                                 and after the step
 template <class S>
 concept weight_policy = requires(S const step, std::int32_t const* ids, float const* in, float* out,
                                  int k) {

@@ -51,9 +51,8 @@ struct z_term {
 
 /// The router z-loss of ST-MoE, L = coefficient * mean over tokens of (log sum over e of
 /// exp(logit))^2, as `z_loss(ctx, logits, options)` or `z_loss(ctx, logits, valid, options)`.
-///   logits: [T, experts], any element type; NaN and -inf are not in the sum, and a token without
-///   any
-///           other logit adds 0
+///   logits: [T, experts], any element type; NaN and -inf are not in the sum, and a token
+///           without any other logit adds 0
 ///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
 /// Returns this call's part: the sum over its tokens, divided by options.tokens.
 inline constexpr struct z_loss_fn {
