@@ -167,9 +167,10 @@ TEST_CASE("one launch encodes, and two come back with the gradient of weights") 
   CHECK(launches_of(1, [&] { encode(p.ctx, p.device, dx.view(), dw.view(), rows.view()); }) == 1);
   CHECK(launches_of(1, [&] { encode_backward(p.ctx, p.device, rows.view(), dx.view()); }) == 1);
   auto const back = p.on_device(x);
+  auto const d_w = p.on_device(w);
   CHECK(launches_of(2, [&] {
           encode_backward(p.ctx, p.device, rows.view(), dx.view(), dw.view(), back.view(),
-                          dw.view());
+                          d_w.view());
         }) == 2);
 }
 
