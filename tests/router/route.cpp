@@ -281,8 +281,8 @@ TEST_CASE("routing refuses what does not fit", "[router]") {
   REQUIRE(route(mixtral(4, 2), expar::make_view<float>(nullptr, 2, 4), none, good) ==
           "expar: route: logits has 8 elements but its data is null");
   auto const grouped = [&](int groups, int top_groups, int best_of) {
-    expar::router const r({4, 2}, expar::sigmoid_score{},
-                          expar::group_limited{expar::biased_key{}, groups, top_groups, best_of});
+    expar::router const r({4, 2}, expar::sigmoid_score{}, expar::biased_key{},
+                          expar::group_limited{groups, top_groups, best_of});
     return route(r, z.view(), none, good);
   };
   REQUIRE(grouped(2, 1, 2) == "nothing was thrown");

@@ -5,6 +5,7 @@
 #include "support.hpp"
 
 using Catch::Matchers::WithinAbs;
+using Catch::Matchers::WithinRel;
 using router_test::inf;
 using router_test::qnan;
 using router_test::row_type;
@@ -29,7 +30,23 @@ void compare_with_reference(bool sigmoid) {
   }
 }
 
-/// dL/dz for L = sum of ds * s, by central differences; 0 for what is masked or infinite.
+template <class Score, class Of>
+void compare_each(Of of) {
+  router_test::random rng(1);
+  for (int round = 0; round < 300; ++round) {
+    row_type const z = router_test::random_row(rng, static_cast<int>(rng.integer(1, 70)));
+    row_type const got = scores<Score>(z);
+    for (std::size_t e = 0; e < z.size(); ++e) {
+      double const expected = z[e] > -inf ? of(z[e]) : 0;
+      if (expected == inf)
+        REQUIRE(got[e] == inf);
+      else
+        REQUIRE_THAT(got[e], WithinAbs(expected, 1e-14));
+    }
+  }
+}
+
+/// dL/dz for L = sum of ds * s, by central differences, where z is not masked.
 template <class Score>
 void compare_with_differences() {
   router_test::random rng(2);
@@ -47,6 +64,7 @@ void compare_with_differences() {
       return std::inner_product(v.begin(), v.end(), ds.begin(), 0.);
     };
     for (std::size_t e = 0; e < z.size(); ++e) {
+      if (!(z[e] > -inf)) continue;
       row_type up = z, down = z;
       up[e] += 1e-5, down[e] -= 1e-5;
       REQUIRE_THAT(dz[e], WithinAbs((loss(up) - loss(down)) / 2e-5, 1e-8));
@@ -64,12 +82,51 @@ TEST_CASE("softmax and sigmoid follow their formulas", "[router]") {
   compare_with_reference<expar::sigmoid_score>(true);
 }
 
+TEST_CASE("scores of each expert for itself follow their formulas", "[router]") {
+  compare_each<expar::logit_score>([](double z) { return z; });
+  compare_each<expar::relu_score>([](double z) { return std::max(z, 0.); });
+  compare_each<expar::sqrt_softplus_score>(
+      [](double z) { return std::sqrt(z > 30 ? z : std::log1p(std::exp(z))); });
+}
+
+TEST_CASE("the square root of softplus holds for very large and very small logits", "[router]") {
+  expar::sqrt_softplus_score const s;
+  for (double z : {-700., -104., -60., -17.5, -1e-9, 0., 1e-9, 20., 21., 700., 1e300}) {
+    CAPTURE(z);
+    double const expected = std::sqrt(z > 30 ? z : std::log1p(std::exp(z)));
+    REQUIRE_THAT(s.term(z, 0.), WithinRel(expected, 1e-14));
+    double const slope = expected == 0 ? 0 : 1 / (1 + std::exp(-z)) / (2 * expected);
+    REQUIRE_THAT(s.slope(s.term(z, 0.), 1., 0.), WithinRel(slope, 1e-13));
+  }
+  for (float z : {-87.f, -60.f, -17.5f, -1e-6f, 0.f, 20.f, 88.f, 3e38f}) {
+    CAPTURE(z);
+    double const x = z, expected = std::sqrt(x > 30 ? x : std::log1p(std::exp(x)));
+    REQUIRE_THAT(static_cast<double>(s.term(z, 0.f)), WithinRel(expected, 4e-7));
+    REQUIRE_THAT(static_cast<double>(s.slope(s.term(z, 0.f), 1.f, 0.f)),
+                 WithinRel(1 / (1 + std::exp(-x)) / (2 * expected), 2e-6));
+  }
+  REQUIRE(s.term(-120.f, 0.f) == 0);
+  REQUIRE(s.slope(0.f, 1.f, 0.f) == 0);
+}
+
 TEST_CASE("gradients of scores agree with differences", "[router]") {
+  compare_with_differences<expar::logit_score>();
+  compare_with_differences<expar::sqrt_softplus_score>();
   compare_with_differences<expar::softmax_score>();
   compare_with_differences<expar::sigmoid_score>();
 }
 
+TEST_CASE("relu passes gradients where it fires", "[router]") {
+  row_type const s = scores<expar::relu_score>({-1, 0, 2, qnan}), ds{1, 2, 3, 4};
+  row_type dz(4);
+  expar::relu_score{}.vjp(s.data(), s.data(), ds.data(), dz.data(), 4);
+  REQUIRE(s == row_type{0, 0, 2, 0});
+  REQUIRE(dz == row_type{0, 0, 3, 0});
+}
+
 TEST_CASE("masked logits have score 0", "[router]") {
+  REQUIRE(scores<expar::logit_score>({qnan, 2, -inf}) == row_type{0, 2, 0});
+  REQUIRE(scores<expar::sqrt_softplus_score>({qnan, -inf}) == row_type{0, 0});
   REQUIRE(scores<expar::softmax_score>({qnan, 2, -inf}) == row_type{0, 1, 0});
   REQUIRE(scores<expar::sigmoid_score>({qnan, 0, -inf}) == row_type{0, .5, 0});
   REQUIRE(scores<expar::softmax_score>({qnan, -inf, qnan}) == row_type{0, 0, 0});

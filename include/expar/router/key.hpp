@@ -2,20 +2,24 @@
 #pragma once
 
 #include <concepts>
+#include <type_traits>
 
 #include <expar/config.hpp>
 #include <expar/detail/arithmetic.hpp>
-#include <expar/router/score.hpp>  // infinity, masked
+#include <expar/element.hpp>
+#include <expar/error.hpp>
+#include <expar/router/score.hpp>
+#include <expar/tensor.hpp>
 
 namespace expar {
 inline namespace v0 {
 
-/// The second policy of a router: what experts are selected by. No gradient flows through it.
+/// What experts are selected by. No gradient flows through it.
 ///   key(z, s, bias, keys, experts)  writes keys [experts] from logits z, scores s and the bias,
 ///                                   which is null where the caller has none; -inf or NaN: never
 ///                                   selected
 ///   key.takes_bias                  whether it reads the bias
-/// A policy may have scratch(), the numbers that it may overwrite behind the keys.
+/// What depends on the token has at(token), which gives the key of that token.
 template <class K>
 concept key_policy = requires(K const key, float const* in, float* out, int experts) {
   key(in, in, in, out, experts);
@@ -30,14 +34,6 @@ concept separable_key = key_policy<K> && requires(K const key, float x) {
 };
 
 namespace detail {
-
-template <class Key>
-EXPAR_HD constexpr int key_scratch(Key const& key) {
-  if constexpr (requires { key.scratch(); })
-    return key.scratch();
-  else
-    return 0;
-}
 
 template <class Key, class A>
 EXPAR_HD void separable_keys(Key const& key, A const* z, A const* s, A const* bias, A* keys,
@@ -80,89 +76,64 @@ struct biased_key {
   }
 };
 
-/// The key of another policy, in a few groups alone: the experts are `groups` runs of equal length,
-/// a run counts as the sum of its `best_of` largest keys (of those it has, where fewer can be
-/// selected), and the experts outside of the `top_groups` best runs are not selected. Equal sums:
-/// the lower run. DeepSeek-V2 takes best_of = 1, DeepSeek-V3 takes 2.
-template <key_policy Inner>
-struct group_limited {
-  static constexpr bool takes_bias = Inner::takes_bias;
+/// logit + bias of the expert: quantile balancing, whose bias is minus its beta.
+struct biased_logit_key {
+  static constexpr bool takes_bias = true;
 
-  Inner inner;
-  int groups;
-  int top_groups;
-  int best_of = 2;
-
-  EXPAR_HD constexpr int scratch() const {
-    int const behind = detail::key_scratch(inner);
-    return groups > behind ? groups : behind;
-  }
-
-  /// The sum of one run, of which at(i) is the i-th key; -inf if there is nothing to select.
-  template <class A, class At>
-  EXPAR_HD A sum_of_best(int size, At at) const {
-    return best_of <= 2 ? sum_of_two<A>(size, at) : sum_of_many<A>(size, at);
-  }
-  /// Whether run g is among the best, given all sums.
   template <class A>
-  EXPAR_HD bool keeps(A const* sums, int g) const {
-    int before = 0;
-    for (int h = 0; h < groups; ++h)
-      before += static_cast<int>(sums[h] > sums[g] || (sums[h] == sums[g] && h < g));
-    return before < top_groups;
+  EXPAR_HD A of(A z, A /*s*/, A bias) const {
+    return detail::add(z, bias);
   }
-
   template <class A>
   EXPAR_HD void operator()(A const* z, A const* s, A const* bias, A* keys, int experts) const {
-    inner(z, s, bias, keys, experts);
-    for (int e = 0; e < experts; ++e)
-      if (detail::masked(z[e])) keys[e] = -detail::infinity<A>;
-    A* const sums = keys + experts;
-    int const size = experts / groups;
-    for (int g = 0; g < groups; ++g) {
-      A const* const run = keys + g * size;
-      sums[g] = sum_of_best<A>(size, [run](int i) { return run[i]; });
-    }
-    for (int g = 0; g < groups; ++g)
-      if (!keeps(sums, g))
-        for (int i = 0; i < size; ++i) keys[g * size + i] = -detail::infinity<A>;
-  }
-
- private:
-  template <class A, class At>
-  EXPAR_HD A sum_of_two(int size, At at) const {
-    A first = -detail::infinity<A>, second = first;
-    for (int i = 0; i < size; ++i) {
-      A const key = at(i);
-      if (key > first)
-        second = first, first = key;
-      else if (key > second)
-        second = key;
-    }
-    return best_of == 1 || detail::masked(second) ? first : detail::add(first, second);
-  }
-  /// By descending key; nothing is stored, so each key costs a pass.
-  template <class A, class At>
-  EXPAR_HD A sum_of_many(int size, At at) const {
-    A sum = -detail::infinity<A>, last = 0;
-    int last_at = -1;
-    for (int n = 0; n < best_of; ++n) {
-      A best = -detail::infinity<A>;
-      int best_at = -1;
-      for (int i = 0; i < size; ++i) {
-        A const key = at(i);
-        bool const taken = last_at >= 0 && !(key < last || (key == last && i > last_at));
-        if (!taken && key > best) best = key, best_at = i;
-      }
-      if (best_at < 0) break;
-      sum = n == 0 ? best : detail::add(sum, best);
-      last = best, last_at = best_at;
-    }
-    return sum;
+    detail::separable_keys(*this, z, s, bias, keys, experts);
   }
 };
-template <class Inner>
-group_limited(Inner, int, int, int = 2) -> group_limited<Inner>;
+
+/// Another score than the one that becomes the weight, and the bias on top of it (GroveMoE).
+template <score_policy Score>
+struct scored_key {
+  static constexpr bool takes_bias = true;
+  Score score;
+
+  template <class A>
+  EXPAR_HD void operator()(A const* z, A const* /*s*/, A const* bias, A* keys, int experts) const {
+    score(z, keys, experts);
+    for (int e = 0; bias != nullptr && e < experts; ++e) keys[e] = detail::add(keys[e], bias[e]);
+  }
+};
+template <class Score>
+scored_key(Score) -> scored_key<Score>;
+
+namespace detail {
+
+template <class T>
+struct keys_of_row {
+  static constexpr bool takes_bias = false;
+  T const* row;
+
+  template <class A>
+  EXPAR_HD void operator()(A const*, A const*, A const*, A* keys, int experts) const {
+    for (int e = 0; e < experts; ++e) keys[e] = static_cast<A>(widen(row[e]));
+  }
+};
+
+}  // namespace detail
+
+/// Keys [T, experts] that the caller has: a Sinkhorn plan, say.
+template <class T>
+struct given_keys {
+  tensor_view<T const, 2> keys;
+
+  EXPAR_HD constexpr detail::keys_of_row<T> at(index_t token) const { return {keys.row(token)}; }
+  void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
+    detail::expects(keys.extents[0] == tokens && keys.extents[1] == experts, what,
+                    ": given keys are ", keys.extents[0], " x ", keys.extents[1],
+                    ", but the logits are ", tokens, " x ", experts);
+  }
+};
+template <class T>
+given_keys(tensor_view<T, 2>) -> given_keys<std::remove_const_t<T>>;
 
 namespace detail {
 

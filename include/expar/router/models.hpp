@@ -90,9 +90,9 @@ struct grouped_shape {
 constexpr auto deepseek_v3(
     grouped_shape shape = {
         .experts = 256, .top_k = 8, .groups = 8, .top_groups = 4, .scale = 2.5}) {
-  return router({.experts = shape.experts, .top_k = shape.top_k}, sigmoid_score{},
-                group_limited{biased_key{}, shape.groups, shape.top_groups, 2},
-                renormalize{.epsilon = 1e-20}, scale{shape.scale});
+  return router({.experts = shape.experts, .top_k = shape.top_k}, sigmoid_score{}, biased_key{},
+                group_limited{shape.groups, shape.top_groups, 2}, renormalize{.epsilon = 1e-20},
+                scale{shape.scale});
 }
 
 }  // namespace models

@@ -16,18 +16,19 @@ namespace expar {
 inline namespace v0 {
 namespace detail {
 
-template <class Key>
-void check_key(char const*, Key const&, int) {}
-template <class Inner>
-void check_key(char const* what, group_limited<Inner> const& key, int experts) {
-  expects(key.groups >= 1 && experts % key.groups == 0, what, ": groups is ", key.groups,
-          "; it divides the ", experts, " experts");
-  expects(key.top_groups >= 1 && key.top_groups <= key.groups, what, ": top_groups is ",
-          key.top_groups, "; it is at least 1 and at most the ", key.groups, " groups");
-  expects(key.best_of >= 1 && key.best_of <= experts / key.groups, what, ": best_of is ",
-          key.best_of, "; it is at least 1 and at most the ", experts / key.groups,
-          " experts of a group");
-  check_key(what, key.inner, experts);
+/// The steps' own checks; `entries`: also of what is in their tensors.
+template <class Router>
+void check_steps(char const*, Router const&, index_t, bool) {}
+template <int I = 0, class... Steps>
+void check_steps(char const* what, router<Steps...> const& r, index_t tokens, bool entries) {
+  if constexpr (I < static_cast<int>(sizeof...(Steps))) {
+    auto const& step = step_of<I>(r.steps);
+    if constexpr (requires { step.check(what, r.experts, r.top_k, tokens); })
+      step.check(what, r.experts, r.top_k, tokens);
+    if constexpr (requires { step.check_entries(what, r.experts, r.top_k, tokens); })
+      if (entries) step.check_entries(what, r.experts, r.top_k, tokens);
+    check_steps<I + 1>(what, r, tokens, entries);
+  }
 }
 
 template <class Router, class T>
@@ -38,9 +39,9 @@ void check_router(char const* what, char const* logits_name, Router const& r,
   expects(r.top_k >= 1, what, ": top_k is ", r.top_k, "; it is at least 1");
   expects(r.top_k <= r.experts, what, ": top_k is ", r.top_k, ", but there are only ", r.experts,
           " experts");
-  check_key(what, r.key, r.experts);
   check_view(logits_name, logits);
   check_extent(logits_name, logits, 1, r.experts, "the router's number of experts");
+  check_steps(what, r, logits.extents[0], false);
 }
 
 /// [T,k]: one entry per token and choice.
@@ -93,6 +94,7 @@ inline constexpr struct route_fn {
     detail::check_choices("route: weights", r, weights, tokens);
     detail::check_output("route: ids", ids);
     detail::check_output("route: weights", weights);
+    detail::check_steps("route", r, tokens, true);
     detail::buffer<A> wide_bias(ctx.memory());
     A const* const b = widen_bias(ctx, r, bias, wide_bias);
     index_t const k = r.top_k;
@@ -100,7 +102,7 @@ inline constexpr struct route_fn {
         ctx, tokens, r.experts, r.experts + k + r.forward_scratch(), [&](index_t t, A* scratch) {
           A* const w = scratch + r.experts;
           detail::widen_row(z.row(t), scratch, r.experts);
-          r.forward(static_cast<A const*>(scratch), b, w + k, ids.row(t), w);
+          detail::bind(r, t).forward(static_cast<A const*>(scratch), b, w + k, ids.row(t), w);
           detail::narrow_row(w, weights.row(t), k);
         });
   }
@@ -175,7 +177,8 @@ inline constexpr struct route_backward_fn {
           A* const d = g + r.experts;
           detail::widen_row(z.row(t), scratch, r.experts);
           detail::widen_row(dw.row(t), d, k);
-          r.vjp(static_cast<A const*>(scratch), ids.row(t), static_cast<A const*>(d), d + k, g);
+          detail::bind(r, t).vjp(static_cast<A const*>(scratch), ids.row(t),
+                                 static_cast<A const*>(d), d + k, g);
           detail::narrow_row(g, dz.row(t), r.experts);
         });
   }

@@ -4,6 +4,7 @@
 #include <expar/config.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/router/exp.hpp>
+#include <expar/router/math.hpp>
 
 namespace expar {
 inline namespace v0 {
@@ -72,10 +73,11 @@ EXPAR_HD void separable_vjp(Score score, A const* s, A const* ds, A* dz, int exp
 
 }  // namespace detail
 
-/// The first policy of a router: the logits z of one token to its scores s, both [experts].
+/// The logits z of one token to its scores s, both [experts].
 ///   score(z, s, experts)              writes s; 0 where z is NaN or -inf
 ///   score.vjp(z, s, ds, dz, experts)  overwrites dz with the gradient for z, given s and the
-///                                     gradient ds for it; dz may be ds
+///                                     gradient ds for it; dz may be ds. What it gives for a
+///                                     masked logit is not used
 /// A policy may say `monotone = true`: of two logits of a token, the larger has the larger score
 /// wherever numbers are exact. Then a router that selects by the score compares logits.
 template <class S>
@@ -131,6 +133,76 @@ struct sigmoid_score {
   template <class A>
   EXPAR_HD A slope(A s, A ds, A /*mean*/) const {
     return detail::multiply(detail::multiply(ds, s), detail::add(A(1), -s));
+  }
+  template <class A>
+  EXPAR_HD void operator()(A const* z, A* s, int experts) const {
+    detail::separable_scores(*this, z, s, experts);
+  }
+  template <class A>
+  EXPAR_HD void vjp(A const* /*z*/, A const* s, A const* ds, A* dz, int experts) const {
+    detail::separable_vjp(*this, s, ds, dz, experts);
+  }
+};
+
+/// s = z. What weighs by the selected logits alone starts here: softmax_weights, sigmoid_weights.
+struct logit_score {
+  static constexpr bool monotone = true, normalized = false;
+
+  template <class A>
+  EXPAR_HD A term(A z, A /*most*/) const {
+    return z;
+  }
+  template <class A>
+  EXPAR_HD A slope(A /*s*/, A ds, A /*mean*/) const {
+    return ds;
+  }
+  template <class A>
+  EXPAR_HD void operator()(A const* z, A* s, int experts) const {
+    detail::separable_scores(*this, z, s, experts);
+  }
+  template <class A>
+  EXPAR_HD void vjp(A const* /*z*/, A const* s, A const* ds, A* dz, int experts) const {
+    detail::separable_vjp(*this, s, ds, dz, experts);
+  }
+};
+
+/// s = max(z, 0) (ReMoE).
+struct relu_score {
+  static constexpr bool monotone = false, normalized = false;  // all below 0 are alike
+
+  template <class A>
+  EXPAR_HD A term(A z, A /*most*/) const {
+    return z > A(0) ? z : A(0);
+  }
+  template <class A>
+  EXPAR_HD A slope(A s, A ds, A /*mean*/) const {
+    return s > A(0) ? ds : A(0);
+  }
+  template <class A>
+  EXPAR_HD void operator()(A const* z, A* s, int experts) const {
+    detail::separable_scores(*this, z, s, experts);
+  }
+  template <class A>
+  EXPAR_HD void vjp(A const* /*z*/, A const* s, A const* ds, A* dz, int experts) const {
+    detail::separable_vjp(*this, s, ds, dz, experts);
+  }
+};
+
+/// s = sqrt(log(1 + exp(z))) (DeepSeek-V4). Where exp(z) is below the smallest normal number, s and
+/// its gradient are 0.
+struct sqrt_softplus_score {
+  static constexpr bool monotone = true, normalized = false;
+
+  template <class A>
+  EXPAR_HD A term(A z, A /*most*/) const {
+    return detail::square_root(detail::softplus(z));
+  }
+  /// sigmoid(z) / (2 s), where sigmoid(z) = 1 - exp(-s^2).
+  template <class A>
+  EXPAR_HD A slope(A s, A ds, A /*mean*/) const {
+    if (!(s > A(0))) return A(0);
+    A const sigmoid = detail::one_minus_exp(detail::multiply(s, s));
+    return detail::multiply(ds, detail::divide(sigmoid, detail::multiply(A(2), s)));
   }
   template <class A>
   EXPAR_HD void operator()(A const* z, A* s, int experts) const {

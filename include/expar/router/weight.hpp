@@ -2,16 +2,22 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include <expar/config.hpp>
 #include <expar/detail/arithmetic.hpp>
+#include <expar/element.hpp>
+#include <expar/error.hpp>
+#include <expar/router/math.hpp>
+#include <expar/router/score.hpp>
+#include <expar/tensor.hpp>
 
 namespace expar {
 inline namespace v0 {
 
-/// The last policies of a router: each changes the k weights of one token, which begin as the
-/// scores of the selected experts, in choice order. The weight of a choice without an expert (id
-/// -1) is 0.
+/// The last policies of a router, any number of them: each changes the k weights of one token,
+/// which begin as the scores of the selected experts, in choice order. The weight of a choice
+/// without an expert (id -1) is 0.
 ///   step(ids, w, k)               changes w [k] in place, and leaves 0 where the id is -1
 ///   step.vjp(ids, in, out, d, k)  turns d [k], the gradient for its output, into that for
 ///                                 its input, in place; in and out are the weights before
@@ -85,42 +91,159 @@ struct scale {
   }
 };
 
-/// Steps one after the other. vjp() repeats them on the way: `values` is [(length + 1) * k], and
-/// its first k entries hold the weights before the first step.
-template <weight_policy... Steps>
-struct weight_chain {
-  static constexpr int length = 0;
+/// Divides the weights by their p-norm, (sum of |w|^p)^(1/p), p = 1 or 2 (DBRX, MegaBlocks). A norm
+/// of 0 gives weights of 0.
+struct normalize {
+  int p = 1;
+
+  template <class A>
+  EXPAR_HD void operator()(std::int32_t const* /*ids*/, A* w, int k) const {
+    A const n = norm(w, k);
+    for (int j = 0; j < k; ++j) w[j] = n == A(0) ? A(0) : detail::divide(w[j], n);
+  }
+  /// The slope of the norm for w is sign(w) for p = 1, and w / norm = out for p = 2.
+  template <class A>
+  EXPAR_HD void vjp(std::int32_t const* ids, A const* in, A const* out, A* d, int k) const {
+    A const n = norm(in, k);
+    A mean = 0;
+    for (int j = 0; j < k; ++j) mean = detail::add(mean, detail::multiply(d[j], out[j]));
+    for (int j = 0; j < k; ++j) {
+      A const slope = p == 2 ? out[j] : in[j] < A(0) ? A(-1) : A(1);
+      d[j] = ids[j] < 0 || n == A(0)
+                 ? A(0)
+                 : detail::divide(detail::add(d[j], -detail::multiply(mean, slope)), n);
+    }
+  }
+  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+    detail::expects(p == 1 || p == 2, what, ": p is ", p, "; it is 1 or 2");
+  }
+
+ private:
+  template <class A>
+  EXPAR_HD A norm(A const* w, int k) const {
+    A sum = 0;
+    for (int j = 0; j < k; ++j)
+      sum = detail::add(sum, p == 2 ? detail::multiply(w[j], w[j]) : w[j] < A(0) ? -w[j] : w[j]);
+    return p == 2 ? detail::square_root(sum) : sum;
+  }
+};
+
+/// The softmax of the weights among themselves: with logit_score, of the selected logits (gpt-oss,
+/// Granite). Sums are made in choice order.
+struct softmax_weights {
+  template <class A>
+  EXPAR_HD void operator()(std::int32_t const* ids, A* w, int k) const {
+    A most = -detail::infinity<A>, sum = 0;
+    for (int j = 0; j < k; ++j)
+      if (ids[j] >= 0 && w[j] > most) most = w[j];
+    for (int j = 0; j < k; ++j) {
+      w[j] = ids[j] < 0 || detail::masked(w[j]) ? A(0) : detail::shifted_exp(w[j], most);
+      sum = detail::add(sum, w[j]);
+    }
+    for (int j = 0; sum > A(0) && j < k; ++j) w[j] = detail::divide(w[j], sum);
+  }
+  template <class A>
+  EXPAR_HD void vjp(std::int32_t const* /*ids*/, A const* /*in*/, A const* out, A* d, int k) const {
+    A mean = 0;
+    for (int j = 0; j < k; ++j) mean = detail::add(mean, detail::multiply(d[j], out[j]));
+    for (int j = 0; j < k; ++j) d[j] = detail::multiply(out[j], detail::add(d[j], -mean));
+  }
+};
+
+/// 1 / (1 + exp(-w)) of each weight (Llama 4).
+struct sigmoid_weights {
+  template <class A>
+  EXPAR_HD void operator()(std::int32_t const* ids, A* w, int k) const {
+    for (int j = 0; j < k; ++j) w[j] = ids[j] < 0 ? A(0) : sigmoid_score{}.term(w[j], A(0));
+  }
+  template <class A>
+  EXPAR_HD void vjp(std::int32_t const* ids, A const* /*in*/, A const* out, A* d, int k) const {
+    for (int j = 0; j < k; ++j)
+      d[j] = ids[j] < 0 ? A(0) : sigmoid_score{}.slope(out[j], d[j], A(0));
+  }
+};
+
+/// Multiplies each weight by the number of its expert, factors [experts]: Gemma 4. The factors are
+/// learned; their gradient is expert_scale_backward().
+template <class T>
+struct expert_scale {
+  tensor_view<T const, 1> factors;
+
+  template <class A>
+  EXPAR_HD void operator()(std::int32_t const* ids, A* w, int k) const {
+    for (int j = 0; j < k; ++j) w[j] = ids[j] < 0 ? A(0) : detail::multiply(w[j], of<A>(ids[j]));
+  }
+  template <class A>
+  EXPAR_HD void vjp(std::int32_t const* ids, A const* /*in*/, A const* /*out*/, A* d, int k) const {
+    for (int j = 0; j < k; ++j) d[j] = ids[j] < 0 ? A(0) : detail::multiply(d[j], of<A>(ids[j]));
+  }
+  void check(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
+    detail::expects(factors.extents[0] == experts, what, ": factors has ", factors.extents[0],
+                    " entries, but there are ", experts, " experts");
+  }
+
+ private:
+  template <class A>
+  EXPAR_HD A of(std::int32_t expert) const {
+    return static_cast<A>(widen(factors.data[expert]));
+  }
+};
+template <class T>
+expert_scale(tensor_view<T, 1>) -> expert_scale<std::remove_const_t<T>>;
+
+/// Weight 0 for experts [first, last), which stay selected: MoE++'s zero experts.
+struct zero_weights_of {
+  int first, last;
+
+  template <class A>
+  EXPAR_HD void operator()(std::int32_t const* ids, A* w, int k) const {
+    for (int j = 0; j < k; ++j)
+      if (ids[j] >= first && ids[j] < last) w[j] = A(0);
+  }
+  template <class A>
+  EXPAR_HD void vjp(std::int32_t const* ids, A const* /*in*/, A const* /*out*/, A* d, int k) const {
+    (*this)(ids, d, k);
+  }
+};
+
+/// The same weight for each selected expert, 1 / (how many there are). No gradient comes back, or
+/// with `straight_through` that of the mask as if it were the score (DynMoE): d / (how many).
+struct equal_weights {
+  bool straight_through = false;
+
+  template <class A>
+  EXPAR_HD void operator()(std::int32_t const* ids, A* w, int k) const {
+    A const share = share_of<A>(ids, k);
+    for (int j = 0; j < k; ++j) w[j] = ids[j] < 0 ? A(0) : share;
+  }
+  template <class A>
+  EXPAR_HD void vjp(std::int32_t const* ids, A const* /*in*/, A const* /*out*/, A* d, int k) const {
+    A const share = straight_through ? share_of<A>(ids, k) : A(0);
+    for (int j = 0; j < k; ++j) d[j] = ids[j] < 0 ? A(0) : detail::multiply(d[j], share);
+  }
+
+ private:
+  template <class A>
+  EXPAR_HD static A share_of(std::int32_t const* ids, int k) {
+    int n = 0;
+    for (int j = 0; j < k; ++j) n += static_cast<int>(ids[j] >= 0);
+    return detail::divide(A(1), static_cast<A>(n > 1 ? n : 1));
+  }
+};
+
+/// Where a weight is multiplied: with what an expert gives, or with the token that it gets.
+enum class weight_site { output, input };
+
+/// Says that the weights belong to the tokens that go to the experts: router::site is then
+/// weight_site::input, for encode() instead of decode() (Llama 4). Changes nothing.
+struct on_input {
+  static constexpr weight_site site = weight_site::input;
 
   template <class A>
   EXPAR_HD void operator()(std::int32_t const*, A*, int) const {}
   template <class A>
-  EXPAR_HD void vjp(std::int32_t const*, A*, A*, int) const {}
+  EXPAR_HD void vjp(std::int32_t const*, A const*, A const*, A*, int) const {}
 };
-template <weight_policy First, weight_policy... Rest>
-struct weight_chain<First, Rest...> {
-  static constexpr int length = 1 + static_cast<int>(sizeof...(Rest));
-  First first;
-  weight_chain<Rest...> rest;
-
-  EXPAR_HD explicit constexpr weight_chain(First f, Rest... r) : first(f), rest(r...) {}
-
-  template <class A>
-  EXPAR_HD void operator()(std::int32_t const* ids, A* w, int k) const {
-    first(ids, w, k);
-    rest(ids, w, k);
-  }
-  template <class A>
-  EXPAR_HD void vjp(std::int32_t const* ids, A* values, A* d, int k) const {
-    A* const after = values + k;
-    for (int j = 0; j < k; ++j) after[j] = values[j];
-    first(ids, after, k);
-    rest.vjp(ids, after, d, k);
-    first.vjp(ids, values, after, d, k);
-  }
-};
-
-template <class... Steps>
-weight_chain(Steps...) -> weight_chain<Steps...>;
 
 }  // namespace v0
 }  // namespace expar

@@ -59,9 +59,9 @@ constexpr auto softmax_biased(int experts, int k) {
   return expar::router({experts, k}, expar::softmax_score{}, expar::biased_key{});
 }
 constexpr auto grouped(int experts, int k, int groups, int top_groups, int best_of) {
-  return expar::router({experts, k}, expar::sigmoid_score{},
-                       expar::group_limited{expar::biased_key{}, groups, top_groups, best_of},
-                       expar::scale{2.5}, expar::renormalize{.epsilon = .5});
+  return expar::router({experts, k}, expar::sigmoid_score{}, expar::biased_key{},
+                       expar::group_limited{groups, top_groups, best_of}, expar::scale{2.5},
+                       expar::renormalize{.epsilon = .5});
 }
 
 /// Policies of the user's own that say no more than they must.

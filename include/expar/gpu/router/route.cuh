@@ -65,9 +65,10 @@ auto gate_arguments_of(char const* what, std::type_identity_t<char const* const 
 /// into one: `route(ctx, router, logits, bias, routes)`, where the bias may be left out if the
 /// router's key takes none. All tensors are on the device; rows may be pitched.
 /// Up to 2048 experts (1024 for logits of double) and 32 choices, of policies that are made expert
-/// by expert (separable_score, separable_key, group_limited of one), a token is in the registers of
-/// 8 or 32 lanes. Beyond, a thread runs router.forward() for it, with scratch for 1024 tokens from
-/// the context's memory, in stream order.
+/// by expert (separable_score, separable_key, perhaps group_limited, no transform and no selection
+/// but the largest keys; models::deepseek_v3 and most others), a token is in the registers of 8 or
+/// 32 lanes. Beyond, a thread runs router.forward() for it, with scratch for 1024 tokens from the
+/// context's memory, in stream order.
 inline constexpr struct route_fn {
   template <class Router, class Logits, class Routes>
   void operator()(context const& ctx, Router const& r, Logits const& logits,

@@ -16,28 +16,29 @@ namespace gpu::detail {
 
 inline constexpr int gate_threads = 256;
 
-/// How a key that a group of lanes can make is made: expert by expert, and then perhaps in groups.
-template <class Key>
-struct lane_key {
-  static constexpr bool possible = separable_key<Key>, grouped = false;
-  __device__ static Key const& each(Key const& key) { return key; }
-};
-template <class Inner>
-struct lane_key<group_limited<Inner>> {
-  static constexpr bool possible = separable_key<Inner>, grouped = true;
-  __device__ static Inner const& each(group_limited<Inner> const& key) { return key.inner; }
-};
-/// What lanes need to know of a router; of one that is not made of policies, nothing.
+/// What lanes can make of a router: scores and keys expert by expert, and then perhaps groups of
+/// experts; and its gradient. Of one that is not made of policies, nothing.
 template <class Router>
 struct router_parts {
-  static constexpr bool lanes = false;
+  static constexpr bool lanes = false, lanes_back = false, grouped = false;
 };
-template <class Score, class Key, class... Weights>
-struct router_parts<router<Score, Key, Weights...>> {
-  using score = Score;
-  using key = Key;
-  static constexpr bool lanes = separable_score<Score> && lane_key<Key>::possible;
-  static constexpr bool grouped = lane_key<Key>::grouped;
+template <class... Steps>
+struct router_parts<router<Steps...>> {
+  using R = router<Steps...>;
+  using score = typename R::score_type;
+  static constexpr bool grouped =
+      R::limit_count == 1 && (std::is_same_v<Steps, group_limited> || ...);
+  static constexpr bool bound = (expar::detail::depends_on_token<Steps> || ...);
+  static constexpr bool lanes_back = !bound && separable_score<score> && R::transform_count == 0;
+  static constexpr bool lanes = lanes_back && separable_key<typename R::key_type> &&
+                                R::selects_top_k && (R::limit_count == 0 || grouped);
+
+  __host__ __device__ static int sums(R const& r) {
+    if constexpr (grouped)
+      return r.template limit<0>().groups;
+    else
+      return 0;
+  }
 };
 
 template <class Router, class T, class B, class W>
@@ -58,9 +59,7 @@ struct gate_arguments {
   /// of groups of experts, and weights. An odd number, so that the groups of a warp use different
   /// banks.
   __host__ __device__ int sums() const { return (router.experts + 31) / 32 * 32; }
-  __host__ __device__ int weights_at() const {
-    return sums() + expar::detail::key_scratch(router.key);
-  }
+  __host__ __device__ int weights_at() const { return sums() + router_parts<Router>::sums(router); }
   __host__ __device__ int numbers() const { return (weights_at() + router.top_k) | 1; }
   __host__ __device__ index_t thread_numbers() const {
     return index_t{2} * router.experts + router.top_k + router.forward_scratch();
@@ -79,8 +78,8 @@ __device__ inline int first_bit(unsigned long long bits) {
 }
 
 /// Leaves the keys of the best groups, and -inf elsewhere, in the row and in registers.
-template <class Layout, class Key, class A>
-__device__ void limit_groups(Key const& key, int experts, int lane, A* row, A* sums,
+template <class Layout, class A>
+__device__ void limit_groups(group_limited const& key, int experts, int lane, A* row, A* sums,
                              A (&keys)[Layout::values]) {
   int const size = experts / key.groups;
   __syncwarp();
@@ -177,24 +176,25 @@ __device__ auto choose(Router const& r, B const* bias, int lane, A (&x)[Layout::
   put_row<Layout>(x, r.experts, lane, row);
   if constexpr (Router::by_logit) {
     lane_candidates<Layout, A> const mine(x);
-    auto const scores = score_token<Layout>(r.score, r.experts, lane, mine.best, row);
+    auto const scores = score_token<Layout>(r.score(), r.experts, lane, mine.best, row);
     select_by_lanes(mine, lane, r.top_k, row, ids);
     return scores;
   } else {
     auto const scores =
-        score_token<Layout>(r.score, r.experts, lane, largest_of_lane<Layout>(x), row);
+        score_token<Layout>(r.score(), r.experts, lane, largest_of_lane<Layout>(x), row);
 #pragma unroll
     for (int v = 0; v < Layout::values; ++v) {
       A b = 0;
       if constexpr (Router::takes_bias)
         if (int const e = Layout::expert(lane, v); bias != nullptr && e < r.experts)
           b = static_cast<A>(widen_fast(bias[e]));
-      A const key = lane_key<typename parts::key>::each(r.key).of(x[v], scores.of(x[v]), b);
+      A const key = r.key().of(x[v], scores.of(x[v]), b);
       bool const possible = !expar::detail::masked(x[v]) && !expar::detail::masked(key);
       x[v] = possible ? key : -expar::detail::infinity<A>;
     }
     put_row<Layout>(x, r.experts, lane, row);
-    if constexpr (parts::grouped) limit_groups<Layout>(r.key, r.experts, lane, row, sums, x);
+    if constexpr (parts::grouped)
+      limit_groups<Layout>(r.template limit<0>(), r.experts, lane, row, sums, x);
     select_by_lanes(lane_candidates<Layout, A>(x), lane, r.top_k, row, ids);
     return scores;
   }
@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(gate_threads, (resident_gates<Layout, accumula
     for (int j = lane; j < k; j += Layout::lanes)
       w[j] = ids[j] < 0 ? A(0) : scores.of(widen_fast(logits[ids[j]]));
     __syncwarp();
-    if (lane == 0) a.router.weigh(static_cast<std::int32_t const*>(ids), w, k);
+    if (lane == 0) a.router.weigh(static_cast<std::int32_t const*>(ids), w);
     __syncwarp();
 #pragma unroll 1
     for (int j = lane; here && j < k; j += Layout::lanes) {
@@ -268,8 +268,9 @@ __global__ void __launch_bounds__(gate_threads, 1)
       for (int e = 0; e < experts; ++e) z[e] = widen_fast(a.logits.row(t)[e]);
       for (int e = 0; a.bias != nullptr && e < experts; ++e)
         bias[e] = static_cast<A>(widen_fast(a.bias[e]));
-      a.router.forward(static_cast<A const*>(z),
-                       a.bias == nullptr ? nullptr : static_cast<A const*>(bias), w + k, ids, w);
+      expar::detail::bind(a.router, t)
+          .forward(static_cast<A const*>(z),
+                   a.bias == nullptr ? nullptr : static_cast<A const*>(bias), w + k, ids, w);
       for (int j = 0; j < k; ++j) {
         a.weights.row(t)[j] = narrow<W>(static_cast<accumulator_t<W>>(w[j]));
         if (a.tiles.plans) a.tiles.to.ids[t * k + j] = ids[j];

@@ -30,7 +30,7 @@ struct gate_backward_arguments {
   /// all experts, those for the weights, and the weights between the steps.
   __host__ __device__ int keys() const { return (router.experts + 31) / 32 * 32 + 1; }
   __host__ __device__ int numbers() const {
-    return keys() + (router.weigh.length + 2) * router.top_k;
+    return keys() + (Router::weight_count + 2) * router.top_k;
   }
   __host__ __device__ index_t thread_numbers() const {
     return index_t{2} * router.experts + 2 * router.top_k + router.vjp_scratch();
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(gate_threads,
   load_row<Layout>(logits, mine, lane, a.read_vectors, x);
   put_row<Layout>(x, experts, lane, row);
   auto const scores =
-      score_token<Layout>(a.router.score, experts, lane, largest_of_lane<Layout>(x), row);
+      score_token<Layout>(a.router.score(), experts, lane, largest_of_lane<Layout>(x), row);
 #pragma unroll
   for (int v = 0; v < Layout::values; ++v)
     if (Layout::begins(v, experts)) row[Layout::expert(lane, v)] = 0;
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(gate_threads,
   }
   __syncwarp();
   if (here && lane == 0) {
-    a.router.weigh.vjp(static_cast<std::int32_t const*>(ids), values, d, k);
+    a.router.weigh_vjp(static_cast<std::int32_t const*>(ids), values, d);
     for (int j = 0; j < k; ++j)
       if (ids[j] >= 0) row[ids[j]] = add(row[ids[j]], d[j]);
   }
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(gate_threads,
   }
 #pragma unroll
   for (int v = 0; v < Layout::values; ++v)
-    x[v] = x[v] == x[v] ? a.router.score.slope(x[v], row[Layout::expert(lane, v)], mean) : A(0);
+    x[v] = x[v] == x[v] ? a.router.score().slope(x[v], row[Layout::expert(lane, v)], mean) : A(0);
   store_row<Layout>(x, mine, lane, a.write_vectors, a.d_logits.row(here ? t : 0));
 }
 
@@ -124,8 +124,9 @@ __global__ void __launch_bounds__(gate_threads, 1)
       ids[j] = a.id(t, j);
       d[j] = static_cast<A>(widen_fast(a.d_weights.row(t)[j]));
     }
-    a.router.vjp(static_cast<A const*>(z), static_cast<std::int32_t const*>(ids),
-                 static_cast<A const*>(d), d + 2 * k, g);
+    expar::detail::bind(a.router, t)
+        .vjp(static_cast<A const*>(z), static_cast<std::int32_t const*>(ids),
+             static_cast<A const*>(d), d + 2 * k, g);
     for (int e = 0; e < experts; ++e)
       a.d_logits.row(t)[e] = narrow<D>(static_cast<accumulator_t<D>>(g[e]));
   }
@@ -142,7 +143,7 @@ struct gate_backward_launch {
   template <class Router, class T, class W, class D>
   gate_backward_launch(gate_backward_arguments<Router, T, W, D> const& a, index_t tokens) {
     using A = accumulator_t<T>;
-    if constexpr (separable_score<typename router_parts<Router>::score>)
+    if constexpr (router_parts<Router>::lanes_back)
       with_layout<A>(a.router.experts, false, [&](auto layout) {
         index_t const group = a.numbers() * index_t{sizeof(A)} + a.router.top_k * index_t{4};
         int block = gate_threads;
@@ -169,7 +170,7 @@ void gate_backward(context const& ctx, char const* place,
   auto const enqueue = [&](auto kernel) {
     launch(ctx, place, kernel, to.blocks, to.threads, static_cast<std::size_t>(to.shared_bytes), a);
   };
-  if constexpr (separable_score<typename router_parts<Router>::score>)
+  if constexpr (router_parts<Router>::lanes_back)
     if (to.lanes) {
       a.read_vectors = fits(a.logits, 4);
       a.write_vectors = fits(a.d_logits, 4);

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include <expar/config.hpp>
+#include <expar/detail/arithmetic.hpp>
+#include <expar/error.hpp>
+#include <expar/router/score.hpp>  // infinity, masked
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// What takes experts out of the choice of a token:
+///   l.limit(keys, experts, scratch)  sets keys [experts] to -inf where an expert is not to be
+///                                    selected; keys that are -inf or NaN are so already
+/// A policy may have scratch(experts, top_k), the numbers of scratch that it overwrites; at(token),
+/// which gives the policy for that token; check(what, experts, top_k, tokens), which throws where
+/// its values do not fit; and check_entries(), the same for what is in its tensors, which is asked
+/// on the host alone.
+template <class L>
+concept limit_policy = requires(L const l, float* keys, int experts) {
+  l.limit(keys, experts, keys);
+};
+
+/// A few groups alone: the experts are `groups` runs of equal length, a run counts as the sum of
+/// its `best_of` largest keys (of those it has, where fewer can be selected), and the experts
+/// outside of the `top_groups` best runs are not selected. Equal sums: the lower run. DeepSeek-V2
+/// takes best_of = 1, DeepSeek-V3 takes 2.
+struct group_limited {
+  int groups;
+  int top_groups;
+  int best_of = 2;
+
+  EXPAR_HD constexpr int scratch(int /*experts*/, int /*top_k*/) const { return groups; }
+
+  /// The sum of one run, of which at(i) is the i-th key; -inf if there is nothing to select.
+  template <class A, class At>
+  EXPAR_HD A sum_of_best(int size, At at) const {
+    return best_of <= 2 ? sum_of_two<A>(size, at) : sum_of_many<A>(size, at);
+  }
+  /// Whether run g is among the best, given all sums.
+  template <class A>
+  EXPAR_HD bool keeps(A const* sums, int g) const {
+    int before = 0;
+    for (int h = 0; h < groups; ++h)
+      before += static_cast<int>(sums[h] > sums[g] || (sums[h] == sums[g] && h < g));
+    return before < top_groups;
+  }
+
+  template <class A>
+  EXPAR_HD void limit(A* keys, int experts, A* sums) const {
+    int const size = experts / groups;
+    for (int g = 0; g < groups; ++g) {
+      A const* const run = keys + g * size;
+      sums[g] = sum_of_best<A>(size, [run](int i) { return run[i]; });
+    }
+    for (int g = 0; g < groups; ++g)
+      if (!keeps(sums, g))
+        for (int i = 0; i < size; ++i) keys[g * size + i] = -detail::infinity<A>;
+  }
+
+  void check(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
+    detail::expects(groups >= 1 && experts % groups == 0, what, ": groups is ", groups,
+                    "; it divides the ", experts, " experts");
+    detail::expects(top_groups >= 1 && top_groups <= groups, what, ": top_groups is ", top_groups,
+                    "; it is at least 1 and at most the ", groups, " groups");
+    detail::expects(best_of >= 1 && best_of <= experts / groups, what, ": best_of is ", best_of,
+                    "; it is at least 1 and at most the ", experts / groups, " experts of a group");
+  }
+
+ private:
+  template <class A, class At>
+  EXPAR_HD A sum_of_two(int size, At at) const {
+    A first = -detail::infinity<A>, second = first;
+    for (int i = 0; i < size; ++i) {
+      A const key = at(i);
+      if (key > first)
+        second = first, first = key;
+      else if (key > second)
+        second = key;
+    }
+    return best_of == 1 || detail::masked(second) ? first : detail::add(first, second);
+  }
+  /// By descending key; nothing is stored, so each key costs a pass.
+  template <class A, class At>
+  EXPAR_HD A sum_of_many(int size, At at) const {
+    A sum = -detail::infinity<A>, last = 0;
+    int last_at = -1;
+    for (int n = 0; n < best_of; ++n) {
+      A best = -detail::infinity<A>;
+      int best_at = -1;
+      for (int i = 0; i < size; ++i) {
+        A const key = at(i);
+        bool const taken = last_at >= 0 && !(key < last || (key == last && i > last_at));
+        if (!taken && key > best) best = key, best_at = i;
+      }
+      if (best_at < 0) break;
+      sum = n == 0 ? best : detail::add(sum, best);
+      last = best, last_at = best_at;
+    }
+    return sum;
+  }
+};
+
+/// Experts whose key is above 0 alone: with relu_score, as many as fire (ReMoE); with a bias that
+/// is minus a threshold, those above theirs (DynMoE). With `or_best`, a token for which none is
+/// above 0 keeps its largest key, of equal ones the lower id.
+struct positive_keys {
+  bool or_best = false;
+
+  template <class A>
+  EXPAR_HD void limit(A* keys, int experts, A* /*scratch*/) const {
+    int best = 0;
+    for (int e = 1; e < experts; ++e)
+      if (keys[e] > keys[best] || !(keys[best] == keys[best])) best = e;
+    bool const none = or_best && !(keys[best] > A(0));
+    for (int e = 0; e < experts; ++e)
+      if (!(keys[e] > A(0)) && !(none && e == best)) keys[e] = -detail::infinity<A>;
+  }
+};
+
+/// Experts [first, last) alone.
+struct expert_range {
+  int first, last;
+
+  template <class A>
+  EXPAR_HD void limit(A* keys, int experts, A* /*scratch*/) const {
+    for (int e = 0; e < experts; ++e)
+      if (e < first || e >= last) keys[e] = -detail::infinity<A>;
+  }
+};
+
+/// The experts of the token's class alone: those from bounds[c] up to bounds[c + 1] for a token of
+/// class c = classes[token]. ERNIE-4.5-VL: text and vision experts.
+struct class_limited {
+  tensor_view<std::int32_t const, 1> classes;  // [T]
+  tensor_view<std::int32_t const, 1> bounds;   // [classes + 1], ascending
+
+  EXPAR_HD constexpr expert_range at(index_t token) const {
+    std::int32_t const* const from = bounds.data + classes.data[token];
+    return {from[0], from[1]};
+  }
+  void check(char const* what, int /*experts*/, int /*top_k*/, index_t tokens) const {
+    detail::expects(classes.extents[0] == tokens, what, ": classes has ", classes.extents[0],
+                    " entries, but there are ", tokens, " tokens");
+  }
+  void check_entries(char const* what, int /*experts*/, int /*top_k*/, index_t tokens) const {
+    index_t const count = bounds.extents[0] - 1;
+    for (index_t t = 0; t < tokens; ++t)
+      detail::expects(classes.data[t] >= 0 && classes.data[t] < count, what, ": classes(", t,
+                      ") is ", classes.data[t], "; a class is 0 to ", count - 1);
+  }
+};
+
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include <expar/config.hpp>
+#include <expar/detail/arithmetic.hpp>
+#include <expar/error.hpp>
+#include <expar/router/top_k.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// Which experts a token takes, given their keys:
+///   x.select(keys, s, experts, k, ids, scratch)  writes ids [k], -1 where there is none, from keys
+///                                                [experts] (-inf or NaN: not to be selected) and
+///                                                scores s [experts]
+/// It may have scratch(), at(), check() and check_entries(), as limit_policy says.
+template <class X>
+concept selection_policy = requires(X const x, float const* in, int n, std::int32_t* ids,
+                                    float* scratch) {
+  x.select(in, in, n, n, ids, scratch);
+};
+
+/// The k largest keys; see select_top_k(). What a router does that names no selection.
+struct top_k_selection {
+  EXPAR_HD constexpr int scratch(int /*experts*/, int top_k) const { return top_k; }
+  template <class A>
+  EXPAR_HD void select(A const* keys, A const* /*s*/, int experts, int k, std::int32_t* ids,
+                       A* scratch) const {
+    select_top_k(keys, experts, k, ids, scratch);
+  }
+};
+
+/// k / groups experts of each of `groups` runs of experts, run after run (Pangu Pro's mixture of
+/// grouped experts, arXiv:2505.21411).
+struct top_k_per_group {
+  int groups;
+
+  EXPAR_HD constexpr int scratch(int /*experts*/, int top_k) const { return top_k; }
+  template <class A>
+  EXPAR_HD void select(A const* keys, A const* /*s*/, int experts, int k, std::int32_t* ids,
+                       A* scratch) const {
+    int const size = experts / groups, share = k / groups;
+    for (int g = 0; g < groups; ++g) {
+      std::int32_t* const mine = ids + g * share;
+      select_top_k(keys + g * size, size, share, mine, scratch);
+      for (int j = 0; j < share; ++j)
+        if (mine[j] >= 0) mine[j] += g * size;
+    }
+  }
+  void check(char const* what, int experts, int top_k, index_t /*tokens*/) const {
+    detail::expects(groups >= 1 && experts % groups == 0 && top_k % groups == 0, what,
+                    ": groups is ", groups, "; it divides the ", experts, " experts and top_k, ",
+                    top_k);
+  }
+};
+
+/// By descending key until the scores of the selected experts add up to more than p, at most k
+/// (Dynamic_MoE, p = 0.4). Where all k do not, all k.
+struct top_p {
+  double p;
+
+  EXPAR_HD constexpr int scratch(int /*experts*/, int top_k) const { return top_k; }
+  template <class A>
+  EXPAR_HD void select(A const* keys, A const* s, int experts, int k, std::int32_t* ids,
+                       A* scratch) const {
+    select_top_k(keys, experts, k, ids, scratch);
+    A sum = 0;
+    for (int j = 0; j < k && ids[j] >= 0; ++j) {
+      if (sum > static_cast<A>(p))
+        ids[j] = -1;
+      else
+        sum = detail::add(sum, s[ids[j]]);
+    }
+  }
+};
+
+namespace detail {
+
+inline void check_ids(char const* what, char const* name, std::int32_t const* row, index_t at,
+                      int top_k, int experts) {
+  for (int j = 0; j < top_k; ++j)
+    expects(row[j] >= -1 && row[j] < experts, what, ": ", name, "(", at, ", ", j, ") is ", row[j],
+            "; an expert id is -1 (no expert) or 0 to ", experts - 1);
+}
+
+/// The ids that stand there, whatever the keys are.
+struct ids_of_row {
+  std::int32_t const* row;
+
+  template <class A>
+  EXPAR_HD void select(A const* /*keys*/, A const* /*s*/, int /*experts*/, int k, std::int32_t* ids,
+                       A* /*scratch*/) const {
+    for (int j = 0; j < k; ++j) ids[j] = row[j];
+  }
+};
+
+}  // namespace detail
+
+/// The experts that the caller names, ids [T, top_k]: a choice that was recorded and is replayed,
+/// or made elsewhere. The weights are those of the logits at hand.
+struct given_ids {
+  tensor_view<std::int32_t const, 2> ids;
+
+  EXPAR_HD constexpr detail::ids_of_row at(index_t token) const { return {ids.row(token)}; }
+  void check(char const* what, int /*experts*/, int top_k, index_t tokens) const {
+    detail::expects(ids.extents[0] == tokens && ids.extents[1] == top_k, what, ": given ids are ",
+                    ids.extents[0], " x ", ids.extents[1], ", but ", tokens, " x ", top_k,
+                    " are needed");
+  }
+  void check_entries(char const* what, int experts, int top_k, index_t tokens) const {
+    for (index_t t = 0; t < tokens; ++t)
+      detail::check_ids(what, "given ids", ids.row(t), t, top_k, experts);
+  }
+};
+
+/// The experts of the token's entry in a fixed table: table[names[token]], where table is
+/// [entries, top_k] and names [T] is, say, the vocabulary id of each token (Hash Layers,
+/// DeepSeek-V4) or its position.
+struct table_ids {
+  tensor_view<std::int32_t const, 2> table;
+  tensor_view<std::int32_t const, 1> names;
+
+  EXPAR_HD constexpr detail::ids_of_row at(index_t token) const {
+    return {table.row(names.data[token])};
+  }
+  void check(char const* what, int /*experts*/, int top_k, index_t tokens) const {
+    detail::expects(table.extents[1] == top_k, what, ": table has ", table.extents[1],
+                    " ids in a row, but top_k is ", top_k);
+    detail::expects(names.extents[0] == tokens, what, ": names has ", names.extents[0],
+                    " entries, but there are ", tokens, " tokens");
+  }
+  void check_entries(char const* what, int experts, int top_k, index_t tokens) const {
+    for (index_t t = 0; t < tokens; ++t) {
+      index_t const at = names.data[t];
+      detail::expects(at >= 0 && at < table.extents[0], what, ": names(", t, ") is ", at,
+                      "; the table has ", table.extents[0], " rows");
+      detail::check_ids(what, "table", table.row(at), at, top_k, experts);
+    }
+  }
+};
+
+namespace detail {
+
+struct experts_in_turn {
+  index_t first;
+
+  template <class A>
+  EXPAR_HD void select(A const* /*keys*/, A const* /*s*/, int experts, int k, std::int32_t* ids,
+                       A* /*scratch*/) const {
+    for (int j = 0; j < k; ++j) ids[j] = static_cast<std::int32_t>((first * k + j) % experts);
+  }
+};
+
+template <class Noise>
+struct first_then_perturbed {
+  Noise noise;
+
+  EXPAR_HD constexpr int scratch(int experts, int top_k) const { return experts + top_k; }
+  template <class A>
+  EXPAR_HD void select(A const* keys, A const* /*s*/, int experts, int k, std::int32_t* ids,
+                       A* scratch) const {
+    A* const others = scratch + k;
+    select_top_k(keys, experts, 1, ids, scratch);
+    for (int e = 0; e < experts; ++e)
+      others[e] = masked(keys[e]) || e == ids[0] ? -infinity<A> : noise.of(keys[e], e);
+    if (k > 1) select_top_k(static_cast<A const*>(others), experts, k - 1, ids + 1, scratch);
+  }
+};
+
+}  // namespace detail
+
+/// Experts in turn, for benchmarks of perfectly balanced load: token t takes those from t * k on.
+struct round_robin {
+  EXPAR_HD constexpr detail::experts_in_turn at(index_t token) const { return {token}; }
+};
+
+/// The expert with the largest key first, and the others by keys on which a transform has worked:
+/// GShard's second expert by Gumbel noise (fairscale, DeepSpeed, NLLB).
+template <class Noise>
+struct perturbed_rest {
+  Noise noise;
+
+  EXPAR_HD constexpr int scratch(int experts, int top_k) const { return experts + top_k; }
+  EXPAR_HD constexpr auto at(index_t token) const {
+    if constexpr (requires { noise.at(token); })
+      return detail::first_then_perturbed<decltype(noise.at(token))>{noise.at(token)};
+    else
+      return detail::first_then_perturbed<Noise>{noise};
+  }
+};
+template <class Noise>
+perturbed_rest(Noise) -> perturbed_rest<Noise>;
+
+}  // namespace v0
+}  // namespace expar

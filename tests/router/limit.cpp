@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/router/limit.hpp>
+
+#include <expar/router/key.hpp>
+
+#include "../support/catch.hpp"
+#include "support.hpp"
+
+namespace {
+
+/// What group_limited leaves, by its definition: sort each run, sum, sort the runs.
+std::vector<double> limited(std::vector<double> const& z, std::vector<double> keys, int groups,
+                            int top_groups, int best_of) {
+  auto const size = static_cast<std::ptrdiff_t>(keys.size()) / groups;
+  for (std::size_t e = 0; e < keys.size(); ++e)
+    if (!(z[e] > -router_test::inf) || std::isnan(keys[e])) keys[e] = -router_test::inf;
+  std::vector<std::pair<double, int>> sums;
+  for (int g = 0; g < groups; ++g) {
+    std::vector<double> run(keys.begin() + g * size, keys.begin() + (g + 1) * size);
+    std::sort(run.rbegin(), run.rend());
+    double sum = run[0];
+    for (int i = 1; i < best_of && run[static_cast<std::size_t>(i)] > -router_test::inf; ++i)
+      sum += run[static_cast<std::size_t>(i)];
+    sums.emplace_back(-sum, g);
+  }
+  std::sort(sums.begin(), sums.end());
+  for (int i = top_groups; i < groups; ++i)
+    std::fill_n(keys.begin() + sums[static_cast<std::size_t>(i)].second * size, size,
+                -router_test::inf);
+  return keys;
+}
+
+}  // namespace
+
+TEST_CASE("the best groups keep their keys, the others have none", "[router]") {
+  router_test::random rng(21);
+  for (int round = 0; round < 600; ++round) {
+    int const groups = static_cast<int>(rng.integer(1, 9)),
+              size = static_cast<int>(rng.integer(1, 7));
+    int const top_groups = static_cast<int>(rng.integer(1, groups));
+    int const best_of = static_cast<int>(rng.integer(1, size < 3 ? size : 3));
+    auto const z = router_test::random_row(rng, groups * size);
+    std::vector<double> bias;
+    for (std::size_t e = 0; e < z.size(); ++e)
+      bias.push_back(rng.chance(.1) ? router_test::qnan : static_cast<double>(rng.integer(-2, 2)));
+    expar::group_limited const limit{groups, top_groups, best_of};
+    std::vector<double> s(z.size()), plain(z.size());
+    expar::sigmoid_score{}(z.data(), s.data(), groups * size);
+    expar::biased_key{}(z.data(), s.data(), bias.data(), plain.data(), groups * size);
+    auto const expected = limited(z, plain, groups, top_groups, best_of);
+    std::vector<double> keys = plain,
+                        scratch(static_cast<std::size_t>(limit.scratch(groups * size, 1)) + 1, 77);
+    for (std::size_t e = 0; e < z.size(); ++e)
+      if (!(z[e] > -router_test::inf)) keys[e] = -router_test::inf;
+    limit.limit(keys.data(), groups * size, scratch.data());
+    REQUIRE(scratch.back() == 77);
+    CAPTURE(round, groups, size, top_groups, best_of);
+    for (std::size_t e = 0; e < z.size(); ++e)
+      if (!std::isnan(keys[e]) || !std::isnan(expected[e]))
+        REQUIRE((keys[e] == expected[e] || (std::isnan(plain[e]) && std::isnan(keys[e]))));
+  }
+}
+
+TEST_CASE("of groups with equal sums the lower one stays", "[router]") {
+  double const none = -router_test::inf;
+  std::vector<double> keys{1, 1, 1, 1, 2, 0}, sums(3);
+  expar::group_limited{3, 2}.limit(keys.data(), 6, sums.data());
+  REQUIRE(keys == std::vector<double>{1, 1, 1, 1, none, none});
+}
+
+TEST_CASE("experts above zero alone, or the best", "[router]") {
+  double const none = -router_test::inf;
+  auto const left = [](bool or_best, std::vector<double> keys) {
+    expar::positive_keys{or_best}.limit(keys.data(), static_cast<int>(keys.size()), keys.data());
+    return keys;
+  };
+  REQUIRE(left(false, {1, 0, -1, 2}) == std::vector<double>{1, none, none, 2});
+  REQUIRE(left(false, {0, -1}) == std::vector<double>{none, none});
+  REQUIRE(left(true, {1, 0, -1, 2}) == std::vector<double>{1, none, none, 2});
+  REQUIRE(left(true, {-3, -1, -1}) == std::vector<double>{none, -1, none});
+  REQUIRE(left(true, {router_test::qnan, -2, none}) == std::vector<double>{none, -2, none});
+  REQUIRE(left(true, {none, none}) == std::vector<double>{none, none});
+}
+
+TEST_CASE("a token chooses among the experts of its class", "[router]") {
+  double const none = -router_test::inf;
+  std::vector<std::int32_t> const classes{1, 0, 2}, bounds{0, 2, 5};
+  expar::class_limited const limit{expar::make_view(classes.data(), 3),
+                                   expar::make_view(bounds.data(), 3)};
+  auto const left = [&](expar::index_t token) {
+    std::vector<double> keys{1, 2, 3, 4, 5};
+    limit.at(token).limit(keys.data(), 5, keys.data());
+    return keys;
+  };
+  REQUIRE(left(0) == std::vector<double>{none, none, 3, 4, 5});
+  REQUIRE(left(1) == std::vector<double>{1, 2, none, none, none});
+  REQUIRE(router_test::sentence_of([&] { limit.check("route", 5, 1, 2); }) ==
+          "expar: route: classes has 3 entries, but there are 2 tokens");
+  REQUIRE(router_test::sentence_of([&] { limit.check_entries("route", 5, 1, 3); }) ==
+          "expar: route: classes(2) is 2; a class is 0 to 1");
+}
