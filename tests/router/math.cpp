@@ -4,6 +4,7 @@
 #include "../support/catch.hpp"
 #include "support.hpp"
 
+using Catch::Matchers::WithinAbs;
 using Catch::Matchers::WithinRel;
 namespace detail = expar::detail;
 
@@ -30,7 +31,43 @@ void compare_with_the_library(double accuracy) {
   }
 }
 
+template <class A>
+void compare_logarithm_and_cosine(double accuracy) {
+  router_test::random rng(4);
+  for (int round = 0; round < 20000; ++round) {
+    A const x = static_cast<A>(std::exp(rng.uniform(-80, 80)));
+    CAPTURE(x);
+    REQUIRE_THAT(static_cast<double>(detail::logarithm(x)),
+                 WithinRel(std::log(static_cast<double>(x)), accuracy));
+    A const size = static_cast<A>(std::exp(rng.uniform(-25, -1.3)));
+    A const f = rng.chance(.5) ? size : -size;
+    REQUIRE_THAT(static_cast<double>(detail::log_near_one(f)),
+                 WithinRel(std::log1p(static_cast<double>(f)), accuracy));
+    A const near_one = 1 + f;
+    REQUIRE_THAT(static_cast<double>(detail::logarithm(near_one)),
+                 WithinRel(std::log(static_cast<double>(near_one)), accuracy));
+    A const turns = static_cast<A>(rng.uniform());
+    REQUIRE_THAT(static_cast<double>(detail::cosine_of_turns(turns)),
+                 WithinAbs(std::cos(6.283185307179586 * static_cast<double>(turns)), accuracy));
+  }
+  REQUIRE(detail::logarithm(A(1)) == 0);
+  REQUIRE_THAT(static_cast<double>(detail::logarithm(std::numeric_limits<A>::min())),
+               WithinRel(std::log(static_cast<double>(std::numeric_limits<A>::min())), accuracy));
+  REQUIRE_THAT(static_cast<double>(detail::logarithm(std::numeric_limits<A>::max())),
+               WithinRel(std::log(static_cast<double>(std::numeric_limits<A>::max())), accuracy));
+  REQUIRE(detail::cosine_of_turns(A(0)) == 1);
+  REQUIRE(detail::cosine_of_turns(A(.25)) == 0);
+  REQUIRE(detail::cosine_of_turns(A(.5)) == -1);
+  REQUIRE(detail::cosine_of_turns(A(.75)) == 0);
+  REQUIRE(detail::cosine_of_turns(A(1)) == 1);
+}
+
 }  // namespace
+
+TEST_CASE("logarithm and cosine are exact to some last places", "[router]") {
+  compare_logarithm_and_cosine<double>(1e-15);
+  compare_logarithm_and_cosine<float>(3e-7);
+}
 
 TEST_CASE("functions of routers are exact to some last places", "[router]") {
   compare_with_the_library<double>(2e-15);
