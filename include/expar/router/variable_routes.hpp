@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory_resource>
+#include <type_traits>
+#include <utility>
+
+#include <expar/context.hpp>
+#include <expar/detail/buffer.hpp>
+#include <expar/element.hpp>
+#include <expar/error.hpp>
+#include <expar/router/route.hpp>
+#include <expar/router/routes.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// Routes of which every token has its own number. Those of token t are the entries from offsets[t]
+/// up to offsets[t + 1] of `ids` and `weights`, in choice order. Empty until somebody writes them.
+template <class W = float>
+class variable_routes {
+  static_assert(element<W>, "expar: the weights of routes are an element type; see element_traits");
+
+ public:
+  explicit variable_routes(std::pmr::memory_resource* memory = std::pmr::get_default_resource())
+      : offset_buffer_(memory), id_buffer_(memory), weight_buffer_(memory) {}
+  variable_routes(variable_routes&& other) noexcept
+      : offsets(std::exchange(other.offsets, {})),
+        ids(std::exchange(other.ids, {})),
+        weights(std::exchange(other.weights, {})),
+        offset_buffer_(std::move(other.offset_buffer_)),
+        id_buffer_(std::move(other.id_buffer_)),
+        weight_buffer_(std::move(other.weight_buffer_)) {}
+  variable_routes& operator=(variable_routes&& other) noexcept {
+    std::swap(offsets, other.offsets);
+    std::swap(ids, other.ids);
+    std::swap(weights, other.weights);
+    std::swap(offset_buffer_, other.offset_buffer_);
+    std::swap(id_buffer_, other.id_buffer_);
+    std::swap(weight_buffer_, other.weight_buffer_);
+    return *this;
+  }
+
+  /// Room for `count` routes of `tokens` tokens: no expert, weight 0, and all offsets 0. Allocates
+  /// only to hold more than ever before.
+  void resize(index_t tokens, index_t count) {
+    detail::expects(tokens >= 0, "variable_routes: tokens is ", tokens, "; it is at least 0");
+    detail::expects(count >= 0, "variable_routes: count is ", count, "; it is at least 0");
+    offsets = {}, ids = {}, weights = {};
+    index_t* const offset_data = offset_buffer_.assign(static_cast<std::size_t>(tokens) + 1, 0);
+    std::int32_t* const id_data = id_buffer_.assign(static_cast<std::size_t>(count), -1);
+    W* const weight_data = weight_buffer_.assign(static_cast<std::size_t>(count), narrow<W>(0));
+    offsets = make_view(offset_data, tokens + 1);
+    ids = make_view(id_data, count);
+    weights = make_view(weight_data, count);
+  }
+
+  /// The largest number of routes that a token has: the k that to_fixed() needs.
+  index_t most_per_token() const noexcept {
+    index_t most = 0;
+    for (index_t t = 0; t + 1 < offsets.extents[0]; ++t)
+      if (offsets(t + 1) - offsets(t) > most) most = offsets(t + 1) - offsets(t);
+    return most;
+  }
+
+  tensor_view<index_t, 1> offsets{};
+  tensor_view<std::int32_t, 1> ids{};
+  tensor_view<W, 1> weights{};
+
+ private:
+  detail::buffer<index_t> offset_buffer_;
+  detail::buffer<std::int32_t> id_buffer_;
+  detail::buffer<W> weight_buffer_;
+};
+
+/// What operations accept as variable routes: anything with tensors `offsets` [T + 1] of an integer
+/// type, `ids` [routes] of std::int32_t, and `weights` [routes].
+template <class R>
+concept variable_routes_like = requires(std::remove_reference_t<R>& r) {
+  requires tensor<decltype((r.offsets)), 1>;
+  requires tensor<decltype((r.ids)), 1>;
+  requires tensor<decltype((r.weights)), 1>;
+};
+
+/// Selects all experts that can be selected, by ascending id, for a router whose top_k is the
+/// number of experts. In O(experts), where top_k_selection sorts them.
+struct every_key {
+  template <class A>
+  EXPAR_HD void select(A const* keys, A const* /*s*/, int experts, int k, std::int32_t* ids,
+                       A* /*scratch*/) const {
+    int found = 0;
+    for (int e = 0; e < experts; ++e)
+      if (!detail::masked(keys[e])) ids[found++] = e;
+    for (; found < k; ++found) ids[found] = -1;
+  }
+  void check(char const* what, int experts, int top_k, index_t /*tokens*/) const {
+    detail::expects(top_k == experts, what, ": top_k is ", top_k,
+                    ", but every_key selects any number of the ", experts, " experts");
+  }
+};
+
+namespace detail {
+
+template <class T, class Id>
+void check_variable(char const* offsets_name, char const* ids_name,
+                    tensor_view<T, 1> const& offsets, tensor_view<Id, 1> const& ids) {
+  static_assert(std::is_integral_v<T> && sizeof(T) >= 4,
+                "expar: offsets are integers of at least 32 bits");
+  static_assert(std::is_same_v<std::remove_cv_t<Id>, std::int32_t>,
+                "expar: expert ids are std::int32_t");
+  check_view(offsets_name, offsets);
+  check_view(ids_name, ids);
+  expects(offsets.extents[0] >= 1, offsets_name,
+          " has no entries; there is one for each token, and one more");
+  expects(offsets(0) == 0, offsets_name, "(0) is ", offsets(0), "; the first offset is 0");
+  index_t const tokens = offsets.extents[0] - 1;
+  for (index_t t = 0; t < tokens; ++t)
+    expects(offsets(t) <= offsets(t + 1), offsets_name, "(", t + 1, ") is ", offsets(t + 1),
+            ", less than the offset before, ", offsets(t));
+  expects(static_cast<index_t>(offsets(tokens)) == ids.extents[0], offsets_name, "(", tokens,
+          ") is ", offsets(tokens), ", but there are ", ids.extents[0], " routes");
+}
+template <class T>
+void check_most(char const* what, tensor_view<T, 1> const& offsets, index_t k) {
+  for (index_t t = 0; t + 1 < offsets.extents[0]; ++t)
+    expects(static_cast<index_t>(offsets(t + 1) - offsets(t)) <= k, what, ": token ", t, " has ",
+            offsets(t + 1) - offsets(t), " routes, but only ", k, " fit");
+}
+
+/// Rows [T,k] from runs of any length up to k; `fill` behind each.
+template <class T, class From, class To>
+void spread_runs(host_context const& ctx, tensor_view<T, 1> offsets, From const* from,
+                 tensor_view<To, 2> to, To fill) {
+  index_t const k = to.extents[1];
+  ctx.for_each_chunk(to.extents[0], 16384 / (k + 1) + 1, [&](int, index_t first, index_t last) {
+    for (index_t t = first; t < last; ++t) {
+      To* const row = to.row(t);
+      index_t const at = static_cast<index_t>(offsets(t));
+      index_t const n = static_cast<index_t>(offsets(t + 1)) - at;
+      for (index_t j = 0; j < n; ++j)
+        if constexpr (std::is_same_v<From, To>)
+          row[j] = from[at + j];
+        else
+          row[j] = narrow<To>(static_cast<accumulator_t<To>>(widen(from[at + j])));
+      for (index_t j = n; j < k; ++j) row[j] = fill;
+    }
+  });
+}
+
+}  // namespace detail
+
+/// Leaves out the choices that name no expert: `to_variable(ctx, routes, out)`. The others keep
+/// their order. `routes` has ids [T,k] and weights [T,k]; `out` is a variable_routes, overwritten.
+inline constexpr struct to_variable_fn {
+  template <class Routes, class W>
+  void operator()(host_context const& ctx, Routes const& routes, variable_routes<W>& out) const {
+    static_assert(routes_like<Routes const>,
+                  "expar: routes are anything with tensors `ids` and `weights` of rank 2");
+    auto const ids = detail::as_view<2>(ctx, routes.ids);
+    auto const weights = detail::as_view<2>(ctx, routes.weights);
+    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
+                  "expar: expert ids are std::int32_t");
+    index_t const tokens = ids.extents[0], k = ids.extents[1], grain = 16384 / (k + 1) + 1;
+    detail::check_view("to_variable: ids", ids);
+    detail::check_view("to_variable: weights", weights);
+    detail::check_extent("to_variable: weights", weights, 0, tokens, "the number of tokens");
+    detail::check_extent("to_variable: weights", weights, 1, k, "the number of choices in ids");
+    detail::buffer<index_t> starts(ctx.memory());
+    starts.assign(static_cast<std::size_t>(tokens) + 1, 0);
+    ctx.for_each_chunk(tokens, grain, [&](int, index_t first, index_t last) {
+      for (index_t t = first; t < last; ++t)
+        for (index_t j = 0; j < k; ++j) starts[t + 1] += ids.row(t)[j] >= 0;
+    });
+    for (index_t t = 0; t < tokens; ++t) starts[t + 1] += starts[t];
+    out.resize(tokens, starts[tokens]);
+    for (index_t t = 0; t <= tokens; ++t) out.offsets(t) = starts[t];
+    ctx.for_each_chunk(tokens, grain, [&](int, index_t first, index_t last) {
+      for (index_t t = first; t < last; ++t) {
+        index_t at = starts[t];
+        for (index_t j = 0; j < k; ++j)
+          if (std::int32_t const id = ids.row(t)[j]; id >= 0) {
+            out.ids(at) = id;
+            out.weights(at++) = narrow<W>(static_cast<accumulator_t<W>>(widen(weights.row(t)[j])));
+          }
+      }
+    });
+  }
+} to_variable{};
+
+/// Variable routes as routes of k choices, for make_plan() and all that follows it:
+/// `to_fixed(ctx, variable, routes)` writes ids [T,k] and weights [T,k], with -1 and 0 behind the
+/// routes of a token. Throws if a token has more than k; then nothing is written.
+inline constexpr struct to_fixed_fn {
+  template <class Variable, class Routes>
+  void operator()(host_context const& ctx, Variable const& variable, Routes&& routes) const {
+    static_assert(variable_routes_like<Variable const>,
+                  "expar: variable routes are anything with tensors `offsets`, `ids` and `weights` "
+                  "of rank 1");
+    static_assert(routes_like<Routes>,
+                  "expar: routes are anything with tensors `ids` and `weights` of rank 2");
+    auto const offsets = detail::as_view<1>(ctx, variable.offsets);
+    auto const from_ids = detail::as_view<1>(ctx, variable.ids);
+    auto const from = detail::as_view<1>(ctx, variable.weights);
+    auto const ids = detail::as_output<2>(ctx, routes.ids);
+    auto const weights = detail::as_output<2>(ctx, routes.weights);
+    using W = detail::element_of<decltype(weights)>;
+    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
+                  "expar: expert ids are std::int32_t");
+    detail::check_variable("to_fixed: offsets", "to_fixed: variable ids", offsets, from_ids);
+    detail::check_view("to_fixed: variable weights", from);
+    detail::check_extent("to_fixed: variable weights", from, 0, from_ids.extents[0],
+                         "the number of routes");
+    index_t const tokens = offsets.extents[0] - 1, k = ids.extents[1];
+    detail::check_output("to_fixed: ids", ids);
+    detail::check_output("to_fixed: weights", weights);
+    detail::check_extent("to_fixed: ids", ids, 0, tokens, "the number of tokens");
+    detail::check_extent("to_fixed: weights", weights, 0, tokens, "the number of tokens");
+    detail::check_extent("to_fixed: weights", weights, 1, k, "the number of choices in ids");
+    detail::check_most("to_fixed", offsets, k);
+    detail::spread_runs(ctx, offsets, from_ids.data, ids, std::int32_t{-1});
+    detail::spread_runs(ctx, offsets, from.data, weights, narrow<W>(0));
+  }
+} to_fixed{};
+
+/// Gives every token as many experts as the router selects for it:
+/// `route_variable(ctx, router, logits, bias, out)`, as route(), whose bias may be left out. The
+/// router's top_k is the most that a token may have, up to all experts; what it does not select
+/// does not appear in `out`, a variable_routes.
+///
+///   ReMoE:        router({E, E}, relu_score{}, score_key{}, positive_keys{}, every_key{})
+///   Dynamic_MoE:  router({E, E}, softmax_score{}, top_p{.4})
+///
+/// Memory: [T, top_k] ids and weights, from the context, while it runs. Throws as route() does.
+inline constexpr struct route_variable_fn {
+  template <class Router, class Logits, class W>
+  void operator()(host_context const& ctx, Router const& r, Logits const& logits,
+                  variable_routes<W>& out) const {
+    routes<W> all(ctx.memory());
+    resize(ctx, r, logits, all);
+    route(ctx, r, logits, all);
+    to_variable(ctx, all, out);
+  }
+  template <class Router, class Logits, class Bias, class W>
+  void operator()(host_context const& ctx, Router const& r, Logits const& logits, Bias const& bias,
+                  variable_routes<W>& out) const {
+    routes<W> all(ctx.memory());
+    resize(ctx, r, logits, all);
+    route(ctx, r, logits, bias, all);
+    to_variable(ctx, all, out);
+  }
+
+ private:
+  template <class Router, class Logits, class W>
+  static void resize(host_context const& ctx, Router const& r, Logits const& logits,
+                     routes<W>& all) {
+    auto const z = detail::as_view<2>(ctx, logits);
+    detail::check_router("route_variable", "route_variable: logits", r, z);
+    all.resize(z.extents[0], r.top_k);
+  }
+} route_variable{};
+
+/// The adjoint of route_variable(): overwrites d_logits [T, experts], given d_weights [routes], the
+/// gradient for the weights. Of the routes only offsets and ids are read; an id that is set to -1
+/// on the way takes no part. Otherwise as route_backward(). Memory: [T, top_k] ids and gradients,
+/// from the context.
+inline constexpr struct route_variable_backward_fn {
+  template <class Router, class Logits, class Variable, class DWeights, class DLogits>
+  void operator()(host_context const& ctx, Router const& r, Logits const& logits,
+                  Variable const& variable, DWeights const& d_weights, DLogits&& d_logits) const {
+    static_assert(variable_routes_like<Variable const>,
+                  "expar: variable routes are anything with tensors `offsets`, `ids` and `weights` "
+                  "of rank 1");
+    auto const z = detail::as_view<2>(ctx, logits);
+    auto const offsets = detail::as_view<1>(ctx, variable.offsets);
+    auto const from_ids = detail::as_view<1>(ctx, variable.ids);
+    auto const dw = detail::as_view<1>(ctx, d_weights);
+    using W = detail::element_of<decltype(dw)>;
+    detail::check_router("route_variable_backward", "route_variable_backward: logits", r, z);
+    detail::check_variable("route_variable_backward: offsets", "route_variable_backward: ids",
+                           offsets, from_ids);
+    detail::check_extent("route_variable_backward: offsets", offsets, 0, z.extents[0] + 1,
+                         "the number of tokens and one more");
+    detail::check_view("route_variable_backward: d_weights", dw);
+    detail::check_extent("route_variable_backward: d_weights", dw, 0, from_ids.extents[0],
+                         "the number of routes");
+    detail::check_most("route_variable_backward", offsets, r.top_k);
+    routes<W> all(z.extents[0], r.top_k, ctx.memory());
+    detail::spread_runs(ctx, offsets, from_ids.data, all.ids, std::int32_t{-1});
+    detail::spread_runs(ctx, offsets, dw.data, all.weights, narrow<W>(0));
+    route_backward(ctx, r, logits, all, all.weights, d_logits);
+  }
+} route_variable_backward{};
+
+}  // namespace v0
+}  // namespace expar
