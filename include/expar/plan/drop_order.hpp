@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/element.hpp>
+#include <expar/error.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// Which routes of an expert come before others. First is the route with the smaller group(choice),
+/// then the larger value(token, choice), then the smaller token, then the smaller choice. A value
+/// of NaN counts as -inf. May have check(what, tokens, top_k), which throws where it does not fit.
+template <class O>
+concept drop_order = requires(O const order, index_t i) {
+  order.group(i);
+  order.value(i, i);
+};
+
+/// By (choice, token): first choices of all tokens come before second choices. GShard, DeepSpeed
+/// top2gating, fairscale, NLLB, Tutel, V-MoE, flaxformer, Switch; also Mesh TensorFlow, which lets
+/// second choices begin behind the first choices that were KEPT, not behind all: an expert that
+/// dropped one is full, so both keep the same routes.
+struct by_choice {
+  static constexpr index_t group(index_t choice) { return choice; }
+  static constexpr float value(index_t, index_t) { return 0; }
+};
+
+/// By (token, choice): DeepSpeed topkgating and Megatron where they drop by position, OLMo-core,
+/// MegaBlocks. fastmoe leaves the order to its threads; this is the one of a single thread.
+struct by_token {
+  static constexpr index_t group(index_t) { return 0; }
+  static constexpr float value(index_t, index_t) { return 0; }
+};
+
+/// Largest values [T, top_k] first. With the weights: Megatron and DeepSpeed topkgating where they
+/// drop by probability, Mesh TensorFlow's switch_max. With random numbers: DeepSpeed's random token
+/// selection, which is for top_k = 1.
+template <class T>
+struct by_value {
+  tensor_view<T const, 2> values;
+
+  static constexpr index_t group(index_t) { return 0; }
+  auto value(index_t token, index_t choice) const { return widen(values.row(token)[choice]); }
+  void check(char const* what, index_t tokens, index_t top_k) const {
+    detail::check_view("drop order: values", values);
+    detail::expects(values.extents[0] == tokens && values.extents[1] == top_k, what,
+                    ": values are ", values.extents[0], " x ", values.extents[1], ", but ids are ",
+                    tokens, " x ", top_k);
+  }
+};
+template <class T>
+by_value(tensor_view<T, 2>) -> by_value<std::remove_const_t<T>>;
+
+/// As by_choice, but among the tokens those with the largest score first, which is the first of
+/// each row of scores [T, n], n >= 1: batch prioritized routing of V-MoE, Tutel and NLLB. The score
+/// is the largest of a token's scores, before they are renormalized: the weight of the first choice
+/// where the router has no weight policies.
+template <class T>
+struct by_choice_and_score {
+  tensor_view<T const, 2> scores;
+
+  static constexpr index_t group(index_t choice) { return choice; }
+  auto value(index_t token, index_t) const { return widen(*scores.row(token)); }
+  void check(char const* what, index_t tokens, index_t) const {
+    detail::check_view("drop order: scores", scores);
+    detail::expects(scores.extents[0] == tokens, what, ": scores has ", scores.extents[0],
+                    " rows, but there are ", tokens, " tokens");
+    detail::expects(scores.extents[1] >= 1, what, ": scores has no columns; the first is used");
+  }
+};
+template <class T>
+by_choice_and_score(tensor_view<T, 2>) -> by_choice_and_score<std::remove_const_t<T>>;
+
+}  // namespace v0
+}  // namespace expar
