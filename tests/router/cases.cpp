@@ -136,6 +136,100 @@ TEMPLATE_TEST_CASE("z-loss with padding", "[router][cases]", double, float) {
   require_matrix(dz.view(), d_logits);
 }
 
+TEMPLATE_TEST_CASE("MiniMax-M2: sigmoid and bias, divided by the sum alone", "[router][cases]",
+                   double, float) {
+  using namespace cases::minimax_m2;
+  auto const routes =
+      route<TestType>(expar::models::minimax_m2({8, 2}), cases::qwen::logits, cases::kimi_k2::bias);
+  require_ids(routes, ids);
+  require_matrix(routes.weights, weights);
+}
+
+TEMPLATE_TEST_CASE("gpt-oss: the bias of the linear map is in the logits", "[router][cases]",
+                   double, float) {
+  using namespace cases::gpt_oss;
+  cases::matrix logits = cases::qwen::logits;
+  for (auto& row : logits)
+    for (std::size_t e = 0; e < 8; ++e) row[e] += bias[e];
+  auto const routes = route<TestType>(expar::models::gpt_oss({8, 4}), logits, expar::no_bias);
+  require_ids(routes, ids);
+  require_matrix(routes.weights, weights);
+}
+
+TEMPLATE_TEST_CASE("Llama 4: weights on what experts get", "[router][cases]", double, float) {
+  using namespace cases::llama_4;
+  auto const r = expar::models::llama_4({4, 1});
+  auto const routes = route<TestType>(r, cases::logits, expar::no_bias);
+  require_ids(routes, ids);
+  require_matrix(routes.weights, weights);
+  REQUIRE(r.site == expar::weight_site::input);
+  for (std::size_t t = 0; t < 4; ++t) {
+    double const x = 2 * static_cast<double>(routes.weights(t, 0));
+    REQUIRE_THAT(x / (1 + std::exp(-x)), WithinAbs(outputs[t], accuracy<TestType>));
+  }
+}
+
+TEMPLATE_TEST_CASE("DeepSeek-V4: experts of a table", "[router][cases]", double, float) {
+  using namespace cases::hash_routing;
+  std::vector<std::int32_t> flat, names{1, 2};
+  for (auto const& row : table) flat.insert(flat.end(), row.begin(), row.end());
+  expar::table_ids const experts_of{expar::make_view(flat.data(), 3, 2),
+                                    expar::make_view(names.data(), 2)};
+  auto const routes = route<TestType>(expar::models::deepseek_v4_hash({8, 2, 1.5}, experts_of),
+                                      cases::qwen::logits, expar::no_bias);
+  require_ids(routes, ids);
+  require_matrix(routes.weights, weights);
+}
+
+TEMPLATE_TEST_CASE("MoE++: no weight for the zero expert", "[router][cases]", double, float) {
+  using namespace cases::moe_plus_plus;
+  auto const routes =
+      route<TestType>(expar::models::moe_plus_plus({6, 2}, {5, 6}), logits, expar::no_bias);
+  require_ids(routes, ids);
+  require_matrix(routes.weights, weights);
+}
+
+TEMPLATE_TEST_CASE("Grok: capped logits", "[router][cases]", double, float) {
+  using namespace cases::grok;
+  auto const routes = route<TestType>(expar::models::grok_2({4, 2}), logits, expar::no_bias);
+  require_ids(routes, ids);
+  require_matrix(routes.weights, weights);
+  for (std::size_t t = 0; t < 2; ++t)
+    for (std::size_t e = 0; e < 4; ++e)
+      REQUIRE_THAT(expar::soft_cap{30}.of(logits[t][e], 0), WithinAbs(capped[t][e], 1e-12));
+}
+
+TEMPLATE_TEST_CASE("Pangu Pro: an expert of every group", "[router][cases]", double, float) {
+  using namespace cases::pangu_pro;
+  auto const routes =
+      route<TestType>(expar::models::pangu_pro({8, 4}, 4), cases::qwen::logits, expar::no_bias);
+  require_ids(routes, ids);
+  require_matrix(routes.weights, weights);
+}
+
+TEMPLATE_TEST_CASE("Dynamic_MoE: as many as exceed p", "[router][cases]", double, float) {
+  using namespace cases::top_p;
+  auto const routes = route<TestType>(expar::models::top_p_moe(5), logits, expar::no_bias);
+  for (std::size_t t = 0; t < 3; ++t)
+    for (std::size_t j = 0; j < 5; ++j) REQUIRE(routes.ids(t, j) == (j < 2 ? ids[t][j] : -1));
+  require_matrix(routes.weights, weights);
+}
+
+TEMPLATE_TEST_CASE("two experts, before any route is dropped", "[router][cases]", double, float) {
+  using namespace cases::top_two;
+  using T = TestType;
+  namespace models = expar::models;
+  auto const holds = [](auto const& routes, double tolerance) {
+    require_ids(routes, ids);
+    require_matrix(routes.weights, weights, tolerance);
+  };
+  holds(route<T>(models::fastmoe_gshard(4), cases::logits, expar::no_bias), accuracy<T>);
+  holds(route<T>(models::nllb_moe(4), cases::logits, expar::no_bias), accuracy<T>);
+  holds(route<T>(models::megatron_post_softmax({4, 2}), cases::logits, expar::no_bias),
+        accuracy<T>);
+  holds(route<T>(models::gshard_top2(4), cases::logits, expar::no_bias), 2e-9 + accuracy<T>);
+}
+
 TEST_CASE("the six-token example of Tutel", "[router][cases]") {
   cases::matrix logits{{.50, .30, .15, .05}, {.40, .35, .20, .05}, {.60, .10, .25, .05},
                        {.10, .70, .15, .05}, {.45, .05, .30, .20}, {.55, .25, .05, .15}};

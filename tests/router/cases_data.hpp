@@ -104,4 +104,78 @@ inline matrix const negative_weights{{0.3231513387404327, 0.30652661864821906, 0
                                      {0.3515038935861671, 0.3143076799857829, 0.33418842642805013}};
 }  // namespace deepseek_v3
 
+// Logits of qwen, bias of kimi_k2.
+namespace minimax_m2 {
+inline id_matrix const ids{{5, 3}, {4, 1}};
+inline matrix const weights{{0.5646222786774334, 0.43537772132256664},
+                            {0.45988259680965693, 0.5401174031903431}};
+}  // namespace minimax_m2
+
+// Logits of qwen, and a bias that is part of them.
+namespace gpt_oss {
+inline std::vector<double> const bias{0.25, -0.5, 0.0, 0.4375, 1.25, -0.25, 0.125, 0.0};
+inline id_matrix const ids{{5, 3, 2, 0}, {4, 6, 0, 1}};
+inline matrix const weights{
+    {0.414932797593228, 0.23642158148617376, 0.1960003752182983, 0.1526452457022999},
+    {0.3392357547465047, 0.2993745028097379, 0.2641970714423969, 0.09719267100136059}};
+}  // namespace gpt_oss
+
+namespace llama_4 {
+inline id_matrix const ids{{0}, {1}, {0}, {2}};
+inline matrix const weights{
+    {0.8807970779778823}, {0.9241418199787566}, {0.9525741268224334}, {0.9046505351008906}};
+// Of an expert x / (1 + exp(-x)), for tokens that are 2: not what weights on the output give.
+inline std::vector<double> const outputs{1.5033606674109596, 1.5967792877441338, 1.658380301642288,
+                                         1.5546914851529308};
+}  // namespace llama_4
+
+// Logits of qwen.
+namespace hash_routing {
+inline id_matrix const table{{0, 3}, {2, 5}, {7, 1}};
+inline id_matrix const ids{{2, 5}, {7, 1}};
+inline matrix const weights{{0.6600294394816016, 0.8399705605183982},
+                            {0.4922081847946485, 1.0077918152053515}};
+}  // namespace hash_routing
+
+namespace moe_plus_plus {
+inline matrix const logits{{1.0, 0.5, 0.25, -0.5, 0.0, 1.5}, {2.0, 1.0, 0.0, 1.75, 0.5, -1.0}};
+inline id_matrix const ids{{5, 0}, {0, 3}};
+inline matrix const weights{{0.0, 1.0}, {0.5621765008857981, 0.43782349911420193}};
+}  // namespace moe_plus_plus
+
+namespace grok {
+inline matrix const logits{{20.0, -10.0, 5.0, 0.0}, {40.0, 35.0, -50.0, 1.0}};
+inline matrix const capped{
+    {17.483488360437306, -9.64538212594903, 4.954212387738881, 0.0},
+    {26.101849852280157, 24.696019367576493, -27.93328826002733, 0.9996297941646859}};
+inline id_matrix const ids{{0, 2}, {0, 1}};
+inline matrix const weights{{0.9999963553502619, 3.6191201384188872e-06},
+                            {0.8031074685658472, 0.1968925314240832}};
+}  // namespace grok
+
+// Logits of qwen.
+namespace pangu_pro {
+inline id_matrix const ids{{0, 2, 5, 6}, {0, 3, 5, 6}};
+inline matrix const weights{
+    {0.09529799726366206, 0.15711983514372227, 0.4270959927616611, 0.07421815489407663},
+    {0.22216631479618362, 0.06365171488985763, 0.11891705902660493, 0.2852671949301496}};
+}  // namespace pangu_pro
+
+namespace top_p {
+inline matrix const logits{
+    {2.0, 1.0, 0.5, -1.0, 0.0}, {5.0, 0.0, 0.5, -1.0, 1.0}, {0.5, 0.4375, 0.25, 0.0, 0.125}};
+inline id_matrix const ids{{0, -1}, {0, -1}, {0, 1}};
+inline matrix const weights{
+    {0.5630212318141845, 0}, {0.9627962672817098, 0}, {0.2492501443759452, 0.23414884153490773}};
+}  // namespace top_p
+
+// The four tokens that several cases share: before any route is dropped.
+namespace top_two {
+inline id_matrix const ids{{0, 1}, {1, 0}, {0, 2}, {2, 0}};
+inline matrix const weights{{0.7310585786300049, 0.2689414213699951},
+                            {0.7310585786300049, 0.2689414213699951},
+                            {0.8519528019683106, 0.1480471980316895},
+                            {0.6224593312018546, 0.37754066879814546}};
+}  // namespace top_two
+
 }  // namespace cases

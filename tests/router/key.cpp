@@ -2,6 +2,7 @@
 #include <expar/router/key.hpp>
 
 #include <expar/router/router.hpp>
+#include <expar/router/transform.hpp>
 
 #include <array>
 
@@ -31,9 +32,11 @@ TEST_CASE("the key is the logit and a bias, another score, or the caller's", "[r
   REQUIRE(keys == std::vector<double>{1.5, 1, 3});
   expar::scored_key const other{expar::relu_score{}};
   other(z, s, bias, keys.data(), 3);
-  REQUIRE(keys == std::vector<double>{1.5, 1, 3});
-  other(z, s, none, keys.data(), 3);
   REQUIRE(keys == std::vector<double>{1, 2, 3});
+  std::vector<double> const noise{9, 9, 9, 0, 5, 1};
+  expar::perturbed_key const noisy{expar::add_rows{expar::make_view(noise.data(), 2, 3)}};
+  noisy.at(1)(z, s, none, keys.data(), 3);
+  REQUIRE(keys == std::vector<double>{1, 7, 4});
   std::vector<float> const plan{1, 2, 3, 4, 5, 6};
   expar::given_keys const given{expar::make_view(plan.data(), 2, 3)};
   given.at(1)(z, s, none, keys.data(), 3);

@@ -90,20 +90,41 @@ struct biased_logit_key {
   }
 };
 
-/// Another score than the one that becomes the weight, and the bias on top of it (GroveMoE).
+/// Another score than the one that becomes the weight (GroveMoE).
 template <score_policy Score>
 struct scored_key {
-  static constexpr bool takes_bias = true;
+  static constexpr bool takes_bias = false;
   Score score;
 
   template <class A>
-  EXPAR_HD void operator()(A const* z, A const* /*s*/, A const* bias, A* keys, int experts) const {
+  EXPAR_HD void operator()(A const* z, A const* /*s*/, A const* /*bias*/, A* keys,
+                           int experts) const {
     score(z, keys, experts);
-    for (int e = 0; bias != nullptr && e < experts; ++e) keys[e] = detail::add(keys[e], bias[e]);
   }
 };
 template <class Score>
 scored_key(Score) -> scored_key<Score>;
+
+/// What a transform makes of the logit: with Gumbel noise the expert is a sample of the softmax,
+/// while its weight is without noise (Switch, DeepSpeed).
+template <class Transform>
+struct perturbed_key {
+  static constexpr bool takes_bias = false;
+  Transform transform;
+
+  EXPAR_HD constexpr auto at(index_t token) const requires requires(Transform const& t) {
+    t.at(index_t{});
+  }
+  { return perturbed_key<decltype(transform.at(token))>{transform.at(token)}; }
+  template <class A>
+  EXPAR_HD void operator()(A const* z, A const* /*s*/, A const* /*bias*/, A* keys,
+                           int experts) const {
+    for (int e = 0; e < experts; ++e)
+      keys[e] = detail::masked(z[e]) ? -detail::infinity<A> : transform.of(z[e], e);
+  }
+};
+template <class Transform>
+perturbed_key(Transform) -> perturbed_key<Transform>;
 
 namespace detail {
 

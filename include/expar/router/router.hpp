@@ -168,6 +168,21 @@ struct router {
     }
   }
 
+  /// What the transforms make of the logits of one token, to x [experts]; masked ones become -inf.
+  template <class A>
+  EXPAR_HD void transform(A const* z, A* x) const {
+    for (int e = 0; e < experts; ++e) {
+      A value = z[e];
+      if (detail::masked(value)) {
+        x[e] = -detail::infinity<A>;
+        continue;
+      }
+      detail::for_each_step<0, transform_count>([&](auto const& t) { value = t.of(value, e); },
+                                                steps);
+      x[e] = value;
+    }
+  }
+
   /// The weights w [top_k] of the selected experts, which are their scores, by all weight policies.
   template <class A>
   EXPAR_HD void weigh(std::int32_t const* ids, A* w) const {
@@ -185,19 +200,6 @@ struct router {
   template <class A>
   EXPAR_HD void gather(A const* s, std::int32_t const* ids, A* w) const {
     for (int j = 0; j < top_k; ++j) w[j] = ids[j] < 0 ? A(0) : s[ids[j]];
-  }
-  template <class A>
-  EXPAR_HD void transform(A const* z, A* x) const {
-    for (int e = 0; e < experts; ++e) {
-      A value = z[e];
-      if (detail::masked(value)) {
-        x[e] = -detail::infinity<A>;
-        continue;
-      }
-      detail::for_each_step<0, transform_count>([&](auto const& t) { value = t.of(value, e); },
-                                                steps);
-      x[e] = value;
-    }
   }
   template <class A>
   EXPAR_HD A slope(A z, int e) const {

@@ -189,13 +189,13 @@ struct relu_score {
 };
 
 /// s = sqrt(log(1 + exp(z))) (DeepSeek-V4). Where exp(z) is below the smallest normal number, s and
-/// its gradient are 0.
+/// its gradient are 0; a logit of +inf counts as the largest number.
 struct sqrt_softplus_score {
   static constexpr bool monotone = true, normalized = false;
 
   template <class A>
   EXPAR_HD A term(A z, A /*most*/) const {
-    return detail::square_root(detail::softplus(z));
+    return detail::square_root(detail::softplus(z < detail::largest<A> ? z : detail::largest<A>));
   }
   /// sigmoid(z) / (2 s), where sigmoid(z) = 1 - exp(-s^2).
   template <class A>

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <expar/router/models/shapes.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace models {
+
+// Softmax over all experts, then the k most probable. p = softmax(z), z are the logits. No epsilon
+// and no scale unless they are named.
+
+/// Mixtral 8x7B and 8x22B, MiniMax-Text-01: w = p[ids] / sum(p[ids]). In training, Hugging Face
+/// multiplies the tokens themselves by noise of U(1 - e, 1 + e); see jitter().
+/// Source: Hugging Face transformers, mixtral, MixtralSparseMoeBlock; minimax.
+constexpr auto mixtral(router_shape shape = {.experts = 8, .top_k = 2}) {
+  return router(shape, softmax_score{}, score_key{}, renormalize{});
+}
+
+/// Qwen1.5-MoE, Qwen2-MoE, DeepSeek-V1, DeepSeek-V2-Lite, OLMoE, FlexOlmo: w = p[ids].
+/// Source: Hugging Face transformers, qwen2_moe with norm_topk_prob = False; deepseek_v2; olmoe.
+constexpr auto qwen2_moe(router_shape shape = {.experts = 60, .top_k = 4}) {
+  return router(shape, softmax_score{}, score_key{});
+}
+
+/// Qwen3-MoE, Qwen3-Coder, Qwen3-Next, Qwen3.5: w = p[ids] / sum(p[ids]).
+/// Source: Hugging Face transformers, qwen3_moe with norm_topk_prob = True.
+constexpr auto qwen3_moe(router_shape shape = {.experts = 128, .top_k = 8}) {
+  return router(shape, softmax_score{}, score_key{}, renormalize{});
+}
+
+/// Snowflake Arctic: w = p[ids] / sum(p[ids]), and for k = 1 the probability as it is.
+/// Source: Hugging Face transformers, arctic.
+constexpr auto arctic(router_shape shape = {.experts = 128, .top_k = 2}) {
+  return router(shape, softmax_score{}, score_key{}, renormalize{.single = false});
+}
+
+/// Jamba: w = p[ids]. Source: Hugging Face transformers, jamba.
+constexpr auto jamba(router_shape shape = {.experts = 16, .top_k = 2}) {
+  return router(shape, softmax_score{}, score_key{});
+}
+
+/// Grok-1: w = p[ids]. Source: xai-org/grok-1, model.py.
+constexpr auto grok_1(router_shape shape = {.experts = 8, .top_k = 2}) {
+  return router(shape, softmax_score{}, score_key{});
+}
+
+/// Grok-2: the same after z = cap * tanh(z / cap), cap = 30. Source: SGLang, layers/moe/router.py.
+constexpr auto grok_2(router_shape shape = {.experts = 8, .top_k = 2}, double cap = 30) {
+  return router(shape, soft_cap{cap}, softmax_score{}, score_key{});
+}
+
+/// DBRX: w = p[ids] / norm(p[ids]), the norm of order p, of which 1 is the released one.
+/// Source: databricks/dbrx, modeling_dbrx.py.
+constexpr auto dbrx(router_shape shape = {.experts = 16, .top_k = 4}, int norm = 1) {
+  return router(shape, softmax_score{}, score_key{}, normalize{norm});
+}
+
+/// MegaBlocks' LearnedRouter without moe_normalize_expert_weights: w = p[ids]; with it, dbrx().
+/// Source: databricks/megablocks, layers/router.py.
+constexpr auto megablocks(router_shape shape) {
+  return router(shape, softmax_score{}, score_key{});
+}
+
+/// DeepSeek-V2 (236B): among the 3 of 8 groups with the largest probability of one expert,
+/// w = 16 * p[ids]. Source: Hugging Face transformers, deepseek_v2, group_limited_greedy.
+constexpr auto deepseek_v2(
+    grouped_shape shape = {.experts = 160, .top_k = 6, .groups = 8, .top_groups = 3, .scale = 16}) {
+  return router(shape, softmax_score{}, score_key{},
+                group_limited{shape.groups, shape.top_groups, 1}, scale{shape.scale});
+}
+
+/// ERNIE-4.5 (text): selected by p + bias, w = p[ids] / max(sum(p[ids]), 1e-12).
+/// Source: Hugging Face transformers, ernie4_5_moe.
+constexpr auto ernie_4_5(router_shape shape = {.experts = 64, .top_k = 6}) {
+  return router(shape, softmax_score{}, biased_key{},
+                renormalize{.epsilon = 1e-12, .kind = renormalize::guard::at_least});
+}
+
+/// ERNIE-4.5-VL: the same among the experts of the token's modality; classes [T] says which it is,
+/// and bounds which experts a class has. Source: PaddlePaddle ERNIE, the family of top2_gate.py.
+constexpr auto ernie_4_5_vl(router_shape shape, class_limited modality) {
+  return router(shape, softmax_score{}, biased_key{}, modality,
+                renormalize{.epsilon = 1e-12, .kind = renormalize::guard::at_least});
+}
+
+/// LongCat-Flash: 512 experts, and 256 identities behind them that take part in the softmax and in
+/// the choice; selected by p + bias, w = 6 * p[ids]. A route to an id >= 512 gives w * token.
+/// Source: Hugging Face transformers, longcat_flash.
+constexpr auto longcat_flash(scaled_shape shape = {.experts = 768, .top_k = 12, .scale = 6}) {
+  return router(shape, softmax_score{}, biased_key{}, scale{shape.scale});
+}
+
+/// Gemma 4: w = p[ids] / sum(p[ids]) * factors[ids], factors [experts] are learned.
+/// Source: Hugging Face transformers, gemma4, Gemma4TextRouter.
+template <class T>
+constexpr auto gemma_4(router_shape shape, expert_scale<T> factors) {
+  return router(shape, softmax_score{}, score_key{}, renormalize{}, factors);
+}
+
+/// Pangu Pro (mixture of grouped experts): k / groups experts of every group, w = p[ids].
+/// Source: arXiv:2505.21411.
+constexpr auto pangu_pro(router_shape shape = {.experts = 64, .top_k = 8}, int groups = 8) {
+  return router(shape, softmax_score{}, score_key{}, top_k_per_group{groups});
+}
+
+/// Hunyuan-Large: w = p[ids] / max(sum(p[ids]), 2^-23), and for k = 1 the probability as it is.
+/// Source: Tencent-Hunyuan-Large, models/modeling_hunyuan.py.
+constexpr auto hunyuan_large(router_shape shape = {.experts = 16, .top_k = 1}) {
+  return router(
+      shape, softmax_score{}, score_key{},
+      renormalize{.epsilon = 0x1p-23, .kind = renormalize::guard::at_least, .single = false});
+}
+
+/// GroveMoE: selected by sigmoid(z), w = p[ids] / sum(p[ids]).
+/// Source: llama.cpp, build_moe_ffn.
+constexpr auto grove_moe(router_shape shape = {.experts = 128, .top_k = 8}) {
+  return router(shape, softmax_score{}, scored_key{sigmoid_score{}}, renormalize{});
+}
+
+/// MoE++: w = p[ids], 0 for the zero experts [first, last), then w / sum(w). The logits are those
+/// of the layer plus a map of the layer before, which add_rows adds; the layer's input is
+/// multiplied by k elsewhere. Source: SkyworkAI/MoE-plus-plus, moe_plus_plus_layer.py.
+constexpr auto moe_plus_plus(router_shape shape, zero_weights_of zero_experts) {
+  return router(shape, softmax_score{}, score_key{}, zero_experts, renormalize{});
+}
+template <class T>
+constexpr auto moe_plus_plus(router_shape shape, zero_weights_of zero_experts,
+                             add_rows<T> logits_before) {
+  return router(shape, logits_before, softmax_score{}, score_key{}, zero_experts, renormalize{});
+}
+
+}  // namespace models
+}  // namespace v0
+}  // namespace expar
