@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/context.hpp>
+#include <expar/error.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+namespace detail {
+
+/// The bits of one number of a record, 0 to experts.
+constexpr int record_bits(int experts) {
+  return static_cast<int>(std::bit_width(static_cast<std::uint32_t>(experts)));
+}
+
+}  // namespace detail
+
+/// Bytes that record_ids() needs for one token: its k ids, each in as few bits as hold the numbers
+/// 0 to experts, of which the last stands for -1. 9 bytes for 8 of 256 experts.
+constexpr index_t record_bytes(int experts, int top_k) {
+  return (index_t{detail::record_bits(experts)} * top_k + 7) / 8;
+}
+
+namespace detail {
+
+template <class T>
+void check_record(char const* what, tensor_view<T, 2> const& v, int experts, index_t tokens,
+                  index_t k) {
+  static_assert(std::is_same_v<std::remove_cv_t<T>, std::uint8_t>,
+                "expar: a record is made of std::uint8_t");
+  check_view(what, v);
+  check_extent(what, v, 0, tokens, "the number of tokens");
+  check_extent(what, v, 1, record_bytes(experts, static_cast<int>(k)),
+               "the number of bytes for a token");
+}
+template <class T>
+void check_replayed(char const* name, tensor_view<T, 2> const& ids, int experts) {
+  static_assert(std::is_same_v<std::remove_cv_t<T>, std::int32_t>,
+                "expar: expert ids are std::int32_t");
+  expects(experts >= 1, name, ": experts is ", experts, "; it is at least 1");
+  expects(ids.extents[1] <= INT32_MAX, name, " has ", ids.extents[1],
+          " choices for a token; at most ", INT32_MAX, " are possible");
+}
+
+/// The j-th number of `bits` bits, lowest bit first.
+inline std::uint32_t number_at(std::uint8_t const* record, index_t j, int bits) {
+  index_t const low = j * bits, first = low / 8, last = (low + bits - 1) / 8;
+  std::uint64_t window = 0;
+  for (index_t b = first; b <= last; ++b)
+    window |= static_cast<std::uint64_t>(record[b]) << (8 * (b - first));
+  return static_cast<std::uint32_t>(window >> (low % 8) & ((std::uint64_t{1} << bits) - 1));
+}
+/// Sets it, where the bits are 0.
+inline void put_number(std::uint8_t* record, index_t j, int bits, std::uint32_t number) {
+  index_t const low = j * bits, first = low / 8, last = (low + bits - 1) / 8;
+  std::uint64_t const window = std::uint64_t{number} << (low % 8);
+  for (index_t b = first; b <= last; ++b)
+    record[b] = static_cast<std::uint8_t>(record[b] | (window >> (8 * (b - first)) & 255));
+}
+
+}  // namespace detail
+
+/// Records the choices of a step in little memory, to be made again later:
+/// `record_ids(ctx, ids, experts, record)`.
+///   ids: [T,k] std::int32_t, -1 = no expert
+///   record: [T, record_bytes(experts, k)] std::uint8_t, overwritten. A token's numbers follow one
+///           another from the lowest bit of its first byte on
+/// Throws if an id is not -1 .. experts - 1; then nothing is written.
+inline constexpr struct record_ids_fn {
+  template <class Ids, class Record>
+  void operator()(host_context const& ctx, Ids const& ids, int experts, Record&& record) const {
+    auto const from = detail::as_view<2>(ctx, ids);
+    auto const to = detail::as_output<2>(ctx, record);
+    index_t const tokens = from.extents[0], k = from.extents[1];
+    detail::check_view("record_ids: ids", from);
+    detail::check_replayed("record_ids: ids", from, experts);
+    detail::check_record("record_ids: record", to, experts, tokens, k);
+    detail::check_output("record_ids: record", to);
+    for (index_t t = 0; t < tokens; ++t)
+      for (index_t j = 0; j < k; ++j)
+        detail::expects(from(t, j) >= -1 && from(t, j) < experts, "record_ids: ids(", t, ", ", j,
+                        ") is ", from(t, j), "; an expert id is -1 (no expert) or 0 to ",
+                        experts - 1);
+    int const bits = detail::record_bits(experts);
+    ctx.for_each_chunk(tokens, 4096 / (k + 1) + 1, [&](int, index_t first, index_t last) {
+      for (index_t t = first; t < last; ++t) {
+        std::uint8_t* const row = to.row(t);
+        for (index_t b = 0; b < to.extents[1]; ++b) row[b] = 0;
+        for (index_t j = 0; j < k; ++j) {
+          std::int32_t const id = from.row(t)[j];
+          detail::put_number(row, j, bits, static_cast<std::uint32_t>(id < 0 ? experts : id));
+        }
+      }
+    });
+  }
+} record_ids{};
+
+/// Reads back what record_ids() wrote: `replay_ids(ctx, record, experts, ids)`. With ids as
+/// given_ids, a router makes the recorded choices with the weights of the logits at hand. Throws if
+/// the record holds a number above `experts`; then nothing is written.
+inline constexpr struct replay_ids_fn {
+  template <class Record, class Ids>
+  void operator()(host_context const& ctx, Record const& record, int experts, Ids&& ids) const {
+    auto const from = detail::as_view<2>(ctx, record);
+    auto const to = detail::as_output<2>(ctx, ids);
+    index_t const tokens = to.extents[0], k = to.extents[1];
+    detail::check_output("replay_ids: ids", to);
+    detail::check_replayed("replay_ids: ids", to, experts);
+    detail::check_record("replay_ids: record", from, experts, tokens, k);
+    int const bits = detail::record_bits(experts);
+    for (index_t t = 0; t < tokens; ++t)
+      for (index_t j = 0; j < k; ++j) {
+        auto const number = detail::number_at(from.row(t), j, bits);
+        detail::expects(number <= static_cast<std::uint32_t>(experts), "replay_ids: choice ", j,
+                        " of token ", t, " is recorded as ", number,
+                        "; it is at most the number of experts, ", experts);
+      }
+    ctx.for_each_chunk(tokens, 4096 / (k + 1) + 1, [&](int, index_t first, index_t last) {
+      for (index_t t = first; t < last; ++t)
+        for (index_t j = 0; j < k; ++j) {
+          auto const number = static_cast<std::int32_t>(detail::number_at(from.row(t), j, bits));
+          to.row(t)[j] = number == experts ? -1 : number;
+        }
+    });
+  }
+} replay_ids{};
+
+}  // namespace v0
+}  // namespace expar
