@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/load_balance_loss.hpp>
+#include <expar/router/normalized_score.hpp>
 
 #include "../support/catch.hpp"
+#include "differences.hpp"
 #include "support.hpp"
 
 using Catch::Matchers::WithinAbs;
@@ -189,4 +191,146 @@ TEST_CASE("the load balance loss refuses what does not fit", "[router]") {
           "of experts is 3");
   REQUIRE(backward(z.view(), counts, plain, expar::make_view<float>(nullptr, 2, 3)) ==
           "expar: load_balance_loss_backward: d_logits has 6 elements but its data is null");
+}
+
+namespace {
+
+/// q = sigmoid(z) / (sum + 1e-20)
+row_type normalized_sigmoid(row_type const& z) {
+  row_type q(z.size(), 0);
+  double sum = 1e-20;
+  for (std::size_t e = 0; e < z.size(); ++e)
+    if (z[e] > -inf) sum += q[e] = 1 / (1 + std::exp(-z[e]));
+  for (double& x : q) x /= sum;
+  return q;
+}
+row_type relu(row_type const& z) {
+  row_type q;
+  for (double x : z) q.push_back(x > 0 ? x : 0);
+  return q;
+}
+
+template <class Q>
+double by_scores(matrix<double>& z, counts_type const& counts, mask const& valid, double unit,
+                 Q q_of) {
+  double sum = 0;
+  for (expar::index_t t = 0; t < z.rows; ++t) {
+    row_type const q = q_of(z.row(t));
+    for (std::size_t e = 0; e < q.size(); ++e)
+      if (valid[static_cast<std::size_t>(t)]) sum += static_cast<double>(counts[e]) * q[e];
+  }
+  return unit * sum;
+}
+
+}  // namespace
+
+TEST_CASE("the load balance loss of other scores, and of counts of other tokens", "[router]") {
+  router_test::random rng(121);
+  for (int round = 0; round < 60; ++round) {
+    problem p = random_problem(rng, 6);
+    for (double& x : p.z.data)
+      if (x == 0) x = .25;  // relu has no gradient at 0
+    p.options.counted_tokens = rng.chance(.5) ? 0 : 70;
+    double const counted = p.options.counted_tokens != 0 ? 70 : p.tokens;
+    double const unit = p.options.coefficient * static_cast<double>(p.z.columns) /
+                        (p.options.choices * counted * p.tokens);
+    auto const require = [&](auto const& score, auto q_of) {
+      auto const loss = [&] { return by_scores(p.z, p.counts, p.valid, unit, q_of); };
+      REQUIRE_THAT(expar::load_balance_loss(ctx, score, p.z.view(), p.counts, p.valid, p.options),
+                   WithinAbs(loss(), 1e-11));
+      auto dz = router_test::filled<double>(p.z.rows, p.z.columns, 3, 2);
+      expar::load_balance_loss_backward(ctx, score, p.z.view(), p.counts, p.valid, p.options,
+                                        dz.view());
+      router_test::require_gradient(p.z, dz, 3, loss, 1e-6);
+    };
+    require(expar::normalized_score{expar::sigmoid_score{}, 1e-20}, normalized_sigmoid);
+    require(expar::relu_score{}, relu);
+    require(expar::softmax_score{},
+            [](row_type const& z) { return router_test::reference_router{}.scores(z); });
+  }
+}
+
+TEST_CASE("a score given is a score not given, where it is the softmax", "[router]") {
+  matrix<double> z(std::vector<row_type>{{1, 2, 0}, {0, 1, 3}}), a(2, 3), b(2, 3);
+  counts_type const counts{1, 1, 2};
+  mask const valid{1, 0};
+  expar::softmax_score const softmax;
+  REQUIRE(expar::load_balance_loss(ctx, z.view(), counts) ==
+          expar::load_balance_loss(ctx, softmax, z.view(), counts));
+  REQUIRE(expar::load_balance_loss(ctx, z.view(), counts, valid, {}) ==
+          expar::load_balance_loss(ctx, softmax, z.view(), counts, valid, {}));
+  expar::load_balance_loss_backward(ctx, z.view(), counts, {}, a.view());
+  expar::load_balance_loss_backward(ctx, softmax, z.view(), counts, {}, b.view());
+  REQUIRE(a.data == b.data);
+}
+
+TEST_CASE("the constants of the table of load balance losses", "[router]") {
+  router_test::random rng(122);
+  int const tokens = 24, experts = 6, k = 2;
+  matrix<double> z(tokens, experts);
+  for (double& x : z.data) x = rng.normal();
+  router_test::reference_router const softmax;
+  std::vector<std::int32_t> ids;
+  row_type mean(experts, 0), first(experts, 0), all(experts, 0), second(experts, 0);
+  for (int t = 0; t < tokens; ++t) {
+    auto const mine = softmax.ids(z.row(t), {}, k);
+    ids.insert(ids.end(), mine.begin(), mine.end());
+    row_type const p = softmax.scores(z.row(t));
+    for (std::size_t e = 0; e < p.size(); ++e) mean[e] += p[e] / tokens;
+    first[static_cast<std::size_t>(mine[0])] += 1. / tokens;
+    second[static_cast<std::size_t>(mine[1])] += 1. / tokens;
+  }
+  double over_first = 0, over_all = 0, over_second = 0;
+  for (std::size_t e = 0; e < mean.size(); ++e) {
+    over_first += mean[e] * first[e];
+    over_second += mean[e] * second[e];
+    over_all += mean[e] * (first[e] + second[e]);
+  }
+  counts_type of_first(experts), of_all(experts), of_second(experts);
+  auto const view = expar::make_view(ids.data(), tokens, k);
+  expar::count_choices(ctx, view, 1, of_first);
+  expar::count_choices(ctx, view, k, of_all);
+  expar::count_choices(ctx, expar::make_view(ids.data() + 1, tokens, 1, k), 1, of_second);
+  auto const require = [&](counts_type const& counts, expar::load_balance_options const& o,
+                           double expected) {
+    REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), counts, o), WithinRel(expected, 1e-12));
+  };
+  double const n = experts;
+  require(of_all, {.choices = k}, n * over_all / k);                    // Megatron, DeepSpeed topk
+  require(of_all, {}, n * over_all);                                    // Hugging Face, flaxformer
+  require(of_first, {}, over_first / n * n * n);                        // E^2 mean(me ce)
+  require(of_first, {.coefficient = 1 / (n * n)}, over_first / n);      // fairscale
+  require(of_first, {.coefficient = 9 / (n * n)}, over_first / n * 9);  // fastmoe, 3 local experts
+  require(of_second, {.coefficient = .5}, n * over_second / 2);         // Mesh TensorFlow
+
+  // fastmoe's Switch gate: both means over the kept routes. Here, each expert keeps 2.
+  counts_type kept(of_first);
+  expar::index_t sum = 0;
+  for (auto& c : kept) sum += c = std::min<expar::index_t>(c, 2);
+  double switch_loss = 0;
+  for (std::size_t e = 0; e < kept.size(); ++e)
+    switch_loss += static_cast<double>(kept[e]) / static_cast<double>(sum) * mean[e] * tokens /
+                   static_cast<double>(sum);
+  require(kept, {.tokens = sum}, n * switch_loss);
+}
+
+TEST_CASE("the plain L1 of ReMoE is a load balance loss of equal counts", "[router]") {
+  matrix<double> z(std::vector<row_type>{{.5, -.25, 0, 1}, {2, .75, .25, -.5}});
+  counts_type const ones(4, 1);
+  REQUIRE(expar::load_balance_loss(ctx, expar::relu_score{}, z.view(), ones,
+                                   {.coefficient = 4, .choices = 4, .counted_tokens = 1}) ==
+          4 * (1.5 + 3) / 2);
+}
+
+TEST_CASE("a batch without tokens or valid tokens has no load balance loss", "[router]") {
+  matrix<double> z(std::vector<row_type>{{1, 2}}), dz(1, 2);
+  counts_type const none(2, 0);
+  mask const invalid{0};
+  REQUIRE(expar::load_balance_loss(ctx, expar::make_view(z.data.data(), 0, 2), none) == 0);
+  REQUIRE(expar::load_balance_loss(ctx, z.view(), counts_type{1, 0}, invalid, {}) == 0);
+  expar::load_balance_loss_backward(ctx, z.view(), counts_type{1, 0}, invalid, {}, dz.view());
+  REQUIRE(dz.data == std::vector<double>{0, 0});
+  REQUIRE(sentence_of([&] {
+            (void)expar::load_balance_loss(ctx, z.view(), none, {.counted_tokens = -1});
+          }) == "expar: load_balance_loss: counted_tokens is -1; it is at least 0");
 }

@@ -20,90 +20,115 @@ struct load_balance_options {
   index_t tokens = 0;
   /// How many choices of each token the counts hold.
   int choices = 1;
+  /// How many tokens the counts are of, where these are others than `tokens`, as in counts that are
+  /// summed over micro-batches; 0: `tokens`.
+  index_t counted_tokens = 0;
 };
 
 namespace detail {
 
-/// sum over experts of slope[e] * softmax(z)[e]
-struct balance_term {
-  double const* slopes;
-  int experts;
+inline void check_balance_options(char const* op, load_balance_options const& o) {
+  expects(o.tokens >= 0, op, ": tokens is ", o.tokens, "; it is at least 0");
+  expects(o.choices >= 1, op, ": choices is ", o.choices, "; it is at least 1");
+  expects(o.counted_tokens >= 0, op, ": counted_tokens is ", o.counted_tokens,
+          "; it is at least 0");
+}
 
-  template <class A>
-  double value(A const* z, A* p) const {
-    softmax_score{}(z, p, experts);
-    double sum = 0;
-    for (int e = 0; e < experts; ++e) sum += slopes[e] * static_cast<double>(p[e]);
-    return sum;
-  }
-  template <class A>
-  void gradient(A const* z, A* p) const {
-    softmax_score{}(z, p, experts);
-    A mean = 0;
-    for (int e = 0; e < experts; ++e) mean += static_cast<A>(slopes[e]) * p[e];
-    for (int e = 0; e < experts; ++e) p[e] *= static_cast<A>(slopes[e]) - mean;
-  }
-};
+/// What one count adds to dL/dq of each token it concerns, of a loss that compares `parts` parts:
+/// coefficient * parts / (choices * counted_tokens * tokens).
+template <class Valid>
+double balance_unit(load_balance_options const& o, index_t parts, index_t tokens, Valid valid) {
+  double const n = token_count(o.tokens, tokens, valid);
+  double const counted = o.counted_tokens > 0 ? static_cast<double>(o.counted_tokens) : n;
+  return o.coefficient * static_cast<double>(parts) / (o.choices * counted * n);
+}
 
-struct balance_names {
-  char const *logits, *counts, *valid, *tokens, *choices, *d_logits;
-};
-
-/// Checks, and gives the slopes: dL/dp = coefficient * experts * N[e] / (choices * tokens^2).
-template <class T, class Counts, class Valid>
-balance_term make_balance_term(balance_names const& names, host_context const& ctx,
-                               tensor_view<T, 2> logits, Counts const& counts, Valid valid,
-                               load_balance_options const& o, buffer<double>& slopes) {
+/// Checks, and gives the term of the loss.
+template <class Score, class T, class Counts, class Valid>
+score_sum<Score> make_balance_term(char const* op, host_context const& ctx, Score const& score,
+                                   tensor_view<T, 2> logits, Counts const& counts, Valid valid,
+                                   load_balance_options const& o, buffer<double>& slopes) {
   auto const n = as_view<1>(ctx, counts);
-  check_loss_logits(names.logits, logits);
-  check_counts(names.counts, n);
+  argument const what(op, "counts");
+  check_loss_logits(argument(op, "logits"), logits);
+  check_counts(what, n);
   index_t const experts = logits.extents[1];
-  check_extent(names.counts, n, 0, experts, "the number of experts");
-  expects(o.tokens >= 0, names.tokens, " is ", o.tokens, "; it is at least 0");
-  expects(o.choices >= 1, names.choices, " is ", o.choices, "; it is at least 1");
-  double const tokens = token_count(o.tokens, logits.extents[0], valid);
-  double const unit = o.coefficient * static_cast<double>(experts) / (o.choices * tokens * tokens);
+  check_extent(what, n, 0, experts, "the number of experts");
+  check_balance_options(op, o);
+  double const unit = balance_unit(o, experts, logits.extents[0], valid);
   slopes.resize(experts);
   for (index_t e = 0; e < experts; ++e) slopes[e] = unit * static_cast<double>(n.data[e]);
-  return {slopes.data(), static_cast<int>(experts)};
+  return {score, slopes.data(), static_cast<int>(experts)};
 }
 
 }  // namespace detail
 
 /// The load balancing loss of GShard and Switch,
 ///   L = coefficient * experts * sum over e of f[e] * P[e],
-///   f[e] = counts[e] / (tokens * choices),  P[e] = mean over tokens of softmax(logits)[e],
-/// as `load_balance_loss(ctx, logits, counts, options)`, or
-/// `load_balance_loss(ctx, logits, counts, valid, options)` to leave out tokens whose mark is 0.
-///   logits: [T, experts], any element type; NaN and -inf have probability 0
-///   counts: [experts] integers, how many routes name each expert before any is dropped; see
-///           count_choices. They have no gradient
-///   valid: [T] of bool or std::uint8_t
-/// Returns this call's part: the sum over its tokens, divided by options.tokens.
-/// It is 1 for a uniform load. Hugging Face's form is `choices` times this one.
+///   f[e] = counts[e] / (counted_tokens * choices),  P[e] = mean over tokens of q[e],
+/// as load_balance_loss(ctx, [score,] logits, counts, [valid,] options):
+///   score: the score policy that makes q of a token's logits; softmax_score unless given. A router
+///          that scores each expert for itself takes normalized_score; ReMoE takes relu_score
+///   logits: [T, experts], any element type; NaN and -inf have q = 0
+///   counts: [experts] integers, how many routes name each expert; see count_choices. They have no
+///           gradient
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+/// Returns this call's part: the sum over its tokens, divided by options.tokens. For any
+/// probabilities it is 1 if the load is uniform. Systems differ in what they count and divide by:
+///
+///   system                                   counts          choices  coefficient, tokens
+///   Megatron-LM aux_loss, OLMo-core          all k choices   k        c
+///   Megatron-LM global_aux_loss, Qwen        all k choices   k        c; counted_tokens: all that
+///                                            so far, all              choice_totals has seen
+///                                            ranks
+///   DeepSpeed topkgating                     all k choices   k        1
+///   Hugging Face load_balancing_loss_func,   all k choices   1        c; tokens: of all layers, as
+///   flaxformer                                                        are the counts
+///   MegaBlocks                               all k choices   k        c / layers
+///   Switch, GShard, Tutel gshard_loss,       first choices   1        c
+///   DeepSpeed top1gating, top2gating, V-MoE
+///   Mesh TensorFlow, second-place loss       second choices  1        1/2
+///   fairscale                                first choices   1        1 / experts^2
+///   fastmoe GShard                           first choices   1        (local experts / experts)^2
+///   fastmoe Switch                           kept routes     1        c; tokens: the kept routes
+///   ReMoE, refined (k: the number aimed at)  positive z      k        lambda; score relu_score
+///
+/// The counts of a router with a bias or with groups are those of its scores alone in Megatron-LM:
+/// route without the bias and without the limit to count them.
 inline constexpr struct load_balance_loss_fn {
   template <class Logits, class Counts>
   double operator()(host_context const& ctx, Logits const& logits, Counts const& counts,
                     load_balance_options const& options = {}) const {
-    return part(ctx, detail::as_view<2>(ctx, logits), counts, detail::every_token{}, options);
+    return part(ctx, softmax_score{}, logits, counts, detail::every_token{}, options);
   }
   template <class Logits, class Counts, class Valid>
   double operator()(host_context const& ctx, Logits const& logits, Counts const& counts,
                     Valid const& valid, load_balance_options const& options) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    return part(ctx, z, counts, detail::marks_of(names.valid, ctx, valid, z.extents[0]), options);
+    return part(ctx, softmax_score{}, logits, counts, valid, options);
+  }
+  template <score_policy Score, class Logits, class Counts>
+  double operator()(host_context const& ctx, Score const& score, Logits const& logits,
+                    Counts const& counts, load_balance_options const& options = {}) const {
+    return part(ctx, score, logits, counts, detail::every_token{}, options);
+  }
+  template <score_policy Score, class Logits, class Counts, class Valid>
+  double operator()(host_context const& ctx, Score const& score, Logits const& logits,
+                    Counts const& counts, Valid const& valid,
+                    load_balance_options const& options) const {
+    return part(ctx, score, logits, counts, valid, options);
   }
 
  private:
-  static constexpr detail::balance_names names{
-      "load_balance_loss: logits", "load_balance_loss: counts",  "load_balance_loss: valid",
-      "load_balance_loss: tokens", "load_balance_loss: choices", nullptr};
-  template <class T, class Counts, class Valid>
-  static double part(host_context const& ctx, tensor_view<T, 2> z, Counts const& counts,
-                     Valid valid, load_balance_options const& options) {
+  static constexpr char const* op = "load_balance_loss";
+  template <class Score, class Logits, class Counts, class Valid>
+  static double part(host_context const& ctx, Score const& score, Logits const& logits,
+                     Counts const& counts, Valid const& valid,
+                     load_balance_options const& options) {
+    auto const z = detail::as_view<2>(ctx, logits);
+    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, z.extents[0]);
     detail::buffer<double> slopes(ctx.memory());
-    auto const term = detail::make_balance_term(names, ctx, z, counts, valid, options, slopes);
-    return detail::sum_over_tokens(ctx, z, valid, term);
+    auto const term = detail::make_balance_term(op, ctx, score, z, counts, marks, options, slopes);
+    return detail::sum_over_tokens(ctx, z, marks, term);
   }
 } load_balance_loss{};
 
@@ -113,30 +138,41 @@ inline constexpr struct load_balance_loss_backward_fn {
   template <class Logits, class Counts, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits, Counts const& counts,
                   load_balance_options const& options, DLogits&& d_logits) const {
-    add(ctx, detail::as_view<2>(ctx, logits), counts, detail::every_token{}, options,
+    add(ctx, softmax_score{}, logits, counts, detail::every_token{}, options,
         detail::as_output<2>(ctx, d_logits));
   }
   template <class Logits, class Counts, class Valid, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits, Counts const& counts,
                   Valid const& valid, load_balance_options const& options,
                   DLogits&& d_logits) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    add(ctx, z, counts, detail::marks_of(names.valid, ctx, valid, z.extents[0]), options,
+    add(ctx, softmax_score{}, logits, counts, valid, options, detail::as_output<2>(ctx, d_logits));
+  }
+  template <score_policy Score, class Logits, class Counts, class DLogits>
+  void operator()(host_context const& ctx, Score const& score, Logits const& logits,
+                  Counts const& counts, load_balance_options const& options,
+                  DLogits&& d_logits) const {
+    add(ctx, score, logits, counts, detail::every_token{}, options,
         detail::as_output<2>(ctx, d_logits));
+  }
+  template <score_policy Score, class Logits, class Counts, class Valid, class DLogits>
+  void operator()(host_context const& ctx, Score const& score, Logits const& logits,
+                  Counts const& counts, Valid const& valid, load_balance_options const& options,
+                  DLogits&& d_logits) const {
+    add(ctx, score, logits, counts, valid, options, detail::as_output<2>(ctx, d_logits));
   }
 
  private:
-  static constexpr detail::balance_names names{
-      "load_balance_loss_backward: logits",  "load_balance_loss_backward: counts",
-      "load_balance_loss_backward: valid",   "load_balance_loss_backward: tokens",
-      "load_balance_loss_backward: choices", "load_balance_loss_backward: d_logits"};
-  template <class T, class Counts, class Valid, class D>
-  static void add(host_context const& ctx, tensor_view<T, 2> z, Counts const& counts, Valid valid,
-                  load_balance_options const& options, tensor_view<D, 2> dz) {
+  static constexpr char const* op = "load_balance_loss_backward";
+  template <class Score, class Logits, class Counts, class Valid, class D>
+  static void add(host_context const& ctx, Score const& score, Logits const& logits,
+                  Counts const& counts, Valid const& valid, load_balance_options const& options,
+                  tensor_view<D, 2> dz) {
+    auto const z = detail::as_view<2>(ctx, logits);
+    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, z.extents[0]);
     detail::buffer<double> slopes(ctx.memory());
-    auto const term = detail::make_balance_term(names, ctx, z, counts, valid, options, slopes);
-    detail::check_loss_gradient(names.d_logits, z, dz);
-    detail::add_gradients(ctx, z, valid, term, dz);
+    auto const term = detail::make_balance_term(op, ctx, score, z, counts, marks, options, slopes);
+    detail::check_loss_gradient(detail::argument(op, "d_logits"), z, dz);
+    detail::add_gradients(ctx, z, marks, term, dz);
   }
 } load_balance_loss_backward{};
 

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
 #include <type_traits>
 
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
 #include <expar/router/per_token.hpp>
+#include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
 namespace expar {
@@ -15,7 +17,29 @@ inline namespace v0 {
 namespace detail {
 
 // A loss that is a sum over tokens is a term: value(z, scratch) of one token's logits z [experts],
-// with scratch [experts], and gradient(z, g), which writes g [experts].
+// with scratch [2 experts], and gradient(z, g), which writes g [experts] and may use as many
+// numbers behind them. A term that depends on the token has at(token), which gives the term of that
+// token.
+
+template <class Term>
+auto term_at(Term const& term, [[maybe_unused]] index_t token) {
+  if constexpr (requires { term.at(token); })
+    return term.at(token);
+  else
+    return term;
+}
+
+/// "operation: argument", with which sentences begin.
+class argument {
+ public:
+  argument(char const* operation, char const* name) {
+    std::snprintf(text_, sizeof text_, "%s: %s", operation, name);
+  }
+  operator char const*() const { return text_; }
+
+ private:
+  char text_[96];
+};
 
 /// Which tokens count, as a callable: all of them, or those whose mark is not zero.
 struct every_token {
@@ -37,6 +61,9 @@ auto marks_of(char const* what, host_context const& ctx, Valid const& valid, ind
   check_extent(what, v, 0, tokens, "the number of tokens");
   return marked_tokens<Mark>{v.data};
 }
+inline every_token marks_of(char const*, host_context const&, every_token all, index_t) {
+  return all;
+}
 
 /// What the mean over tokens divides by: `given`, or if that is 0 the valid tokens, at least 1.
 template <class Valid>
@@ -55,7 +82,7 @@ double sum_over_tokens(host_context const& ctx, tensor_view<T, 2> logits, Valid 
   using A = accumulator_t<T>;
   constexpr index_t block = 64;
   index_t const tokens = logits.extents[0], experts = logits.extents[1];
-  index_t const blocks = (tokens + block - 1) / block, stride = 2 * experts + 64;
+  index_t const blocks = (tokens + block - 1) / block, stride = 3 * experts + 64;
   buffer<double> sums(ctx.memory());
   buffer<A> scratch(ctx.memory());
   sums.resize(blocks);
@@ -67,7 +94,7 @@ double sum_over_tokens(host_context const& ctx, tensor_view<T, 2> logits, Valid 
       for (index_t t = b * block; t < (b + 1) * block && t < tokens; ++t)
         if (valid(t)) {
           widen_row(logits.row(t), z, experts);
-          sum += term.value(static_cast<A const*>(z), z + experts);
+          sum += term_at(term, t).value(static_cast<A const*>(z), z + experts);
         }
       sums[b] = sum;
     }
@@ -83,16 +110,73 @@ void add_gradients(host_context const& ctx, tensor_view<T, 2> logits, Valid vali
                    tensor_view<D, 2> d_logits) {
   using A = accumulator_t<T>;
   index_t const tokens = logits.extents[0], experts = logits.extents[1];
-  for_each_token_with<A>(ctx, tokens, experts, 2 * experts, [&](index_t t, A* z) {
+  for_each_token_with<A>(ctx, tokens, experts, 3 * experts, [&](index_t t, A* z) {
     if (!valid(t)) return;
     A* const g = z + experts;
     widen_row(logits.row(t), z, experts);
-    term.gradient(static_cast<A const*>(z), g);
+    term_at(term, t).gradient(static_cast<A const*>(z), g);
     D* const d = d_logits.row(t);
     for (index_t e = 0; e < experts; ++e)
       d[e] = narrow<D>(widen(d[e]) + static_cast<accumulator_t<D>>(g[e]));
   });
 }
+
+/// sums [n] = the sum over the valid tokens of the rows that f(part, token, row) writes to row [n],
+/// behind which it has `more` numbers of scratch; `part` counts the chunks that run at once, below
+/// ctx.chunks(sum_blocks, 1). By blocks whose size depends on the number of tokens alone.
+inline constexpr index_t sum_blocks = 256;
+template <class A, class Valid, class F>
+void sum_rows(host_context const& ctx, index_t tokens, index_t n, index_t more, Valid valid,
+              double* sums, F&& f) {
+  index_t const block = tokens / sum_blocks < 64 ? 64 : tokens / sum_blocks + 1;
+  index_t const blocks = (tokens + block - 1) / block, stride = n + more + 64;
+  buffer<double> table(ctx.memory());
+  buffer<A> scratch(ctx.memory());
+  table.assign(static_cast<std::size_t>(blocks * n), 0);
+  scratch.resize(stride * ctx.chunks(blocks, 1));
+  ctx.for_each_chunk(blocks, 1, [&](int part, index_t first, index_t last) {
+    A* const row = scratch.data() + part * stride;
+    for (index_t b = first; b < last; ++b) {
+      double* const mine = table.data() + b * n;
+      for (index_t t = b * block; t < (b + 1) * block && t < tokens; ++t)
+        if (valid(t)) {
+          f(part, t, row);
+          for (index_t i = 0; i < n; ++i) mine[i] += static_cast<double>(row[i]);
+        }
+    }
+  });
+  for (index_t i = 0; i < n; ++i) {
+    double sum = 0;
+    for (index_t b = 0; b < blocks; ++b) sum += table[b * n + i];
+    sums[i] = sum;
+  }
+}
+
+/// The sum over experts of slopes[e] * score(z)[e]: what a loss is to first order that depends on
+/// logits by sums of scores alone.
+template <class Score>
+struct score_sum {
+  Score score;
+  double const* slopes;
+  int experts;
+
+  template <class A>
+  double value(A const* z, A* s) const {
+    score(z, s, experts);
+    double sum = 0;
+    for (int e = 0; e < experts; ++e) sum += slopes[e] * static_cast<double>(s[e]);
+    return sum;
+  }
+  template <class A>
+  void gradient(A const* z, A* g) const {
+    A* const s = g + experts;
+    score(z, s, experts);
+    for (int e = 0; e < experts; ++e) g[e] = static_cast<A>(slopes[e]);
+    score.vjp(z, static_cast<A const*>(s), static_cast<A const*>(g), g, experts);
+    for (int e = 0; e < experts; ++e)
+      if (masked(z[e])) g[e] = 0;
+  }
+};
 
 template <class T>
 void check_loss_logits(char const* what, tensor_view<T, 2> const& logits) {

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory_resource>
+
+#include <expar/context.hpp>
+#include <expar/detail/buffer.hpp>
+#include <expar/router/count_choices.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// Counts of choices that add up over micro-batches, and of how many tokens they are: what a
+/// balancing loss over the global batch reads (Qwen; Megatron-LM's global_aux_loss), and what a
+/// bias is updated by once per step. Add counts that are summed over ranks already, with the tokens
+/// of all these ranks; a load_balance_loss() then takes counts() and, as its counted_tokens,
+/// tokens().
+class choice_totals {
+ public:
+  explicit choice_totals(index_t experts,
+                         std::pmr::memory_resource* memory = std::pmr::get_default_resource())
+      : counts_(memory) {
+    detail::expects(experts >= 0, "choice_totals: experts is ", experts, "; it is at least 0");
+    counts_.assign(static_cast<std::size_t>(experts), 0);
+  }
+
+  /// counts: [experts] integers, of `tokens` tokens.
+  template <class Counts>
+  void add(host_context const& ctx, Counts const& counts, index_t tokens) {
+    auto const n = detail::as_view<1>(ctx, counts);
+    detail::check_counts("choice_totals: counts", n);
+    detail::check_extent("choice_totals: counts", n, 0, static_cast<index_t>(counts_.size()),
+                         "the number of experts");
+    detail::expects(tokens >= 0, "choice_totals: tokens is ", tokens, "; it is at least 0");
+    for (index_t e = 0; e < n.extents[0]; ++e) counts_[e] += static_cast<index_t>(n.data[e]);
+    tokens_ += tokens;
+  }
+  /// All zero again, for the next step.
+  void clear() {
+    counts_.assign(counts_.size(), 0);
+    tokens_ = 0;
+  }
+
+  tensor_view<index_t const, 1> counts() const {
+    return make_view(counts_.data(), static_cast<index_t>(counts_.size()));
+  }
+  index_t tokens() const { return tokens_; }
+
+ private:
+  detail::buffer<index_t> counts_;
+  index_t tokens_ = 0;
+};
+
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <expar/config.hpp>
+#include <expar/detail/arithmetic.hpp>
+#include <expar/router/score.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// q = s / (sum of s over the experts + epsilon), where s are the scores of a policy that scores
+/// each expert for itself: the probability that balancing losses of sigmoid and sqrt(softplus)
+/// routers are made of. It is a score policy itself.
+///   DeepSeek-V3 (arXiv:2412.19437, eq. 18)                         epsilon = 0
+///   Megatron-LM, moe_utils.py, compute_routing_scores_for_aux_loss  epsilon = 1e-20
+/// Where the divisor is 0, all q are 0.
+template <separable_score Score>
+struct normalized_score {
+  static_assert(!Score::normalized, "expar: this score is normalized already");
+  static constexpr bool monotone = Score::monotone;
+
+  Score score;
+  double epsilon;
+
+  template <class A>
+  EXPAR_HD void operator()(A const* z, A* q, int experts) const {
+    score(z, q, experts);
+    A const sum = detail::interleaved_sum<A>(experts, [q](int e) { return q[e]; });
+    A const divisor = detail::add(sum, static_cast<A>(epsilon));
+    for (int e = 0; divisor > A(0) && e < experts; ++e) q[e] = detail::divide(q[e], divisor);
+  }
+  template <class A>
+  EXPAR_HD void vjp(A const* z, A const* q, A const* dq, A* dz, int experts) const {
+    Score const of = score;
+    auto const raw = [of, z](int e) {
+      return detail::zero_unless(!detail::masked(z[e]), of.term(z[e], A(0)));
+    };
+    A const divisor =
+        detail::add(detail::interleaved_sum<A>(experts, raw), static_cast<A>(epsilon));
+    A const mean = detail::interleaved_sum<A>(
+        experts, [q, dq](int e) { return detail::multiply(dq[e], q[e]); });
+    for (int e = 0; e < experts; ++e)
+      dz[e] = divisor > A(0)
+                  ? score.slope(raw(e), detail::divide(detail::add(dq[e], -mean), divisor), A(0))
+                  : A(0);
+  }
+};
+template <class Score>
+normalized_score(Score, double) -> normalized_score<Score>;
+
+}  // namespace v0
+}  // namespace expar
