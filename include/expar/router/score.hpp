@@ -195,7 +195,8 @@ struct sqrt_softplus_score {
 
   template <class A>
   EXPAR_HD A term(A z, A /*most*/) const {
-    return detail::square_root(detail::softplus(z < detail::largest<A> ? z : detail::largest<A>));
+    A const most = detail::largest_number<A>;
+    return detail::square_root(detail::softplus(z < most ? z : most));
   }
   /// sigmoid(z) / (2 s), where sigmoid(z) = 1 - exp(-s^2).
   template <class A>
