@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+// What route() costs on one core of the host, beside what else could be done with the same logits.
+// Each round times all of them one after the other; the counters are medians over the rounds:
+//   limit         M tokens/s of a scan that reads the logits and takes the largest of each row
+//   route         M tokens/s of route() on one thread
+//   of_limit      route / limit
+//   partial_sort  route / plain code for the same router that selects by std::partial_sort
+//   insertion     route / the same code, selecting by insertion
+//   two_threads   route() on two threads / on one
+// The plain code computes every score with std::exp, row by row.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include <expar/router/models.hpp>
+#include <expar/router/route.hpp>
+
+namespace {
+
+constexpr float none = -std::numeric_limits<float>::infinity();
+
+struct shape {
+  int tokens, experts, top_k, groups, top_groups;
+};
+constexpr shape shapes[] = {{16384, 8, 2, 4, 2},
+                            {4096, 64, 6, 8, 4},
+                            {4096, 128, 8, 8, 4},
+                            {4096, 256, 8, 8, 4},
+                            {4096, 384, 8, 8, 4}};
+
+std::size_t size_of(int rows, int columns) {
+  return static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns);
+}
+
+struct problem {
+  shape s;
+  std::vector<float> logits, bias, largest;
+  expar::routes<float> routes;
+
+  explicit problem(shape of)
+      : s(of),
+        logits(size_of(s.tokens, s.experts)),
+        bias(size_of(s.experts, 1)),
+        largest(size_of(s.tokens, 1)),
+        routes(s.tokens, s.top_k) {
+    std::mt19937 bits(1);
+    std::normal_distribution<float> normal;
+    for (float& z : logits) z = normal(bits);
+    for (float& b : bias) b = .1f * normal(bits);
+  }
+
+  auto view() const { return expar::make_view(logits.data(), s.tokens, s.experts); }
+  float const* row(int t) const { return logits.data() + size_of(t, s.experts); }
+};
+
+/// The limit: each logit is read once, in vectors of 8.
+template <int Experts>
+void scan_rows(problem& p) {
+  typedef float vector __attribute__((vector_size(32)));
+  constexpr int side = Experts < 64 ? 1 : 4;  // vectors that do not wait for each other
+  for (int t = 0; t < p.s.tokens; ++t) {
+    vector most[side];
+    std::memcpy(most, p.row(t), sizeof most);
+    for (int e = 8 * side; e < Experts; e += 8 * side) {
+      vector next[side];
+      std::memcpy(next, p.row(t) + e, sizeof next);
+      for (int i = 0; i < side; ++i) most[i] = next[i] > most[i] ? next[i] : most[i];
+    }
+    for (int i = 1; i < side; ++i) most[0] = most[i] > most[0] ? most[i] : most[0];
+    float best = most[0][0];
+    for (int l = 1; l < 8; ++l) best = most[0][l] > best ? most[0][l] : best;
+    p.largest[static_cast<std::size_t>(t)] = best;
+  }
+}
+void scan(problem& p) {
+  switch (p.s.experts) {
+    case 8:
+      return scan_rows<8>(p);
+    case 64:
+      return scan_rows<64>(p);
+    case 128:
+      return scan_rows<128>(p);
+    case 256:
+      return scan_rows<256>(p);
+    default:
+      return scan_rows<384>(p);
+  }
+}
+
+/// A router as one writes it down.
+template <bool Sigmoid>
+struct plain_router {
+  problem& p;
+  std::vector<float> scores, keys, sums;
+  std::vector<std::int32_t> order;
+
+  explicit plain_router(problem& of)
+      : p(of), scores(p.bias.size()), keys(scores), sums(scores), order(scores.size()) {}
+
+  template <bool Sorts>
+  void route() {
+    int const experts = p.s.experts, k = p.s.top_k;
+    for (int t = 0; t < p.s.tokens; ++t) {
+      float const* const z = p.row(t);
+      std::int32_t* const ids = p.routes.ids.row(t);
+      float* const w = p.routes.weights.row(t);
+      if (Sigmoid)
+        sigmoid_keys(z);
+      else
+        softmax_keys(z);
+      if (Sorts) {
+        std::iota(order.begin(), order.end(), 0);
+        std::partial_sort(order.begin(), order.begin() + k, order.end(), [&](int a, int b) {
+          return key(a) > key(b) || (key(a) == key(b) && a < b);
+        });
+        std::copy_n(order.begin(), k, ids);
+      } else {
+        int found = 0;
+        for (int e = 0; e < experts; ++e) {
+          if (found == k && !(key(e) > key(ids[k - 1]))) continue;
+          int at = found < k ? found++ : k - 1;
+          for (; at > 0 && key(e) > key(ids[at - 1]); --at) ids[at] = ids[at - 1];
+          ids[at] = e;
+        }
+      }
+      float sum = 0;
+      for (int j = 0; j < k; ++j) sum += w[j] = scores[static_cast<std::size_t>(ids[j])];
+      for (int j = 0; j < k; ++j) w[j] /= sum;
+    }
+  }
+
+ private:
+  float key(int e) const { return keys[static_cast<std::size_t>(e)]; }
+
+  void softmax_keys(float const* z) {
+    float const most = *std::max_element(z, z + p.s.experts);
+    float sum = 0;
+    for (std::size_t e = 0; e < scores.size(); ++e) sum += scores[e] = std::exp(z[e] - most);
+    for (std::size_t e = 0; e < scores.size(); ++e) keys[e] = scores[e] /= sum;
+  }
+  void sigmoid_keys(float const* z) {
+    for (std::size_t e = 0; e < scores.size(); ++e) {
+      scores[e] = 1 / (1 + std::exp(-z[e]));
+      keys[e] = scores[e] + p.bias[e];
+    }
+    auto const size = scores.size() / static_cast<std::size_t>(p.s.groups);
+    for (int g = 0; g < p.s.groups; ++g) {
+      float first = none, second = none;
+      for (std::size_t i = 0; i < size; ++i) {
+        float const key = keys[static_cast<std::size_t>(g) * size + i];
+        if (key > first)
+          second = first, first = key;
+        else if (key > second)
+          second = key;
+      }
+      sums[static_cast<std::size_t>(g)] = first + second;
+    }
+    for (int g = 0; g < p.s.groups; ++g) {
+      float const mine = sums[static_cast<std::size_t>(g)];
+      auto const better = std::count_if(sums.begin(), sums.begin() + p.s.groups,
+                                        [mine](float sum) { return sum > mine; });
+      if (better >= p.s.top_groups)
+        std::fill_n(keys.begin() + g * static_cast<std::ptrdiff_t>(size), size, none);
+    }
+  }
+};
+
+template <class Route, class Plain>
+void compare(benchmark::State& state, problem& p, Route route, Plain plain) {
+  expar::host_context const one(1), two(2);
+  auto const seconds = [](auto&& f) {
+    auto const start = std::chrono::steady_clock::now();
+    f();
+    benchmark::ClobberMemory();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  std::vector<double> limit, mine, of_limit, sorted, inserted, threads;
+  auto const round = [&] {
+    double const read = seconds([&] { scan(p); });
+    double const alone = seconds([&] { route(one); });
+    double const both = seconds([&] { route(two); });
+    double const insertion = seconds([&] { plain.template route<false>(); });
+    double const partial_sort = seconds([&] { plain.template route<true>(); });
+    limit.push_back(p.s.tokens / read * 1e-6);
+    mine.push_back(p.s.tokens / alone * 1e-6);
+    of_limit.push_back(read / alone);
+    sorted.push_back(partial_sort / alone);
+    inserted.push_back(insertion / alone);
+    threads.push_back(alone / both);
+    return alone;
+  };
+  round();
+  for (auto* v : {&limit, &mine, &of_limit, &sorted, &inserted, &threads}) v->clear();
+  for (auto _ : state) state.SetIterationTime(round());
+  auto const median = [](std::vector<double>& v) {
+    std::nth_element(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2), v.end());
+    return v[v.size() / 2];
+  };
+  state.counters["limit"] = median(limit);
+  state.counters["route"] = median(mine);
+  state.counters["of_limit"] = median(of_limit);
+  state.counters["partial_sort"] = median(sorted);
+  state.counters["insertion"] = median(inserted);
+  state.counters["two_threads"] = median(threads);
+}
+
+// Softmax over all experts; the weights are divided by their sum (Mixtral, Qwen3-MoE).
+void route_softmax(benchmark::State& state) {
+  problem p(shapes[state.range(0)]);
+  auto const r = expar::models::mixtral({.experts = p.s.experts, .top_k = p.s.top_k});
+  compare(
+      state, p, [&](auto const& ctx) { expar::route(ctx, r, p.view(), p.routes); },
+      plain_router<false>(p));
+}
+
+// The softmax of the selected logits alone (gpt-oss): the same weights, but for rounding.
+void route_selected_softmax(benchmark::State& state) {
+  problem p(shapes[state.range(0)]);
+  expar::router const r({p.s.experts, p.s.top_k}, expar::logit_score{}, expar::softmax_weights{});
+  compare(
+      state, p, [&](auto const& ctx) { expar::route(ctx, r, p.view(), p.routes); },
+      plain_router<false>(p));
+}
+
+// Sigmoid, bias and groups (DeepSeek-V3).
+void route_sigmoid_groups(benchmark::State& state) {
+  problem p(shapes[state.range(0)]);
+  auto const r = expar::models::deepseek_v3({.experts = p.s.experts,
+                                             .top_k = p.s.top_k,
+                                             .groups = p.s.groups,
+                                             .top_groups = p.s.top_groups,
+                                             .scale = 2.5});
+  compare(
+      state, p, [&](auto const& ctx) { expar::route(ctx, r, p.view(), p.bias, p.routes); },
+      plain_router<true>(p));
+}
+
+BENCHMARK(route_softmax)->DenseRange(0, 4)->UseManualTime()->Iterations(25);
+BENCHMARK(route_selected_softmax)->DenseRange(0, 4)->UseManualTime()->Iterations(25);
+BENCHMARK(route_sigmoid_groups)->DenseRange(0, 4)->UseManualTime()->Iterations(25);
+
+}  // namespace
