@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/config.hpp>
+#include <expar/context.hpp>
+#include <expar/detail/arithmetic.hpp>
+#include <expar/element.hpp>
+#include <expar/error.hpp>
+#include <expar/router/math.hpp>
+#include <expar/router/per_token.hpp>
+#include <expar/router/score.hpp>  // interleaved_sum
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+template <class A>
+EXPAR_HD A dot(A const* x, A const* y, int n) {
+  return interleaved_sum<A>(n, [x, y](int i) { return multiply(x[i], y[i]); });
+}
+
+}  // namespace detail
+
+/// How a row of numbers is normalized, before the product that makes logits of it or after:
+///   m(x, y, n)            writes y [n] from x [n]; they are not the same
+///   m.vjp(x, y, d, dx, n)  overwrites dx with the gradient for x, given y and the gradient d for
+///                          it; dx may be d
+/// It may have check(what, n), which throws where its values do not fit.
+template <class M>
+concept row_normalization = requires(M const m, float const* in, float* out, int n) {
+  m(in, out, n);
+  m.vjp(in, in, in, out, n);
+};
+
+/// x / max(|x|, epsilon), |x| the square root of the sum of squares: cosine gates (Tutel,
+/// gates/cosine_top.py; PyTorch's F.normalize).
+struct unit_length {
+  double epsilon = 1e-12;
+
+  template <class A>
+  EXPAR_HD void operator()(A const* x, A* y, int n) const {
+    A const length = length_of(x, n);
+    for (int i = 0; i < n; ++i) y[i] = detail::divide(x[i], at_least_epsilon(length));
+  }
+  template <class A>
+  EXPAR_HD void vjp(A const* x, A const* y, A const* d, A* dx, int n) const {
+    A const length = length_of(x, n), divisor = at_least_epsilon(length);
+    A const along = length < static_cast<A>(epsilon) ? A(0) : detail::dot(d, y, n);
+    for (int i = 0; i < n; ++i)
+      dx[i] = detail::divide(detail::add(d[i], -detail::multiply(along, y[i])), divisor);
+  }
+  void check(char const* what, int /*n*/) const {
+    detail::expects(epsilon > 0, what, ": epsilon is ", epsilon, "; it is above 0");
+  }
+
+ private:
+  template <class A>
+  EXPAR_HD static A length_of(A const* x, int n) {
+    return detail::square_root(detail::dot(x, x, n));
+  }
+  template <class A>
+  EXPAR_HD A at_least_epsilon(A length) const {
+    return length < static_cast<A>(epsilon) ? static_cast<A>(epsilon) : length;
+  }
+};
+
+/// x / sqrt(mean of x^2 + epsilon), without a learned scale: the router of Gemma 4 (Hugging Face
+/// transformers, gemma4).
+struct unit_rms {
+  double epsilon = 1e-6;
+
+  template <class A>
+  EXPAR_HD void operator()(A const* x, A* y, int n) const {
+    A const divisor = rms_of(x, n);
+    for (int i = 0; i < n; ++i) y[i] = divisor == A(0) ? A(0) : detail::divide(x[i], divisor);
+  }
+  template <class A>
+  EXPAR_HD void vjp(A const* x, A const* y, A const* d, A* dx, int n) const {
+    A const divisor = rms_of(x, n);
+    A const along = detail::divide(detail::dot(d, y, n), static_cast<A>(n));
+    for (int i = 0; i < n; ++i)
+      dx[i] = divisor == A(0)
+                  ? A(0)
+                  : detail::divide(detail::add(d[i], -detail::multiply(along, y[i])), divisor);
+  }
+  void check(char const* what, int /*n*/) const {
+    detail::expects(epsilon >= 0, what, ": epsilon is ", epsilon, "; it is at least 0");
+  }
+
+ private:
+  template <class A>
+  EXPAR_HD A rms_of(A const* x, int n) const {
+    return detail::square_root(detail::add(detail::divide(detail::dot(x, x, n), static_cast<A>(n)),
+                                           static_cast<A>(epsilon)));
+  }
+};
+
+/// x / s, or (x - mean) / s where `centered`; s^2 is the sum of (x - mean)^2 divided by n - 1 where
+/// `unbiased`, else by n. Where s is 0, the row becomes 0 and has no gradient. MoE++ divides logits
+/// by the unbiased s and does not center them (moe_plus_plus_layer.py, gating); Skywork-MoE centers
+/// (arXiv:2406.06563). A softmax sees no difference. The deviation that they aim at is a
+/// temperature of the router.
+struct unit_deviation {
+  bool centered;
+  bool unbiased;
+
+  template <class A>
+  EXPAR_HD void operator()(A const* x, A* y, int n) const {
+    A const mean = mean_of(x, n), s = deviation_of(x, mean, n), shift = centered ? mean : A(0);
+    for (int i = 0; i < n; ++i)
+      y[i] = s == A(0) ? A(0) : detail::divide(detail::add(x[i], -shift), s);
+  }
+  template <class A>
+  EXPAR_HD void vjp(A const* x, A const* y, A const* d, A* dx, int n) const {
+    A const mean = mean_of(x, n), s = deviation_of(x, mean, n);
+    A const along = detail::divide(detail::dot(d, y, n), freedom<A>(n));
+    A const shift = centered ? mean_of(d, n) : A(0);
+    for (int i = 0; i < n; ++i) {
+      A const away = detail::divide(detail::add(x[i], -mean), s);
+      A const g = detail::add(detail::add(d[i], -shift), -detail::multiply(along, away));
+      dx[i] = s == A(0) ? A(0) : detail::divide(g, s);
+    }
+  }
+  void check(char const* what, int n) const {
+    detail::expects(!unbiased || n >= 2, what, ": a row has ", n,
+                    " numbers; an unbiased deviation needs 2");
+  }
+
+ private:
+  template <class A>
+  EXPAR_HD A freedom(int n) const {
+    return static_cast<A>(unbiased ? n - 1 : n);
+  }
+  template <class A>
+  EXPAR_HD static A mean_of(A const* x, int n) {
+    return detail::divide(detail::interleaved_sum<A>(n, [x](int i) { return x[i]; }),
+                          static_cast<A>(n));
+  }
+  template <class A>
+  EXPAR_HD A deviation_of(A const* x, A mean, int n) const {
+    A const squares = detail::interleaved_sum<A>(n, [x, mean](int i) {
+      A const away = detail::add(x[i], -mean);
+      return detail::multiply(away, away);
+    });
+    return detail::square_root(detail::divide(squares, freedom<A>(n)));
+  }
+};
+
+namespace detail {
+
+template <class M, class T, class U>
+void check_normalization(char const* what, M const& m, tensor_view<T, 2> const& x, char const* name,
+                         tensor_view<U, 2> const& y) {
+  static_assert(row_normalization<M>,
+                "expar: the second argument says how rows are normalized: unit_length, unit_rms, "
+                "unit_deviation");
+  static_assert(element<std::remove_cv_t<T>> && element<std::remove_cv_t<U>>,
+                "expar: rows are of an element type; specialize expar::element_traits for it");
+  expects(x.extents[1] <= INT32_MAX, what, ": a row has ", x.extents[1], " numbers; at most ",
+          INT32_MAX, " are possible");
+  if (x.size() != 0)
+    if constexpr (requires { m.check(what, 1); }) m.check(what, static_cast<int>(x.extents[1]));
+  check_extent(name, y, 0, x.extents[0], "the number of rows");
+  check_extent(name, y, 1, x.extents[1], "the number of columns");
+}
+
+}  // namespace detail
+
+/// Normalizes each row of x [rows, columns] into y, of the same shape:
+/// `normalize_rows(ctx, normalization, x, y)`. x and y may be the same tensor. Computes in float,
+/// or in double for x of double; NaN and infinities spread over their row.
+inline constexpr struct normalize_rows_fn {
+  template <class M, class X, class Y>
+  void operator()(host_context const& ctx, M const& m, X const& x, Y&& y) const {
+    auto const from = detail::as_view<2>(ctx, x);
+    auto const to = detail::as_output<2>(ctx, y);
+    using A = accumulator_t<detail::element_of<decltype(from)>>;
+    detail::check_view("normalize_rows: x", from);
+    detail::check_output("normalize_rows: y", to);
+    detail::check_normalization("normalize_rows", m, from, "normalize_rows: y", to);
+    int const n = static_cast<int>(from.extents[1]);
+    detail::for_each_token_with<A>(ctx, from.extents[0], n, 2 * index_t{n}, [&](index_t r, A* row) {
+      detail::widen_row(from.row(r), row, n);
+      m(static_cast<A const*>(row), row + n, n);
+      detail::narrow_row(row + n, to.row(r), n);
+    });
+  }
+} normalize_rows{};
+
+/// The adjoint of normalize_rows(): overwrites dx with the gradient for x, given d, that for y. d
+/// and dx may be the same tensor.
+inline constexpr struct normalize_rows_backward_fn {
+  template <class M, class X, class D, class DX>
+  void operator()(host_context const& ctx, M const& m, X const& x, D const& d, DX&& dx) const {
+    auto const from = detail::as_view<2>(ctx, x);
+    auto const dy = detail::as_view<2>(ctx, d);
+    auto const to = detail::as_output<2>(ctx, dx);
+    using A = accumulator_t<detail::element_of<decltype(from)>>;
+    detail::check_view("normalize_rows_backward: x", from);
+    detail::check_view("normalize_rows_backward: d", dy);
+    detail::check_output("normalize_rows_backward: dx", to);
+    detail::check_normalization("normalize_rows_backward", m, from, "normalize_rows_backward: d",
+                                dy);
+    detail::check_normalization("normalize_rows_backward", m, from, "normalize_rows_backward: dx",
+                                to);
+    int const n = static_cast<int>(from.extents[1]);
+    detail::for_each_token_with<A>(ctx, from.extents[0], n, 3 * index_t{n}, [&](index_t r, A* row) {
+      A *const out = row + n, *const g = out + n;
+      detail::widen_row(from.row(r), row, n);
+      detail::widen_row(dy.row(r), g, n);
+      m(static_cast<A const*>(row), out, n);
+      m.vjp(static_cast<A const*>(row), static_cast<A const*>(out), static_cast<A const*>(g), g, n);
+      detail::narrow_row(g, to.row(r), n);
+    });
+  }
+} normalize_rows_backward{};
+
+}  // namespace v0
+}  // namespace expar

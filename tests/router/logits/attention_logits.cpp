@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/router/logits/attention_logits.hpp>
+
+#include "../../support/catch.hpp"
+#include "../support.hpp"
+
+using Catch::Matchers::WithinAbs;
+using router_test::matrix;
+using router_test::row_type;
+using router_test::sentence_of;
+
+namespace {
+
+expar::host_context const ctx;
+
+row_type by_definition(row_type const& q, row_type const& k, row_type const& v) {
+  row_type z;
+  for (double a : q) {
+    double sum = 0, weighted = 0;
+    for (std::size_t j = 0; j < k.size(); ++j) {
+      sum += std::exp(a * k[j]);
+      weighted += std::exp(a * k[j]) * v[j];
+    }
+    z.push_back(weighted / sum);
+  }
+  return z;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("Yuan 2.0: logits of an attention router", "[router][cases]", double, float) {
+  matrix<TestType> q(std::vector<row_type>{{0.5, -0.25, 1.0}, {1.0, 0.0, -0.5}});
+  matrix<TestType> k(std::vector<row_type>{{1.0, 0.5, -1.0}, {0.25, 0.5, 1.0}});
+  matrix<TestType> v(std::vector<row_type>{{0.5, 1.5, -0.5}, {2.0, 0.0, 1.0}}), z(2, 3);
+  expar::attention_logits(ctx, q.view(), k.view(), v.view(), z.view());
+  double const expected[2][3] = {{0.6914217764058911, 0.36367250717463573, 0.7705118487351644},
+                                 {0.9354638092889309, 1.0, 1.045724853790173}};
+  for (int t = 0; t < 2; ++t)
+    for (int e = 0; e < 3; ++e)
+      REQUIRE_THAT(z.get(t, e),
+                   WithinAbs(expected[t][e], std::is_same_v<TestType, double> ? 1e-12 : 1e-5));
+}
+
+TEST_CASE("attention logits agree with the definition, and gradients with differences",
+          "[router]") {
+  router_test::random rng(161);
+  for (int round = 0; round < 60; ++round) {
+    int const tokens = static_cast<int>(rng.integer(0, 3)),
+              n = static_cast<int>(rng.integer(1, 40));
+    std::vector<matrix<double>> in, gradients;
+    for (int i = 0; i < 4; ++i) {
+      in.emplace_back(tokens, n, i);
+      gradients.emplace_back(tokens, n, 3 - i);
+      for (double& x : in.back().data) x = rng.normal();
+    }
+    matrix<double> z(tokens, n, 1);
+    expar::attention_logits(ctx, in[0].view(), in[1].view(), in[2].view(), z.view());
+    expar::attention_logits_backward(ctx, in[0].view(), in[1].view(), in[2].view(), in[3].view(),
+                                     gradients[0].view(), gradients[1].view(), gradients[2].view());
+    for (int t = 0; t < tokens; ++t) {
+      std::vector<row_type> rows{in[0].row(t), in[1].row(t), in[2].row(t)};
+      auto const expected = by_definition(rows[0], rows[1], rows[2]);
+      auto const loss = [&] {
+        auto const moved = by_definition(rows[0], rows[1], rows[2]);
+        double sum = 0;
+        for (int e = 0; e < n; ++e) sum += in[3].get(t, e) * moved[static_cast<std::size_t>(e)];
+        return sum;
+      };
+      for (int e = 0; e < n; ++e) {
+        REQUIRE_THAT(z.get(t, e), WithinAbs(expected[static_cast<std::size_t>(e)], 1e-13));
+        for (std::size_t i = 0; i < 3; ++i) {
+          double& x = rows[i][static_cast<std::size_t>(e)];
+          double const at = x;
+          x = at + 1e-5;
+          double slope = loss();
+          x = at - 1e-5;
+          slope = (slope - loss()) / 2e-5;
+          x = at;
+          REQUIRE_THAT(gradients[i].get(t, e), WithinAbs(slope, 1e-7));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("attention logits of large numbers are finite", "[router]") {
+  matrix<float> q(std::vector<row_type>{{1e4, -1e4}}), k(std::vector<row_type>{{3e4, 1}});
+  matrix<float> v(std::vector<row_type>{{5, 7}});
+  matrix<expar::bfloat16> z(1, 2);
+  expar::attention_logits(ctx, q.view(), k.view(), v.view(), z.view());
+  REQUIRE(z.row(0) == row_type{5, 7});
+}
+
+TEST_CASE("the number of threads does not show in attention logits", "[router]") {
+  router_test::random rng(162);
+  matrix<float> q(2000, 8), k(2000, 8), v(2000, 8), one(2000, 8), three(2000, 8);
+  for (auto* m : {&q, &k, &v})
+    for (float& x : m->data) x = static_cast<float>(rng.normal());
+  expar::host_context const threads(3);
+  expar::attention_logits(ctx, q.view(), k.view(), v.view(), one.view());
+  expar::attention_logits(threads, q.view(), k.view(), v.view(), three.view());
+  REQUIRE(one.data == three.data);
+}
+
+TEST_CASE("attention logits refuse what does not fit", "[router]") {
+  matrix<float> q(2, 3), k(2, 4), v(3, 3), z(2, 3);
+  auto const logits = [&](auto& a, auto& b, auto& c, auto& to) {
+    return sentence_of(
+        [&] { expar::attention_logits(ctx, a.view(), b.view(), c.view(), to.view()); });
+  };
+  REQUIRE(logits(q, k, q, z) ==
+          "expar: attention_logits: k has extent 4 in dimension 1, but the number of experts in q "
+          "is 3");
+  REQUIRE(logits(q, q, v, z) ==
+          "expar: attention_logits: v has extent 3 in dimension 0, but the number of tokens in q "
+          "is 2");
+  REQUIRE(logits(q, q, q, k) ==
+          "expar: attention_logits: logits has extent 4 in dimension 1, but the number of experts "
+          "in q is 3");
+  REQUIRE(logits(z, q, q, z) ==
+          "expar: attention_logits: logits overlaps q in memory; the operation cannot work in "
+          "place");
+  REQUIRE(sentence_of([&] {
+            expar::attention_logits_backward(ctx, q.view(), q.view(), q.view(), q.view(), z.view(),
+                                             z.view(), k.view());
+          }) ==
+          "expar: attention_logits_backward: dv has extent 4 in dimension 1, but the number of "
+          "experts in q is 3");
+}
