@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/context.hpp>
+#include <expar/detail/buffer.hpp>
+#include <expar/element.hpp>
+#include <expar/router/count_choices.hpp>
+#include <expar/router/load_balance_loss.hpp>
+#include <expar/router/score.hpp>
+#include <expar/router/token_loss.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// How the tokens of a batch fall into sequences:
+///   x.count(tokens)        how many sequences there are
+///   x.of(t, tokens)        the sequence of token t
+///   x.check(what, tokens)  throws unless it fits so many tokens
+template <class S>
+concept sequence_policy = requires(S const s, char const* what, index_t n) {
+  s.check(what, n);
+  { s.count(n) } -> std::same_as<index_t>;
+  { s.of(n, n) } -> std::same_as<index_t>;
+};
+
+/// Sequences of equal length, one after the other: tokens [sequences, length].
+struct even_sequences {
+  index_t sequences;
+
+  index_t count(index_t /*tokens*/) const { return sequences; }
+  index_t of(index_t t, index_t tokens) const { return t / (tokens / sequences); }
+  void check(char const* what, index_t tokens) const {
+    detail::expects(sequences >= 1 && tokens % sequences == 0, what, ": sequences is ", sequences,
+                    "; it is at least 1 and divides the ", tokens, " tokens");
+  }
+};
+
+/// Sequences of equal length, side by side: tokens [length, sequences], as Megatron-LM lays them
+/// out.
+struct interleaved_sequences {
+  index_t sequences;
+
+  index_t count(index_t /*tokens*/) const { return sequences; }
+  index_t of(index_t t, index_t /*tokens*/) const { return t % sequences; }
+  void check(char const* what, index_t tokens) const {
+    even_sequences{sequences}.check(what, tokens);
+  }
+};
+
+/// Sequences of any length, one after the other: sequence b has the tokens from offsets[b] to
+/// before offsets[b + 1]. offsets [sequences + 1] integers, from 0 to the number of tokens.
+template <class I>
+struct packed_sequences {
+  tensor_view<I const, 1> offsets;
+
+  index_t count(index_t /*tokens*/) const { return offsets.extents[0] - 1; }
+  index_t of(index_t t, index_t /*tokens*/) const {
+    I const* const first = offsets.data;
+    I const* const behind = std::upper_bound(first, first + offsets.extents[0], t,
+                                             [](index_t a, I b) { return a < index_t{b}; });
+    return behind - first - 1;
+  }
+  void check(char const* what, index_t tokens) const {
+    static_assert(std::is_integral_v<I> && sizeof(I) >= 4,
+                  "expar: offsets are integers of at least 32 bits");
+    index_t const n = offsets.extents[0];
+    detail::expects(n >= 1 && offsets.data != nullptr, what, ": offsets has ", n,
+                    " entries; there is one more than sequences");
+    for (index_t b = 0; b < n; ++b) {
+      index_t const at = offsets.data[b], low = b == 0 ? 0 : index_t{offsets.data[b - 1]};
+      bool const fits = (b == 0 ? at == 0 : at >= low) && (b + 1 < n || at == tokens);
+      detail::expects(fits, what, ": offsets(", b, ") is ", at,
+                      "; offsets ascend from 0 to the number of tokens, ", tokens);
+    }
+  }
+};
+template <class I>
+packed_sequences(tensor_view<I, 1>) -> packed_sequences<std::remove_const_t<I>>;
+
+/// count_choices() of each sequence: count_sequence_choices(ctx, sequences, ids, choices, [valid,]
+/// counts), with counts [sequences, experts], overwritten. Cost: one pass, on the caller's thread.
+inline constexpr struct count_sequence_choices_fn {
+  template <sequence_policy Sequences, class Ids, class Counts>
+  void operator()(host_context const& ctx, Sequences const& sequences, Ids const& ids, int choices,
+                  Counts&& counts) const {
+    (*this)(ctx, sequences, ids, choices, detail::every_token{}, counts);
+  }
+  template <sequence_policy Sequences, class Ids, class Valid, class Counts>
+  void operator()(host_context const& ctx, Sequences const& sequences, Ids const& ids, int choices,
+                  Valid const& valid, Counts&& counts) const {
+    constexpr char const* op = "count_sequence_choices";
+    auto const i = detail::as_view<2>(ctx, ids);
+    auto const n = detail::as_output<2>(ctx, counts);
+    using Count = detail::element_of<decltype(n)>;
+    static_assert(std::is_same_v<detail::element_of<decltype(i)>, std::int32_t>,
+                  "expar: expert ids are std::int32_t");
+    static_assert(std::is_integral_v<Count> && sizeof(Count) >= 4,
+                  "expar: counts are integers of at least 32 bits");
+    index_t const tokens = i.extents[0], experts = n.extents[1];
+    detail::check_view(detail::argument(op, "ids"), i);
+    detail::expects(choices >= 1 && choices <= i.extents[1], op, ": choices is ", choices,
+                    "; it is at least 1 and at most the ", i.extents[1], " choices per token");
+    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
+    sequences.check(op, tokens);
+    detail::argument const what(op, "counts");
+    detail::check_output(what, n);
+    detail::check_extent(what, n, 0, sequences.count(tokens), "the number of sequences");
+    for (index_t t = 0; t < tokens; ++t)
+      for (index_t j = 0; j < choices; ++j)
+        detail::expects(!marks(t) || (i(t, j) >= -1 && i(t, j) < experts), op, ": ids(", t, ", ", j,
+                        ") is ", i(t, j), "; an expert id is -1 (no expert) or 0 to ", experts - 1);
+    for (index_t b = 0; b < n.extents[0]; ++b) std::fill_n(n.row(b), experts, Count{});
+    for (index_t t = 0; t < tokens; ++t)
+      for (index_t j = 0; marks(t) && j < choices; ++j)
+        if (std::int32_t const id = i.row(t)[j]; id >= 0) ++n.row(sequences.of(t, tokens))[id];
+  }
+} count_sequence_choices{};
+
+struct sequence_balance_options {
+  double coefficient = 1;
+  /// How many choices of each token the counts hold.
+  int choices = 1;
+  /// How many tokens each sequence has, for counts that are summed over ranks which share
+  /// sequences; 0: the valid tokens of the sequence in this call, at least 1.
+  index_t tokens = 0;
+  /// How many sequences the loss is a mean over; 0: those of this call.
+  index_t sequences = 0;
+};
+
+namespace detail {
+
+template <class Score, class Sequences>
+struct sequence_term {
+  score_sum<Score> first;  // of sequence 0; those of the others have their slopes behind
+  Sequences sequences;
+  index_t tokens;
+
+  score_sum<Score> at(index_t t) const {
+    score_sum<Score> mine = first;
+    mine.slopes += sequences.of(t, tokens) * first.experts;
+    return mine;
+  }
+};
+
+template <class Score, class Sequences, class T, class Counts, class Valid>
+sequence_term<Score, Sequences> make_sequence_term(char const* op, host_context const& ctx,
+                                                   Score const& score, Sequences const& sequences,
+                                                   tensor_view<T, 2> logits, Counts const& counts,
+                                                   Valid valid, sequence_balance_options const& o,
+                                                   buffer<double>& slopes) {
+  auto const n = as_view<2>(ctx, counts);
+  using Count = element_of<decltype(n)>;
+  static_assert(std::is_integral_v<Count> && sizeof(Count) >= 4,
+                "expar: counts are integers of at least 32 bits");
+  index_t const tokens = logits.extents[0], experts = logits.extents[1];
+  check_loss_logits(argument(op, "logits"), logits);
+  sequences.check(op, tokens);
+  argument const what(op, "counts");
+  index_t const all = sequences.count(tokens);
+  check_view(what, n);
+  check_extent(what, n, 0, all, "the number of sequences");
+  check_extent(what, n, 1, experts, "the number of experts");
+  expects(o.choices >= 1, op, ": choices is ", o.choices, "; it is at least 1");
+  expects(o.tokens >= 0, op, ": tokens is ", o.tokens, "; it is at least 0");
+  expects(o.sequences >= 0, op, ": sequences is ", o.sequences, "; it is at least 0");
+  buffer<index_t> lengths(ctx.memory());
+  lengths.assign(static_cast<std::size_t>(all), o.tokens);
+  if (o.tokens == 0)
+    for (index_t t = 0; t < tokens; ++t)
+      if (valid(t)) ++lengths[sequences.of(t, tokens)];
+  double const among = static_cast<double>(o.sequences > 0 ? o.sequences : all);
+  slopes.resize(all * experts);
+  for (index_t b = 0; b < all; ++b) {
+    double const length = static_cast<double>(std::max<index_t>(lengths[b], 1));
+    double const unit =
+        o.coefficient * static_cast<double>(experts) / (among * o.choices * length * length);
+    for (index_t e = 0; e < experts; ++e)
+      slopes[b * experts + e] = unit * static_cast<double>(n.row(b)[e]);
+  }
+  return {{score, slopes.data(), static_cast<int>(experts)}, sequences, tokens};
+}
+
+}  // namespace detail
+
+/// The load balancing loss within each sequence, as a mean over sequences (the sequence-wise loss
+/// of DeepSeek-V2 and V3; Megatron-LM's seq_aux_loss; seq_aux of Hugging Face's deepseek_v2),
+///   L = mean over b of coefficient * experts * sum over e of f[b,e] * P[b,e],
+///   f[b,e] = counts[b,e] / (length[b] * choices),  P[b,e] = mean over tokens of b of q[e],
+/// as sequence_balance_loss(ctx, score, sequences, logits, counts, [valid,] options):
+///   score: makes q; softmax_score for DeepSeek-V2, normalized_score of sigmoid_score for V3
+///   sequences: even_sequences, interleaved_sequences or packed_sequences
+///   logits: [T, experts], any element type; NaN and -inf have q = 0
+///   counts: [sequences, experts] integers; see count_sequence_choices. They have no gradient
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+/// MaxText and systems that do not divide by k: choices = 1 with counts of all k choices. Returns
+/// this call's part; where ranks share sequences, sum the counts over them and say the tokens, and
+/// the ranks' parts add up to the loss.
+inline constexpr struct sequence_balance_loss_fn {
+  template <score_policy Score, sequence_policy Sequences, class Logits, class Counts>
+  double operator()(host_context const& ctx, Score const& score, Sequences const& sequences,
+                    Logits const& logits, Counts const& counts,
+                    sequence_balance_options const& options) const {
+    return (*this)(ctx, score, sequences, logits, counts, detail::every_token{}, options);
+  }
+  template <score_policy Score, sequence_policy Sequences, class Logits, class Counts, class Valid>
+  double operator()(host_context const& ctx, Score const& score, Sequences const& sequences,
+                    Logits const& logits, Counts const& counts, Valid const& valid,
+                    sequence_balance_options const& options) const {
+    constexpr char const* op = "sequence_balance_loss";
+    auto const z = detail::as_view<2>(ctx, logits);
+    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, z.extents[0]);
+    detail::buffer<double> slopes(ctx.memory());
+    auto const term =
+        detail::make_sequence_term(op, ctx, score, sequences, z, counts, marks, options, slopes);
+    return detail::sum_over_tokens(ctx, z, marks, term);
+  }
+} sequence_balance_loss{};
+
+/// ADDS the gradient of sequence_balance_loss() to d_logits [T, experts]; the last argument, after
+/// those of the loss. Tokens that are not valid stay as they are.
+inline constexpr struct sequence_balance_loss_backward_fn {
+  template <score_policy Score, sequence_policy Sequences, class Logits, class Counts,
+            class DLogits>
+  void operator()(host_context const& ctx, Score const& score, Sequences const& sequences,
+                  Logits const& logits, Counts const& counts,
+                  sequence_balance_options const& options, DLogits&& d_logits) const {
+    (*this)(ctx, score, sequences, logits, counts, detail::every_token{}, options, d_logits);
+  }
+  template <score_policy Score, sequence_policy Sequences, class Logits, class Counts, class Valid,
+            class DLogits>
+  void operator()(host_context const& ctx, Score const& score, Sequences const& sequences,
+                  Logits const& logits, Counts const& counts, Valid const& valid,
+                  sequence_balance_options const& options, DLogits&& d_logits) const {
+    constexpr char const* op = "sequence_balance_loss_backward";
+    auto const z = detail::as_view<2>(ctx, logits);
+    auto const dz = detail::as_output<2>(ctx, d_logits);
+    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, z.extents[0]);
+    detail::buffer<double> slopes(ctx.memory());
+    auto const term =
+        detail::make_sequence_term(op, ctx, score, sequences, z, counts, marks, options, slopes);
+    detail::check_loss_gradient(detail::argument(op, "d_logits"), z, dz);
+    detail::add_gradients(ctx, z, marks, term, dz);
+  }
+} sequence_balance_loss_backward{};
+
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/router/normalized_score.hpp>
+#include <expar/router/sequence_balance_loss.hpp>
+
+#include "../support/catch.hpp"
+#include "differences.hpp"
+#include "support.hpp"
+
+using Catch::Matchers::WithinAbs;
+using Catch::Matchers::WithinRel;
+using router_test::mask;
+using router_test::matrix;
+using router_test::row_type;
+using router_test::sentence_of;
+
+namespace {
+
+expar::host_context const ctx;
+expar::softmax_score const softmax;
+
+using index = expar::index_t;
+
+struct int_matrix {
+  index rows, columns, pitch;
+  std::vector<std::int64_t> data;
+  int_matrix(index r, index c, index gap = 0)
+      : rows(r), columns(c), pitch(c + gap), data(static_cast<std::size_t>(r * pitch)) {}
+  std::int64_t& at(index r, index c) { return data[static_cast<std::size_t>(r * pitch + c)]; }
+  expar::tensor_view<std::int64_t, 2> view() {
+    return expar::make_view(data.data(), rows, columns, pitch);
+  }
+};
+
+/// The sequence of each token, by hand.
+std::vector<index> even(index sequences, index length, bool interleaved) {
+  std::vector<index> of;
+  for (index t = 0; t < sequences * length; ++t)
+    of.push_back(interleaved ? t % sequences : t / length);
+  return of;
+}
+
+double by_definition(matrix<double>& z, std::vector<index> const& of, int_matrix& counts,
+                     mask const& valid, expar::sequence_balance_options const& o) {
+  router_test::reference_router const scores;
+  double loss = 0;
+  double const among = static_cast<double>(o.sequences > 0 ? o.sequences : counts.rows);
+  for (index b = 0; b < counts.rows; ++b) {
+    double length = 0, sum = 0;
+    for (std::size_t t = 0; t < of.size(); ++t) {
+      if (of[t] != b || valid[t] == 0) continue;
+      ++length;
+      row_type const p = scores.scores(z.row(static_cast<index>(t)));
+      for (std::size_t e = 0; e < p.size(); ++e)
+        sum += p[e] * static_cast<double>(counts.at(b, static_cast<index>(e)));
+    }
+    if (o.tokens > 0) length = static_cast<double>(o.tokens);
+    if (length > 0)
+      loss += o.coefficient * static_cast<double>(z.columns) * sum /
+              (among * o.choices * length * length);
+  }
+  return loss;
+}
+
+template <class Sequences>
+void agrees(router_test::random& rng, Sequences const& sequences, std::vector<index> const& of,
+            index count) {
+  int const tokens = static_cast<int>(of.size()), experts = static_cast<int>(rng.integer(1, 7));
+  matrix<double> z = router_test::random_logits(rng, tokens, experts);
+  auto dz = router_test::filled<double>(tokens, experts, 3, 2);
+  int_matrix counts(count, experts, 1);
+  for (auto& n : counts.data) n = rng.integer(0, 9);
+  mask const valid = router_test::random_mask(rng, tokens);
+  expar::sequence_balance_options const o{rng.uniform(.1, 2), static_cast<int>(rng.integer(1, 3)),
+                                          rng.chance(.5) ? 0 : 11, rng.chance(.5) ? 0 : 9};
+  auto const loss = [&] { return by_definition(z, of, counts, valid, o); };
+  REQUIRE_THAT(
+      expar::sequence_balance_loss(ctx, softmax, sequences, z.view(), counts.view(), valid, o),
+      WithinAbs(loss(), 1e-10));
+  expar::sequence_balance_loss_backward(ctx, softmax, sequences, z.view(), counts.view(), valid, o,
+                                        dz.view());
+  router_test::require_gradient(z, dz, 3, loss, 1e-6);
+
+  // Counting: each sequence for itself.
+  int const k = static_cast<int>(rng.integer(1, 4)), choices = static_cast<int>(rng.integer(1, k));
+  int_matrix expected(count, experts), got(count, experts, 1);
+  std::vector<std::int32_t> ids;
+  for (int i = 0; i < tokens * k; ++i)
+    ids.push_back(static_cast<std::int32_t>(rng.integer(-1, experts - 1)));
+  for (int t = 0; t < tokens; ++t)
+    for (int j = 0; j < choices; ++j)
+      if (auto const e = ids[static_cast<std::size_t>(t * k + j)];
+          e >= 0 && valid[static_cast<std::size_t>(t)])
+        ++expected.at(of[static_cast<std::size_t>(t)], e);
+  for (auto& n : got.data) n = 77;
+  expar::count_sequence_choices(ctx, sequences, expar::make_view(ids.data(), tokens, k), choices,
+                                valid, got.view());
+  for (index b = 0; b < count; ++b)
+    for (int e = 0; e < experts; ++e) REQUIRE(got.at(b, e) == expected.at(b, e));
+}
+
+}  // namespace
+
+TEST_CASE("the loss of sequences agrees with its definition and with differences", "[router]") {
+  router_test::random rng(310);
+  for (int round = 0; round < 60; ++round) {
+    index const count = rng.integer(1, 4), length = rng.integer(0, 4);
+    agrees(rng, expar::even_sequences{count}, even(count, length, false), count);
+    agrees(rng, expar::interleaved_sequences{count}, even(count, length, true), count);
+    std::vector<std::int32_t> offsets{0};
+    std::vector<index> of;
+    for (index b = 0; b < count; ++b) {
+      of.insert(of.end(), static_cast<std::size_t>(rng.integer(0, 4)), b);
+      offsets.push_back(static_cast<std::int32_t>(of.size()));
+    }
+    agrees(rng, expar::packed_sequences{expar::make_view(offsets.data(), count + 1)}, of, count);
+  }
+}
+
+TEST_CASE("the loss of sequences is the mean of their load balance losses", "[router]") {
+  router_test::random rng(311);
+  matrix<double> z(12, 5);
+  for (double& x : z.data) x = rng.normal();
+  std::vector<std::int64_t> counts;
+  for (int i = 0; i < 15; ++i) counts.push_back(rng.integer(0, 4));
+  expar::normalized_score const score{expar::sigmoid_score{}, 1e-20};
+  double sum = 0;
+  for (index b = 0; b < 3; ++b)
+    sum += expar::load_balance_loss(ctx, score, expar::make_view(z.view().row(4 * b), 4, 5),
+                                    expar::make_view(counts.data() + 5 * b, 5), {.choices = 2});
+  REQUIRE_THAT(expar::sequence_balance_loss(ctx, score, expar::even_sequences{3}, z.view(),
+                                            expar::make_view(counts.data(), 3, 5), {.choices = 2}),
+               WithinRel(sum / 3, 1e-13));
+}
+
+TEST_CASE("ranks that share a sequence share its loss", "[router]") {
+  router_test::random rng(312);
+  matrix<double> z(8, 3);  // a sequence of 4, and another; the ranks have 2 tokens of each
+  for (double& x : z.data) x = rng.normal();
+  std::vector<int> const counts{1, 2, 1, 0, 3, 1};
+  auto const n = expar::make_view(counts.data(), 2, 3);
+  double const whole =
+      expar::sequence_balance_loss(ctx, softmax, expar::interleaved_sequences{2}, z.view(), n, {});
+  double parts = 0;
+  for (int r = 0; r < 2; ++r)
+    parts +=
+        expar::sequence_balance_loss(ctx, softmax, expar::interleaved_sequences{2},
+                                     expar::make_view(z.view().row(4 * r), 4, 3), n, {.tokens = 4});
+  REQUIRE_THAT(parts, WithinRel(whole, 1e-13));
+}
+
+TEST_CASE("the number of threads does not show in the loss of sequences", "[router]") {
+  router_test::random rng(313);
+  matrix<float> z(3330, 17), one(3330, 17), three(3330, 17);
+  for (float& x : z.data) x = static_cast<float>(rng.normal());
+  std::vector<int> counts(17 * 10);
+  for (int& n : counts) n = static_cast<int>(rng.integer(0, 99));
+  auto const n = expar::make_view(counts.data(), 10, 17);
+  expar::even_sequences const ten{10};
+  expar::host_context const threads(3);
+  REQUIRE(expar::sequence_balance_loss(ctx, softmax, ten, z.view(), n, {}) ==
+          expar::sequence_balance_loss(threads, softmax, ten, z.view(), n, {}));
+  expar::sequence_balance_loss_backward(ctx, softmax, ten, z.view(), n, {}, one.view());
+  expar::sequence_balance_loss_backward(threads, softmax, ten, z.view(), n, {}, three.view());
+  REQUIRE(one.data == three.data);
+}
+
+TEST_CASE("the loss of sequences refuses what does not fit", "[router]") {
+  matrix<float> z(std::vector<row_type>{{1, 2, 3}, {3, 2, 1}}), dz(2, 3);
+  std::vector<int> counts(6);
+  auto const n = expar::make_view(counts.data(), 2, 3),
+             flat = expar::make_view(counts.data(), 3, 2);
+  mask const valid{1};
+  auto const loss = [&](auto const&... arguments) {
+    return sentence_of([&] { (void)expar::sequence_balance_loss(ctx, softmax, arguments...); });
+  };
+  expar::even_sequences const two{2}, three{3};
+  expar::sequence_balance_options const plain;
+  using options = expar::sequence_balance_options;
+  REQUIRE(
+      loss(three, z.view(), n, plain) ==
+      "expar: sequence_balance_loss: sequences is 3; it is at least 1 and divides the 2 tokens");
+  REQUIRE(
+      loss(expar::interleaved_sequences{0}, z.view(), n, plain) ==
+      "expar: sequence_balance_loss: sequences is 0; it is at least 1 and divides the 2 tokens");
+  REQUIRE(loss(two, z.view(), flat, plain) ==
+          "expar: sequence_balance_loss: counts has extent 3 in dimension 0, but the number of "
+          "sequences is 2");
+  REQUIRE(loss(expar::even_sequences{1}, z.view(), expar::make_view(counts.data(), 1, 2), plain) ==
+          "expar: sequence_balance_loss: counts has extent 2 in dimension 1, but the number of "
+          "experts is 3");
+  REQUIRE(loss(two, z.view(), n, options{.choices = 0}) ==
+          "expar: sequence_balance_loss: choices is 0; it is at least 1");
+  REQUIRE(loss(two, z.view(), n, options{.tokens = -1}) ==
+          "expar: sequence_balance_loss: tokens is -1; it is at least 0");
+  REQUIRE(loss(two, z.view(), n, options{.sequences = -1}) ==
+          "expar: sequence_balance_loss: sequences is -1; it is at least 0");
+  REQUIRE(loss(two, z.view(), n, valid, plain) ==
+          "expar: sequence_balance_loss: valid has extent 1 in dimension 0, but the number of "
+          "tokens is 2");
+  std::vector<int> down{0, 2, 1, 2}, short_of{0, 1, 1};
+  REQUIRE(loss(expar::packed_sequences{expar::make_view(down.data(), 4)}, z.view(), n, plain) ==
+          "expar: sequence_balance_loss: offsets(2) is 1; offsets ascend from 0 to the number of "
+          "tokens, 2");
+  REQUIRE(loss(expar::packed_sequences{expar::make_view(short_of.data(), 3)}, z.view(), n, plain) ==
+          "expar: sequence_balance_loss: offsets(2) is 1; offsets ascend from 0 to the number of "
+          "tokens, 2");
+  REQUIRE(loss(expar::packed_sequences{expar::make_view(down.data(), 0)}, z.view(), n, plain) ==
+          "expar: sequence_balance_loss: offsets has 0 entries; there is one more than sequences");
+  REQUIRE(sentence_of([&] {
+            expar::sequence_balance_loss_backward(ctx, softmax, two, z.view(), n, plain,
+                                                  expar::make_view(dz.data.data(), 2, 2));
+          }) ==
+          "expar: sequence_balance_loss_backward: d_logits has extent 2 in dimension 1, but the "
+          "number of experts is 3");
+  std::vector<std::int32_t> ids{0, 3};
+  auto const i = expar::make_view(ids.data(), 2, 1);
+  REQUIRE(
+      sentence_of([&] { expar::count_sequence_choices(ctx, two, i, 1, n); }) ==
+      "expar: count_sequence_choices: ids(1, 0) is 3; an expert id is -1 (no expert) or 0 to 2");
+  REQUIRE(sentence_of([&] { expar::count_sequence_choices(ctx, two, i, 2, n); }) ==
+          "expar: count_sequence_choices: choices is 2; it is at least 1 and at most the 1 choices "
+          "per token");
+  REQUIRE(sentence_of([&] { expar::count_sequence_choices(ctx, two, i, 1, flat); }) ==
+          "expar: count_sequence_choices: counts has extent 3 in dimension 0, but the number of "
+          "sequences is 2");
+}
