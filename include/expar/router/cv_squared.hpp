@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <type_traits>
+
+#include <expar/context.hpp>
+#include <expar/router/token_loss.hpp>  // argument
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// What systems that balance importance and load put in:
+///   fastmoe, davidmrau, Tutel   ddof = 1, epsilon = 1e-10
+///   Tensor2Tensor               ddof = 0, epsilon = 1e-10
+///   V-MoE                       ddof = 0, epsilon = 0
+struct cv_squared_options {
+  double coefficient = 1;
+  int ddof;        ///< the variance divides by n - ddof: 0 population, 1 unbiased
+  double epsilon;  ///< added to the square of the mean
+};
+
+namespace detail {
+
+struct variation {
+  double mean, variance, divisor, count, freedom;
+};
+
+template <class T>
+variation variation_of(char const* op, tensor_view<T, 1> const& sums, cv_squared_options const& o) {
+  static_assert(std::is_same_v<std::remove_cv_t<T>, double>, "expar: these sums are double");
+  check_view(argument(op, "sums"), sums);
+  expects(o.ddof == 0 || o.ddof == 1, op, ": ddof is ", o.ddof, "; it is 0 or 1");
+  expects(o.epsilon >= 0, op, ": epsilon is ", o.epsilon, "; it is at least 0");
+  index_t const n = sums.extents[0];
+  variation v{0, 0, 0, static_cast<double>(n), static_cast<double>(n - o.ddof)};
+  if (n < 2) return v;
+  for (index_t e = 0; e < n; ++e) v.mean += sums.data[e];
+  v.mean /= v.count;
+  for (index_t e = 0; e < n; ++e) {
+    double const off = sums.data[e] - v.mean;
+    v.variance += off * off;
+  }
+  v.variance /= v.freedom;
+  v.divisor = v.mean * v.mean + o.epsilon;
+  return v;
+}
+
+/// d cv_squared / d sums[e]
+inline double variation_slope(variation const& v, double coefficient, double sum) {
+  if (!(v.divisor > 0)) return 0;
+  double const of_variance = 2 * (sum - v.mean) / (v.freedom * v.divisor);
+  double const of_mean = 2 * v.mean * v.variance / (v.count * v.divisor * v.divisor);
+  return coefficient * (of_variance - of_mean);
+}
+
+}  // namespace detail
+
+/// The squared coefficient of variation of sums [n] of double: how uneven they are,
+///   L = coefficient * variance(sums) / (mean(sums)^2 + epsilon),
+/// as cv_squared(ctx, sums, options). 0 for fewer than two sums, and where the divisor is 0. It is
+/// the loss of importance() and of load(): sparsely-gated mixture of experts, arXiv:1701.06538.
+inline constexpr struct cv_squared_fn {
+  template <class Sums>
+  double operator()(host_context const& ctx, Sums const& sums,
+                    cv_squared_options const& options) const {
+    detail::variation const v =
+        detail::variation_of("cv_squared", detail::as_view<1>(ctx, sums), options);
+    return v.divisor > 0 ? options.coefficient * v.variance / v.divisor : 0;
+  }
+} cv_squared{};
+
+/// Overwrites d_sums [n] of double with the gradient of cv_squared() for its sums.
+inline constexpr struct cv_squared_backward_fn {
+  template <class Sums, class DSums>
+  void operator()(host_context const& ctx, Sums const& sums, cv_squared_options const& options,
+                  DSums&& d_sums) const {
+    auto const s = detail::as_view<1>(ctx, sums);
+    auto const d = detail::as_output<1>(ctx, d_sums);
+    static_assert(std::is_same_v<detail::element_of<decltype(d)>, double>,
+                  "expar: these sums are double");
+    detail::variation const v = detail::variation_of("cv_squared_backward", s, options);
+    detail::check_view("cv_squared_backward: d_sums", d);
+    detail::check_extent("cv_squared_backward: d_sums", d, 0, s.extents[0], "the number of sums");
+    for (index_t e = 0; e < s.extents[0]; ++e)
+      d.data[e] = detail::variation_slope(v, options.coefficient, s.data[e]);
+  }
+} cv_squared_backward{};
+
+}  // namespace v0
+}  // namespace expar
