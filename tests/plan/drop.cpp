@@ -10,7 +10,7 @@
 #include <tuple>
 
 #include "../support/catch.hpp"
-#include "drop_support.hpp"
+#include "support.hpp"
 
 using namespace drop_test;
 using Catch::Matchers::WithinAbs;

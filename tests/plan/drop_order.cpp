@@ -4,7 +4,7 @@
 #include <expar/plan/drop.hpp>
 
 #include "../support/catch.hpp"
-#include "drop_support.hpp"
+#include "support.hpp"
 
 using namespace drop_test;
 using router_test::sentence_of;

@@ -48,7 +48,7 @@ struct contender {
 /// expert to a multiple of m, fixed_capacity{0, capacity} each expert to the capacity (as long as
 /// one route is kept). Rows without a route are zero, where Megatron's pad_to_capacity has tokens
 /// of weight 0. A dropped route has a gradient of 0 for its weight; weights that are to add up to 1
-/// without the dropped ones: weigh_kept(). Where a system limits each group, sequence or batch row,
+/// without the dropped ones: renormalize_kept(). Where a system limits each group, sequence or batch row,
 /// call this on the rows of each.
 ///
 /// Memory: some 24 bytes per route from the context. Cost: a few passes over the routes, and a
