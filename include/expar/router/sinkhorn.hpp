@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/context.hpp>
+#include <expar/detail/buffer.hpp>
+#include <expar/element.hpp>
+#include <expar/error.hpp>
+#include <expar/router/exp.hpp>
+#include <expar/router/score.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+struct sinkhorn_options {
+  /// The mean change of an expert's factor at which the iteration ends.
+  double tolerance = 1e-4;
+  /// What is added to denominators.
+  double epsilon = 1e-8;
+  int max_iterations = 1000;
+};
+
+struct sinkhorn_result {
+  int iterations;
+  /// Whether the last change was within the tolerance.
+  bool converged;
+};
+
+namespace detail {
+
+/// exp(z - row_shift) of all logits, in blocks of tokens that threads share.
+struct sinkhorn_kernel {
+  static constexpr index_t block = 64;
+
+  host_context const& ctx;
+  index_t tokens, experts;
+  buffer<double> k, shift, rows, columns, parts;
+
+  template <class T>
+  sinkhorn_kernel(host_context const& c, tensor_view<T, 2> logits)
+      : ctx(c),
+        tokens(logits.extents[0]),
+        experts(logits.extents[1]),
+        k(c.memory()),
+        shift(c.memory()),
+        rows(c.memory()),
+        columns(c.memory()),
+        parts(c.memory()) {
+    k.resize(tokens * experts);
+    shift.resize(tokens);
+    rows.resize(tokens);
+    columns.assign(static_cast<std::size_t>(experts), 1);
+    parts.resize((tokens + block - 1) / block * experts);
+    for_each_block([&](index_t first, index_t last, double*) {
+      for (index_t t = first; t < last; ++t) {
+        double* const row = k.data() + t * experts;
+        for (index_t e = 0; e < experts; ++e) row[e] = static_cast<double>(widen(logits.row(t)[e]));
+        double const most = largest_logit(row, static_cast<int>(experts));
+        shift[t] = masked(most) ? 0 : most;
+        for (index_t e = 0; e < experts; ++e)
+          row[e] = masked(row[e]) ? 0 : shifted_exp(row[e], shift[t]);
+      }
+    });
+  }
+
+  /// f(first token, last token, sums of the block [experts])
+  template <class F>
+  void for_each_block(F&& f) {
+    ctx.for_each_chunk((tokens + block - 1) / block, 1, [&](int, index_t first, index_t last) {
+      for (index_t b = first; b < last; ++b)
+        f(b * block, b * block + block < tokens ? b * block + block : tokens,
+          parts.data() + b * experts);
+    });
+  }
+
+  /// Fits the rows to the columns, and then these to the rows. Gives the mean change of a column.
+  double iterate(double epsilon) {
+    double const share = 1. / static_cast<double>(tokens);
+    for_each_block([&](index_t first, index_t last, double* sums) {
+      for (index_t e = 0; e < experts; ++e) sums[e] = 0;
+      for (index_t t = first; t < last; ++t) {
+        double const* const row = k.data() + t * experts;
+        double sum = 0;
+        for (index_t e = 0; e < experts; ++e) sum += columns[e] * row[e];
+        rows[t] = share / (sum + epsilon * exponential(-shift[t]));
+        for (index_t e = 0; e < experts; ++e) sums[e] += rows[t] * row[e];
+      }
+    });
+    double change = 0;
+    for (index_t e = 0; e < experts; ++e) {
+      double sum = 0;
+      for (index_t at = e; at < static_cast<index_t>(parts.size()); at += experts) sum += parts[at];
+      double const fitted = 1. / static_cast<double>(experts) / (sum + epsilon);
+      change += std::abs(fitted - columns[e]);
+      columns[e] = fitted;
+    }
+    return change / static_cast<double>(experts);
+  }
+};
+
+}  // namespace detail
+
+/// A plan by which every token sends out, and every expert takes in, equal shares:
+/// `sinkhorn(ctx, logits, options, plan)`.
+///   logits: [T, experts], any element type; the plan is 0 where they are NaN or -inf
+///   plan: [T, experts], any element type, overwritten: d0_t * exp(logit) * d1_e, where
+///         d0_t = 1 / T / (sum over e of exp(logit) * d1_e + epsilon) and
+///         d1_e = 1 / experts / (sum over t of exp(logit) * d0_t + epsilon)
+///         are repeated, from d1 = 1 on, until the mean of |change of d1| is within the tolerance
+/// The plan has no gradient. It is what a router in training selects by; its weights are those of
+/// the logits (S-BASE, arXiv:2102.06156; Megatron-LM, moe_utils.py and router.py, sinkhorn):
+///   router({E, 1}, sigmoid_score{}, given_keys{plan})
+///   router({E, k}, softmax_score{}, given_keys{plan})
+/// Computes in double, and takes the largest logit of a token out of its exponentials and its d0:
+/// the plan is the same, and no logit is too large. Where max_iterations end it, the plan is that
+/// of the last. O(T * experts) for each iteration, and as much memory.
+inline constexpr struct sinkhorn_fn {
+  template <class Logits, class Plan>
+  sinkhorn_result operator()(host_context const& ctx, Logits const& logits,
+                             sinkhorn_options const& options, Plan&& plan) const {
+    auto const z = detail::as_view<2>(ctx, logits);
+    auto const out = detail::as_output<2>(ctx, plan);
+    using P = detail::element_of<decltype(out)>;
+    static_assert(
+        element<detail::element_of<decltype(z)>> && element<P>,
+        "expar: logits and plans are of an element type; specialize expar::element_traits for it");
+    detail::check_view("sinkhorn: logits", z);
+    detail::check_output("sinkhorn: plan", out);
+    detail::check_extent("sinkhorn: plan", out, 0, z.extents[0], "the number of tokens");
+    detail::check_extent("sinkhorn: plan", out, 1, z.extents[1], "the number of experts");
+    detail::expects(options.tolerance >= 0, "sinkhorn: tolerance is ", options.tolerance,
+                    "; it is at least 0");
+    detail::expects(options.epsilon > 0, "sinkhorn: epsilon is ", options.epsilon,
+                    "; it is above 0");
+    detail::expects(options.max_iterations >= 1, "sinkhorn: max_iterations is ",
+                    options.max_iterations, "; it is at least 1");
+    detail::expects(z.extents[1] <= INT32_MAX, "sinkhorn: logits has ", z.extents[1],
+                    " experts; at most ", INT32_MAX, " are possible");
+    if (z.size() == 0) return {0, true};
+    detail::sinkhorn_kernel kernel(ctx, z);
+    sinkhorn_result result{0, false};
+    while (!result.converged && result.iterations < options.max_iterations) {
+      ++result.iterations;
+      result.converged = kernel.iterate(options.epsilon) <= options.tolerance;
+    }
+    kernel.for_each_block([&](index_t first, index_t last, double*) {
+      for (index_t t = first; t < last; ++t)
+        for (index_t e = 0; e < kernel.experts; ++e) {
+          double const x = kernel.columns[e] * kernel.k[t * kernel.experts + e] * kernel.rows[t];
+          out.row(t)[e] = narrow<P>(static_cast<accumulator_t<P>>(x));
+        }
+    });
+    return result;
+  }
+} sinkhorn{};
+
+}  // namespace v0
+}  // namespace expar
