@@ -52,13 +52,14 @@ struct marked_tokens {
 };
 
 template <class Valid>
-auto marks_of(char const* what, host_context const& ctx, Valid const& valid, index_t tokens) {
+auto marks_of(char const* what, host_context const& ctx, Valid const& valid, index_t tokens,
+              char const* because = "the number of tokens") {
   auto const v = as_view<1>(ctx, valid);
   using Mark = element_of<decltype(v)>;
   static_assert(std::is_same_v<Mark, bool> || std::is_same_v<Mark, std::uint8_t>,
                 "expar: the mask of valid tokens holds bool or std::uint8_t");
   check_view(what, v);
-  check_extent(what, v, 0, tokens, "the number of tokens");
+  check_extent(what, v, 0, tokens, because);
   return marked_tokens<Mark>{v.data};
 }
 inline every_token marks_of(char const*, host_context const&, every_token all, index_t) {

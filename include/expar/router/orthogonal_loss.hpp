@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/context.hpp>
+#include <expar/detail/buffer.hpp>
+#include <expar/element.hpp>
+#include <expar/router/per_token.hpp>
+#include <expar/router/token_loss.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+/// Rows of router weights divided by max(their norm, epsilon).
+struct unit_rows {
+  index_t rows, width;
+  buffer<double> data, norms;
+
+  template <class T>
+  unit_rows(host_context const& ctx, tensor_view<T, 2> weights, double epsilon)
+      : rows(weights.extents[0]),
+        width(weights.extents[1]),
+        data(ctx.memory()),
+        norms(ctx.memory()) {
+    data.resize(rows * width);
+    norms.resize(rows);
+    ctx.for_each_chunk(rows, 1, [&](int, index_t first, index_t last) {
+      for (index_t r = first; r < last; ++r) {
+        double* const to = row(r);
+        widen_row(weights.row(r), to, width);
+        norms[r] = std::sqrt(dot(to, to));
+        double const divisor = norms[r] > epsilon ? norms[r] : epsilon;
+        for (index_t i = 0; i < width; ++i) to[i] /= divisor;
+      }
+    });
+  }
+  double* row(index_t r) { return data.data() + r * width; }
+  double const* row(index_t r) const { return data.data() + r * width; }
+  double dot(double const* a, double const* b) const {
+    double sum = 0;
+    for (index_t i = 0; i < width; ++i) sum += a[i] * b[i];
+    return sum;
+  }
+  /// How far two rows are from being orthogonal, and one from having length 1.
+  double off(index_t r, index_t s) const { return dot(row(r), row(s)) - (r == s ? 1 : 0); }
+
+  /// The gradient g for a unit row becomes that for the row itself.
+  void through_norm(index_t r, double epsilon, double* g) const {
+    double const along = norms[r] > epsilon ? dot(g, row(r)) : 0;
+    double const divisor = norms[r] > epsilon ? norms[r] : epsilon;
+    for (index_t i = 0; i < width; ++i) g[i] = (g[i] - along * row(r)[i]) / divisor;
+  }
+};
+
+/// Adds to each row of d_weights what f(row, g) writes to g [width].
+template <class D, class F>
+void add_to_rows(host_context const& ctx, tensor_view<D, 2> d_weights, F&& f) {
+  index_t const width = d_weights.extents[1];
+  for_each_token_with<double>(ctx, d_weights.extents[0], width, width, [&](index_t r, double* g) {
+    for (index_t i = 0; i < width; ++i) g[i] = 0;
+    f(r, g);
+    D* const d = d_weights.row(r);
+    for (index_t i = 0; i < width; ++i)
+      d[i] = narrow<D>(widen(d[i]) + static_cast<accumulator_t<D>>(g[i]));
+  });
+}
+
+template <class T, class D>
+void check_weight_gradient(char const* what, tensor_view<T, 2> const& weights,
+                           tensor_view<D, 2> const& d_weights) {
+  static_assert(element<D>,
+                "expar: gradients are of an element type; specialize expar::element_traits for it");
+  check_output(what, d_weights);
+  check_extent(what, d_weights, 0, weights.extents[0], "the number of experts");
+  check_extent(what, d_weights, 1, weights.extents[1], "the width of a row");
+}
+
+}  // namespace detail
+
+struct orthogonal_loss_options {
+  double coefficient = 1;
+  double epsilon = 1e-12;  ///< the least norm that a row is divided by
+  /// Rows are compared within this many equal runs of experts alone (ERNIE's expert groups).
+  int groups = 1;
+};
+
+/// How far the router's rows are from being orthogonal (the training gate of ERNIE 4.5, Paddle,
+/// _cal_orthogonal_loss),
+///   L = coefficient * mean over groups and pairs r, s of a group of (u[r] . u[s] - [r = s])^2,
+/// where u[r] is row r divided by max(its norm, epsilon), as orthogonal_loss(ctx, weights,
+/// options):
+///   weights: [experts, hidden], any element type; the logits are x . weights[e]
+/// Cost: experts^2 / groups products of rows.
+inline constexpr struct orthogonal_loss_fn {
+  template <class Weights>
+  double operator()(host_context const& ctx, Weights const& weights,
+                    orthogonal_loss_options const& options) const {
+    auto const w = detail::as_view<2>(ctx, weights);
+    check("orthogonal_loss", w, options);
+    index_t const experts = w.extents[0];
+    if (experts == 0) return 0;
+    detail::unit_rows const u(ctx, w, options.epsilon);
+    index_t const size = experts / options.groups;
+    detail::buffer<double> sums(ctx.memory());
+    sums.assign(static_cast<std::size_t>(experts), 0);
+    ctx.for_each_chunk(experts, 1, [&](int, index_t first, index_t last) {
+      for (index_t r = first; r < last; ++r)
+        for (index_t s = r / size * size; s < (r / size + 1) * size; ++s)
+          sums[r] += u.off(r, s) * u.off(r, s);
+    });
+    double sum = 0;
+    for (double const x : sums) sum += x;
+    return options.coefficient * sum / static_cast<double>(experts * size);
+  }
+
+  template <class T>
+  static void check(char const* op, tensor_view<T, 2> const& w, orthogonal_loss_options const& o) {
+    static_assert(element<std::remove_cv_t<T>>,
+                  "expar: weights are of an element type; specialize expar::element_traits for it");
+    detail::check_view(detail::argument(op, "weights"), w);
+    detail::expects(o.epsilon > 0, op, ": epsilon is ", o.epsilon, "; it is greater than 0");
+    detail::expects(o.groups >= 1 && w.extents[0] % o.groups == 0, op, ": groups is ", o.groups,
+                    "; it is at least 1 and divides the ", w.extents[0], " experts");
+  }
+} orthogonal_loss{};
+
+/// ADDS the gradient of orthogonal_loss() to d_weights [experts, hidden]; the last argument, after
+/// those of the loss.
+inline constexpr struct orthogonal_loss_backward_fn {
+  template <class Weights, class DWeights>
+  void operator()(host_context const& ctx, Weights const& weights,
+                  orthogonal_loss_options const& options, DWeights&& d_weights) const {
+    auto const w = detail::as_view<2>(ctx, weights);
+    auto const dw = detail::as_output<2>(ctx, d_weights);
+    orthogonal_loss_fn::check("orthogonal_loss_backward", w, options);
+    detail::check_weight_gradient("orthogonal_loss_backward: d_weights", w, dw);
+    if (w.size() == 0) return;
+    detail::unit_rows const u(ctx, w, options.epsilon);
+    index_t const size = w.extents[0] / options.groups;
+    double const unit = 4 * options.coefficient / static_cast<double>(w.extents[0] * size);
+    detail::add_to_rows(ctx, dw, [&](index_t r, double* g) {
+      for (index_t s = r / size * size; s < (r / size + 1) * size; ++s) {
+        double const factor = unit * u.off(r, s);
+        for (index_t i = 0; i < u.width; ++i) g[i] += factor * u.row(s)[i];
+      }
+      u.through_norm(r, options.epsilon, g);
+    });
+  }
+} orthogonal_loss_backward{};
+
+}  // namespace v0
+}  // namespace expar
