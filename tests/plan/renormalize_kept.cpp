@@ -197,10 +197,13 @@ TEST_CASE("renormalizing kept weights: element types, and none", "[plan]") {
                                    d_weights.view());
   CHECK(d_weights.row(0) == router_test::row_type{.5, 0, -.5});
   CHECK(d_weights.row(1) == router_test::row_type{0, 0, 0});
-  // A weight of NaN that was dropped does not matter.
+  // A weight or a gradient of NaN does not matter where the route was dropped.
   matrix<float> w(std::vector<router_test::row_type>{{.5, router_test::qnan, 1.5}, {1, 1, 1}});
   expar::renormalize_kept(ctx, kept.view(), w.view(), {}, out.view());
   CHECK(out.data == std::vector<float>{.25f, 0, .75f, 0, 0, 0});
+  d_out.set(0, 1, router_test::qnan), d_out.set(1, 0, router_test::qnan);
+  expar::renormalize_kept_backward(ctx, kept.view(), w.view(), {}, d_out.view(), out.view());
+  CHECK(out.data == std::vector<float>{.375f, 0, -.125f, 0, 0, 0});
   id_matrix none(0, 3);
   matrix<float> empty(0, 3);
   expar::renormalize_kept(ctx, none.view(), empty.view(), {}, empty.view());

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
 #include <type_traits>
 
 #include <expar/element.hpp>
@@ -29,8 +28,9 @@ struct by_choice {
   static constexpr float value(index_t, index_t) { return 0; }
 };
 
-/// By (token, choice): DeepSpeed topkgating and Megatron where they drop by position, OLMo-core,
-/// MegaBlocks. fastmoe leaves the order to its threads; this is the one of a single thread.
+/// By (token, choice): DeepSpeed topkgating where it drops by position, OLMo-core, MegaBlocks.
+/// Megatron by position leaves the order to the ties of a topk, and fastmoe to its threads; this is
+/// the one of a stable topk, and of a single thread.
 struct by_token {
   static constexpr index_t group(index_t) { return 0; }
   static constexpr float value(index_t, index_t) { return 0; }
@@ -41,6 +41,9 @@ struct by_token {
 /// selection, which is for top_k = 1.
 template <class T>
 struct by_value {
+  static_assert(
+      element<T>,
+      "expar: values and scores are of an element type; specialize expar::element_traits for it");
   tensor_view<T const, 2> values;
 
   static constexpr index_t group(index_t) { return 0; }
@@ -56,11 +59,14 @@ template <class T>
 by_value(tensor_view<T, 2>) -> by_value<std::remove_const_t<T>>;
 
 /// As by_choice, but among the tokens those with the largest score first, which is the first of
-/// each row of scores [T, n], n >= 1: batch prioritized routing of V-MoE, Tutel and NLLB. The score
-/// is the largest of a token's scores, before they are renormalized: the weight of the first choice
-/// where the router has no weight policies.
+/// each row of scores [T, n], n >= 1: batch prioritized routing of V-MoE, flaxformer, Tutel and
+/// NLLB. The score is the largest of a token's scores, before they are renormalized: the weight of
+/// the first choice where the router has no weight policies.
 template <class T>
 struct by_choice_and_score {
+  static_assert(
+      element<T>,
+      "expar: values and scores are of an element type; specialize expar::element_traits for it");
   tensor_view<T const, 2> scores;
 
   static constexpr index_t group(index_t choice) { return choice; }
