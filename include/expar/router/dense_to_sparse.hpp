@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/context.hpp>
+#include <expar/detail/buffer.hpp>
+#include <expar/element.hpp>
+#include <expar/error.hpp>
+#include <expar/router/per_token.hpp>
+#include <expar/router/score.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// How many scores are above a threshold, over all tokens: `count_above(ctx, logits, threshold)`.
+/// The scores are the softmax of logits [T, experts] of any element type, as they are after the
+/// transforms of a router. Counts add up over ranks.
+inline constexpr struct count_above_fn {
+  template <class Logits>
+  index_t operator()(host_context const& ctx, Logits const& logits, double threshold) const {
+    auto const z = detail::as_view<2>(ctx, logits);
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
+    static_assert(element<detail::element_of<decltype(z)>>,
+                  "expar: logits are of an element type; specialize expar::element_traits for it");
+    detail::check_view("count_above: logits", z);
+    index_t const tokens = z.extents[0], experts = z.extents[1];
+    detail::expects(experts <= INT32_MAX, "count_above: logits has ", experts, " experts; at most ",
+                    INT32_MAX, " are possible");
+    detail::buffer<std::int32_t> counts(ctx.memory());
+    counts.resize(tokens);
+    detail::for_each_token_with<A>(ctx, tokens, experts, experts, [&](index_t t, A* s) {
+      detail::widen_row(z.row(t), s, experts);
+      softmax_score{}(static_cast<A const*>(s), s, static_cast<int>(experts));
+      std::int32_t above = 0;
+      for (index_t e = 0; e < experts; ++e) above += s[e] > static_cast<A>(threshold);
+      counts[t] = above;
+    });
+    index_t total = 0;
+    for (std::int32_t const n : counts) total += n;
+    return total;
+  }
+} count_above{};
+
+/// The top_k of a router that becomes sparse as it trains: the larger of `least` and the mean over
+/// tokens, rounded down, of the number of experts whose score is above the threshold (EvoMoE,
+/// arXiv:2112.14397; CustomDTSGate of Random-MoE-as-Dropout, with Gumbel noise, a temperature that
+/// falls, and a threshold of .001). `above` is what count_above() counted for `tokens` tokens, on
+/// all ranks that shall have the same top_k.
+constexpr int dense_to_sparse_top_k(int least, index_t above, index_t tokens) {
+  index_t const mean = tokens > 0 ? above / tokens : 0;
+  return mean > least ? static_cast<int>(mean) : least;
+}
+
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/context.hpp>
+#include <expar/detail/arithmetic.hpp>
+#include <expar/detail/buffer.hpp>
+#include <expar/element.hpp>
+#include <expar/error.hpp>
+#include <expar/router/per_token.hpp>
+#include <expar/router/score.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+/// out [columns]: term(row, column) of all rows, joined. By blocks of rows of a fixed size, so that
+/// the number of threads does not show.
+template <class A, class Term, class Join>
+void fold_columns(host_context const& ctx, index_t rows, index_t columns, A first, Term term,
+                  Join join, buffer<A>& out) {
+  constexpr index_t block = 64;
+  index_t const blocks = (rows + block - 1) / block;
+  buffer<A> parts(ctx.memory());
+  parts.assign(static_cast<std::size_t>(blocks * columns), first);
+  ctx.for_each_chunk(blocks, 1, [&](int, index_t from, index_t to) {
+    for (index_t b = from; b < to; ++b) {
+      A* const part = parts.data() + b * columns;
+      for (index_t r = b * block; r < (b + 1) * block && r < rows; ++r)
+        for (index_t c = 0; c < columns; ++c) part[c] = join(part[c], term(r, c));
+    }
+  });
+  out.assign(static_cast<std::size_t>(columns), first);
+  for (index_t b = 0; b < blocks; ++b)
+    for (index_t c = 0; c < columns; ++c) out[c] = join(out[c], parts[b * columns + c]);
+}
+
+/// The softmax of each column of logits.
+template <class A, class T>
+struct column_softmax {
+  tensor_view<T, 2> logits;
+  buffer<A> most, sum;
+
+  column_softmax(host_context const& ctx, tensor_view<T, 2> z)
+      : logits(z), most(ctx.memory()), sum(ctx.memory()) {
+    index_t const rows = z.extents[0], columns = z.extents[1];
+    fold_columns(
+        ctx, rows, columns, -infinity<A>, [&](index_t r, index_t c) { return logit(r, c); },
+        [](A a, A b) { return b > a ? b : a; }, most);
+    fold_columns(
+        ctx, rows, columns, A(0), [&](index_t r, index_t c) { return term(r, c); },
+        [](A a, A b) { return a + b; }, sum);
+  }
+
+  A logit(index_t r, index_t c) const { return static_cast<A>(widen(logits.row(r)[c])); }
+  A term(index_t r, index_t c) const {
+    A const x = logit(r, c);
+    return masked(x) ? A(0) : shifted_exp(x, most[c]);
+  }
+  A operator()(index_t r, index_t c) const {
+    A const x = term(r, c);
+    return x == A(0) ? A(0) : x / sum[c];
+  }
+};
+
+template <class T, class U>
+void check_mix(char const* name, tensor_view<T, 2> const& logits, tensor_view<U, 2> const& v) {
+  static_assert(element<std::remove_cv_t<T>> && element<std::remove_cv_t<U>>,
+                "expar: logits are of an element type; specialize expar::element_traits for it");
+  check_view(name, v);
+  check_extent(name, v, 0, logits.extents[0], "the number of tokens");
+  check_extent(name, v, 1, logits.extents[1], "the number of slots");
+}
+
+}  // namespace detail
+
+/// The weights by which Soft MoE mixes tokens into slots and slots into tokens (arXiv:2308.00951;
+/// V-MoE, projects/soft_moe/router.py): `soft_moe_weights(ctx, logits, dispatch, combine)`.
+///   logits: [T, slots], any element type; the slots of an expert follow one another. What is NaN
+///           or -inf has weight 0: so leave out padding
+///   dispatch: [T, slots], overwritten; the softmax of each slot over the tokens
+///   combine: [T, slots], overwritten; the softmax of each token over the slots
+/// Nothing is selected, so there are no routes. The products are the caller's: slot inputs =
+/// dispatch^T * tokens, token outputs = combine * slot outputs. Computes in float, or in double for
+/// logits of double. O(T * slots). dispatch, combine and logits are apart in memory.
+inline constexpr struct soft_moe_weights_fn {
+  template <class Logits, class Dispatch, class Combine>
+  void operator()(host_context const& ctx, Logits const& logits, Dispatch&& dispatch,
+                  Combine&& combine) const {
+    auto const z = detail::as_view<2>(ctx, logits);
+    auto const d = detail::as_output<2>(ctx, dispatch);
+    auto const c = detail::as_output<2>(ctx, combine);
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
+    using D = detail::element_of<decltype(d)>;
+    detail::check_view("soft_moe_weights: logits", z);
+    detail::check_mix("soft_moe_weights: dispatch", z, d);
+    detail::check_mix("soft_moe_weights: combine", z, c);
+    detail::check_output("soft_moe_weights: dispatch", d);
+    detail::check_output("soft_moe_weights: combine", c);
+    detail::check_apart("soft_moe_weights: dispatch", d, "logits", z);
+    detail::check_apart("soft_moe_weights: combine", c, "logits", z);
+    detail::check_apart("soft_moe_weights: combine", c, "dispatch", d);
+    detail::expects(z.extents[1] <= INT32_MAX, "soft_moe_weights: logits has ", z.extents[1],
+                    " slots; at most ", INT32_MAX, " are possible");
+    int const slots = static_cast<int>(z.extents[1]);
+    detail::column_softmax<A, std::remove_pointer_t<decltype(z.data)>> const of_slot(ctx, z);
+    detail::for_each_token_with<A>(ctx, z.extents[0], slots, slots, [&](index_t t, A* row) {
+      for (int s = 0; s < slots; ++s)
+        d.row(t)[s] = narrow<D>(static_cast<accumulator_t<D>>(of_slot(t, s)));
+      detail::widen_row(z.row(t), row, slots);
+      softmax_score{}(static_cast<A const*>(row), row, slots);
+      detail::narrow_row(row, c.row(t), slots);
+    });
+  }
+} soft_moe_weights{};
+
+/// The adjoint of soft_moe_weights(): overwrites d_logits [T, slots] given d_dispatch and
+/// d_combine, the gradients for what it wrote; 0 where the logits are masked.
+inline constexpr struct soft_moe_weights_backward_fn {
+  template <class Logits, class DDispatch, class DCombine, class DLogits>
+  void operator()(host_context const& ctx, Logits const& logits, DDispatch const& d_dispatch,
+                  DCombine const& d_combine, DLogits&& d_logits) const {
+    auto const z = detail::as_view<2>(ctx, logits);
+    auto const dd = detail::as_view<2>(ctx, d_dispatch);
+    auto const dc = detail::as_view<2>(ctx, d_combine);
+    auto const dz = detail::as_output<2>(ctx, d_logits);
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
+    detail::check_view("soft_moe_weights_backward: logits", z);
+    detail::check_mix("soft_moe_weights_backward: d_dispatch", z, dd);
+    detail::check_mix("soft_moe_weights_backward: d_combine", z, dc);
+    detail::check_mix("soft_moe_weights_backward: d_logits", z, dz);
+    detail::check_output("soft_moe_weights_backward: d_logits", dz);
+    detail::expects(z.extents[1] <= INT32_MAX, "soft_moe_weights_backward: logits has ",
+                    z.extents[1], " slots; at most ", INT32_MAX, " are possible");
+    int const slots = static_cast<int>(z.extents[1]);
+    detail::column_softmax<A, std::remove_pointer_t<decltype(z.data)>> const of_slot(ctx, z);
+    auto const d_of = [&](index_t t, index_t s) { return static_cast<A>(widen(dd.row(t)[s])); };
+    detail::buffer<A> mean(ctx.memory());
+    detail::fold_columns(
+        ctx, z.extents[0], z.extents[1], A(0),
+        [&](index_t t, index_t s) { return d_of(t, s) * of_slot(t, s); },
+        [](A a, A b) { return a + b; }, mean);
+    detail::for_each_token_with<A>(
+        ctx, z.extents[0], slots, 2 * index_t{slots}, [&](index_t t, A* row) {
+          A* const g = row + slots;
+          detail::widen_row(z.row(t), row, slots);
+          detail::widen_row(dc.row(t), g, slots);
+          softmax_score{}(static_cast<A const*>(row), row, slots);
+          softmax_score{}.vjp(static_cast<A const*>(nullptr), static_cast<A const*>(row),
+                              static_cast<A const*>(g), g, slots);
+          for (int s = 0; s < slots; ++s) g[s] += of_slot(t, s) * (d_of(t, s) - mean[s]);
+          detail::narrow_row(g, dz.row(t), slots);
+        });
+  }
+} soft_moe_weights_backward{};
+
+}  // namespace v0
+}  // namespace expar
