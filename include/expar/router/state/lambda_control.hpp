@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <expar/context.hpp>
+#include <expar/router/count_choices.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// How sparse the routes of a batch are, 1 - sum(counts) / (tokens * experts), as
+/// route_sparsity(ctx, counts, tokens): the share of pairs of token and expert that are not routes.
+///   counts: [experts] integers, how many routes name each expert. Of several layers or ranks: the
+///           sums, with the tokens of all
+///   tokens: at least 1
+inline constexpr struct route_sparsity_fn {
+  template <class Counts>
+  double operator()(host_context const& ctx, Counts const& counts, index_t tokens) const {
+    auto const n = detail::as_view<1>(ctx, counts);
+    detail::check_counts("route_sparsity: counts", n);
+    detail::expects(n.extents[0] >= 1,
+                    "route_sparsity: counts has no experts; at least 1 is needed");
+    detail::expects(tokens >= 1, "route_sparsity: tokens is ", tokens, "; it is at least 1");
+    double sum = 0;
+    for (index_t e = 0; e < n.extents[0]; ++e) sum += static_cast<double>(n.data[e]);
+    return 1 - sum / (static_cast<double>(tokens) * static_cast<double>(n.extents[0]));
+  }
+} route_sparsity{};
+
+/// What keeps a ReLU router as sparse as one that selects top_k (ReMoE, arXiv:2412.14711, whose
+/// lambda starts at 1e-8): the coefficient of its L1 loss, by the sparsity of the step before.
+struct lambda_control {
+  double target;        ///< the sparsity aimed at: 1 - top_k / experts
+  double factor = 1.2;  ///< how much lambda changes in a step
+
+  /// lambda * factor below the target, lambda / factor above it. Call it once per optimizer step,
+  /// with the sparsity over all layers and ranks.
+  constexpr double next(double lambda, double sparsity) const {
+    return sparsity < target ? lambda * factor : sparsity > target ? lambda / factor : lambda;
+  }
+};
+
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+
+#include <expar/context.hpp>
+#include <expar/detail/arithmetic.hpp>
+#include <expar/detail/buffer.hpp>
+#include <expar/element.hpp>
+#include <expar/router/per_token.hpp>
+#include <expar/router/score.hpp>
+#include <expar/router/token_loss.hpp>
+#include <expar/router/top_k.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+/// The (k+1)-th largest of the keys, or -inf where there are fewer: what a key must beat to be
+/// among the top k. ids and best have room for k + 1.
+template <class A>
+A cutoff_of(A const* keys, int experts, int k, std::int32_t* ids, A* best) {
+  return select_top_k(keys, experts, k + 1, ids, best) > k ? best[k] : -infinity<A>;
+}
+
+template <class T, class B>
+void check_quantile(char const* op, tensor_view<T, 2> const& logits, tensor_view<B, 1> const& bias,
+                    int top_k) {
+  static_assert(element<std::remove_cv_t<B>>,
+                "expar: a bias is of an element type; specialize expar::element_traits for it");
+  check_loss_logits(argument(op, "logits"), logits);
+  argument const what(op, "bias");
+  check_view(what, bias);
+  check_extent(what, bias, 0, logits.extents[1], "the number of experts");
+  expects(top_k >= 1 && top_k < logits.extents[1], op, ": top_k is ", top_k,
+          "; it is at least 1 and less than the ", logits.extents[1], " experts");
+}
+
+/// Takes the mean off.
+template <class B>
+void center(tensor_view<B, 1> bias) {
+  index_t const n = bias.extents[0];
+  double sum = 0;
+  for (index_t e = 0; e < n; ++e) sum += static_cast<double>(widen(bias.data[e]));
+  double const mean = n > 0 ? sum / static_cast<double>(n) : 0;
+  for (index_t e = 0; e < n; ++e)
+    bias.data[e] =
+        narrow<B>(static_cast<accumulator_t<B>>(static_cast<double>(widen(bias.data[e])) - mean));
+}
+
+}  // namespace detail
+
+/// The bias at which each expert would have got its share of a batch, were the cutoffs of the
+/// tokens to stay (Megatron-LM, moe_utils.py, qb_dual_update), for routers that select by
+/// biased_logit_key, as quantile_bias(ctx, logits, bias, top_k, [valid,] target):
+///   cutoff[t] = the (top_k + 1)-th largest of logits[t,e] + bias[e] over experts,
+///   target[e] = -(the (T * top_k / experts + 1)-th largest of logits[t,e] - cutoff[t] over tokens)
+///   logits: [T, experts], any element type; NaN and -inf are not selected
+///   bias: [experts]: minus the beta of Megatron-LM
+///   valid: [T] of bool or std::uint8_t; T above is the number of tokens whose mark is not 0
+///   target: [experts], any element type, overwritten. Where there is no such value, or it is not
+///           finite, it is the bias
+/// All tokens that share a cutoff of load take part: Megatron-LM gathers the logits of a sequence
+/// over ranks. The targets of micro-batches and ranks are averaged, see blend_bias.
+inline constexpr struct quantile_bias_fn {
+  template <class Logits, class Bias, class Target>
+  void operator()(host_context const& ctx, Logits const& logits, Bias const& bias, int top_k,
+                  Target&& target) const {
+    (*this)(ctx, logits, bias, top_k, detail::every_token{}, target);
+  }
+  template <class Logits, class Bias, class Valid, class Target>
+  void operator()(host_context const& ctx, Logits const& logits, Bias const& bias, int top_k,
+                  Valid const& valid, Target&& target) const {
+    constexpr char const* op = "quantile_bias";
+    auto const z = detail::as_view<2>(ctx, logits);
+    auto const b = detail::as_view<1>(ctx, bias);
+    auto const to = detail::as_output<1>(ctx, target);
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
+    using D = detail::element_of<decltype(to)>;
+    static_assert(element<D>,
+                  "expar: a bias is of an element type; specialize expar::element_traits for it");
+    detail::check_quantile(op, z, b, top_k);
+    index_t const tokens = z.extents[0], experts = z.extents[1];
+    detail::argument const what(op, "target");
+    detail::check_view(what, to);
+    detail::check_extent(what, to, 0, experts, "the number of experts");
+    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
+
+    detail::buffer<index_t> rows(ctx.memory());
+    rows.resize(tokens);
+    index_t n = 0;
+    for (index_t t = 0; t < tokens; ++t)
+      if (marks(t)) rows[n++] = t;
+    detail::buffer<A> cutoffs(ctx.memory()), scratch(ctx.memory());
+    detail::buffer<std::int32_t> ids(ctx.memory());
+    index_t const grain = 4096 / (experts + 1) + 1, room = experts + top_k + 1;
+    cutoffs.resize(n);
+    scratch.resize(std::max(room * ctx.chunks(n, grain), n * ctx.chunks(experts, 1)));
+    ids.resize(index_t{top_k + 1} * ctx.chunks(n, grain));
+    ctx.for_each_chunk(n, grain, [&](int part, index_t first, index_t last) {
+      A* const keys = scratch.data() + part * room;
+      for (index_t i = first; i < last; ++i) {
+        detail::widen_row(z.row(rows[i]), keys, experts);
+        for (index_t e = 0; e < experts; ++e)
+          keys[e] = detail::add(keys[e], static_cast<A>(widen(b.data[e])));
+        cutoffs[i] =
+            detail::cutoff_of(static_cast<A const*>(keys), static_cast<int>(experts), top_k,
+                              ids.data() + index_t{part} * (top_k + 1), keys + experts);
+      }
+    });
+    index_t const rank = n * top_k / experts;
+    ctx.for_each_chunk(experts, 1, [&](int part, index_t first, index_t last) {
+      A* const column = scratch.data() + part * n;
+      for (index_t e = first; e < last; ++e) {
+        for (index_t i = 0; i < n; ++i) {
+          A const x = static_cast<A>(widen(z.row(rows[i])[e]));
+          column[i] = detail::masked(x) ? -detail::infinity<A> : detail::add(x, -cutoffs[i]);
+          if (!(column[i] == column[i])) column[i] = detail::infinity<A>;
+        }
+        A at = detail::infinity<A>;
+        if (n > 0) {
+          std::nth_element(column, column + rank, column + n, std::greater<A>());
+          at = column[rank];
+        }
+        bool const finite = at > -detail::infinity<A> && at < detail::infinity<A>;
+        to.data[e] = narrow<D>(
+            static_cast<accumulator_t<D>>(finite ? -at : static_cast<A>(widen(b.data[e]))));
+      }
+    });
+  }
+} quantile_bias{};
+
+/// The bias of the next step from the targets of this one, which are summed over `parts`
+/// micro-batches and ranks, as blend_bias(ctx, sums, parts, keep, bias):
+///   bias = keep * bias + (1 - keep) * sums / parts, and then minus its mean over experts
+///   sums: [experts] of double
+///   keep: from 0 to 1; Megatron-LM's moe_router_quantile_balancing_ema
+///   bias: [experts], any element type
+/// Call it once per optimizer step.
+inline constexpr struct blend_bias_fn {
+  template <class Sums, class Bias>
+  void operator()(host_context const& ctx, Sums const& sums, index_t parts, double keep,
+                  Bias&& bias) const {
+    auto const s = detail::as_view<1>(ctx, sums);
+    auto const b = detail::as_output<1>(ctx, bias);
+    using B = detail::element_of<decltype(b)>;
+    static_assert(std::is_same_v<detail::element_of<decltype(s)>, double>,
+                  "expar: these sums are double");
+    detail::check_view("blend_bias: sums", s);
+    detail::check_view("blend_bias: bias", b);
+    detail::check_extent("blend_bias: bias", b, 0, s.extents[0], "the number of sums");
+    detail::expects(parts >= 1, "blend_bias: parts is ", parts, "; it is at least 1");
+    detail::expects(keep >= 0 && keep <= 1, "blend_bias: keep is ", keep, "; it is from 0 to 1");
+    for (index_t e = 0; e < s.extents[0]; ++e) {
+      double const old = static_cast<double>(widen(b.data[e]));
+      double const now = keep * old + (1 - keep) * (s.data[e] / static_cast<double>(parts));
+      b.data[e] = narrow<B>(static_cast<accumulator_t<B>>(now));
+    }
+    detail::center(b);
+  }
+} blend_bias{};
+
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/context.hpp>
+#include <expar/detail/arithmetic.hpp>
+#include <expar/detail/buffer.hpp>
+#include <expar/element.hpp>
+#include <expar/router/per_token.hpp>
+#include <expar/router/score.hpp>
+#include <expar/router/state/quantile_balance.hpp>
+#include <expar/router/token_loss.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// The range that the bins of a histogram divide evenly. What is outside is in the outer bins.
+struct quantile_bins {
+  double lower, upper;
+};
+
+namespace detail {
+
+inline void check_bins(char const* op, quantile_bins const& bins) {
+  expects(bins.lower < bins.upper, op, ": the bins reach from ", bins.lower, " to ", bins.upper,
+          "; their range is not empty");
+}
+
+template <class A>
+std::int32_t bin_of(A x, A lower, A per_bin, std::int32_t bins) {
+  A const at = multiply(add(x, -lower), per_bin);
+  if (!(at > A(0))) return 0;
+  return at < static_cast<A>(bins) ? static_cast<std::int32_t>(at) : bins - 1;
+}
+
+template <class View>
+void check_histogram(char const* what, View const& h, index_t experts) {
+  using Count = element_of<View>;
+  static_assert(std::is_integral_v<Count> && sizeof(Count) >= 4,
+                "expar: counts are integers of at least 32 bits");
+  check_view(what, h);
+  check_extent(what, h, 0, experts, "the number of experts");
+  expects(h.extents[1] >= 1 && h.extents[1] < 2147483647, what, " has ", h.extents[1],
+          " bins; there is at least 1, and fewer than 2147483647");
+}
+
+}  // namespace detail
+
+/// ADDS to a histogram, for each expert, which bias would just have won it each token: quantile
+/// balancing by counts that add up exactly over micro-batches and ranks (Transformer Engine,
+/// fused_router, qb_histogram; Megatron-LM), as
+/// add_quantile_histogram(ctx, score, logits, bias, top_k, bins, [valid,] histogram):
+///   cutoff[t] = the (top_k + 1)-th largest of score[t,e] + bias[e] over experts,
+///   histogram[e, floor((cutoff[t] - score[t,e] - lower) * n / (upper - lower))] += 1
+///   score: sigmoid_score in Transformer Engine
+///   logits: [T, experts], any element type; NaN and -inf are counted nowhere
+///   bias: [experts], the bias of biased_key
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+///   histogram: [experts, n] integers. What is outside of the n bins is in the first or last
+inline constexpr struct add_quantile_histogram_fn {
+  template <score_policy Score, class Logits, class Bias, class Histogram>
+  void operator()(host_context const& ctx, Score const& score, Logits const& logits,
+                  Bias const& bias, int top_k, quantile_bins const& bins,
+                  Histogram&& histogram) const {
+    (*this)(ctx, score, logits, bias, top_k, bins, detail::every_token{}, histogram);
+  }
+  template <score_policy Score, class Logits, class Bias, class Valid, class Histogram>
+  void operator()(host_context const& ctx, Score const& score, Logits const& logits,
+                  Bias const& bias, int top_k, quantile_bins const& bins, Valid const& valid,
+                  Histogram&& histogram) const {
+    constexpr char const* op = "add_quantile_histogram";
+    auto const z = detail::as_view<2>(ctx, logits);
+    auto const b = detail::as_view<1>(ctx, bias);
+    auto const h = detail::as_output<2>(ctx, histogram);
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
+    detail::check_quantile(op, z, b, top_k);
+    index_t const tokens = z.extents[0], experts = z.extents[1];
+    detail::check_bins(op, bins);
+    detail::argument const what(op, "histogram");
+    detail::check_histogram(what, h, experts);
+    detail::check_output(what, h);
+    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
+
+    auto const n = static_cast<std::int32_t>(h.extents[1]);
+    A const lower = static_cast<A>(bins.lower);
+    A const per_bin = static_cast<A>(static_cast<double>(n) / (bins.upper - bins.lower));
+    // The bins of a block of tokens, token by token, and then the counts, expert by expert.
+    constexpr index_t block = 1024;
+    index_t const grain = 4096 / (experts + 1) + 1, room = 2 * experts + top_k + 1;
+    int const parts = ctx.chunks(tokens < block ? tokens : block, grain);
+    detail::buffer<A> scratch(ctx.memory());
+    detail::buffer<std::int32_t> ids(ctx.memory()), found(ctx.memory());
+    scratch.resize(room * parts);
+    ids.resize(index_t{top_k + 1} * parts);
+    found.resize((tokens < block ? tokens : block) * experts);
+    for (index_t start = 0; start < tokens; start += block) {
+      index_t const count = tokens - start < block ? tokens - start : block;
+      ctx.for_each_chunk(count, grain, [&](int part, index_t first, index_t last) {
+        A *const x = scratch.data() + part * room, *const s = x + experts;
+        for (index_t i = first; i < last; ++i) {
+          std::int32_t* const mine = found.data() + i * experts;
+          bool const counted = marks(start + i);
+          if (counted) {
+            detail::widen_row(z.row(start + i), x, experts);
+            score(static_cast<A const*>(x), s, static_cast<int>(experts));
+            for (index_t e = 0; e < experts; ++e)
+              x[e] = detail::masked(x[e]) ? -detail::infinity<A>
+                                          : detail::add(s[e], static_cast<A>(widen(b.data[e])));
+          }
+          A const cutoff = counted ? detail::cutoff_of(
+                                         static_cast<A const*>(x), static_cast<int>(experts), top_k,
+                                         ids.data() + index_t{part} * (top_k + 1), s + experts)
+                                   : A(0);
+          for (index_t e = 0; e < experts; ++e)
+            mine[e] = counted && !detail::masked(x[e])
+                          ? detail::bin_of(detail::add(cutoff, -s[e]), lower, per_bin, n)
+                          : -1;
+        }
+      });
+      ctx.for_each_chunk(experts, 16, [&](int, index_t first, index_t last) {
+        for (index_t i = 0; i < count; ++i)
+          for (index_t e = first; e < last; ++e)
+            if (std::int32_t const bin = found[i * experts + e]; bin >= 0) ++h.row(e)[bin];
+      });
+    }
+  }
+} add_quantile_histogram{};
+
+/// The bias at which each expert gets its share, from a histogram, as
+/// histogram_bias(ctx, histogram, top_k, bins, bias): bias[e] = the value below which lie
+/// top_k / experts of the tokens in histogram[e], where the tokens of a bin lie evenly in it, and
+/// then minus the mean over experts.
+///   histogram: [experts, n] integers, summed over all micro-batches and ranks of the step
+///   bins: those that the histogram was made with
+///   bias: [experts], any element type; where an expert has no tokens, its bias stays, until the
+///         mean is taken off
+/// Call it once per optimizer step. Source: Megatron-LM, moe_utils.py,
+/// get_updated_expert_bias_with_quantile.
+inline constexpr struct histogram_bias_fn {
+  template <class Histogram, class Bias>
+  void operator()(host_context const& ctx, Histogram const& histogram, int top_k,
+                  quantile_bins const& bins, Bias&& bias) const {
+    constexpr char const* op = "histogram_bias";
+    auto const h = detail::as_view<2>(ctx, histogram);
+    auto const b = detail::as_output<1>(ctx, bias);
+    using B = detail::element_of<decltype(b)>;
+    static_assert(element<B>,
+                  "expar: a bias is of an element type; specialize expar::element_traits for it");
+    index_t const experts = b.extents[0], n = h.extents[1];
+    detail::check_view(detail::argument(op, "bias"), b);
+    detail::check_histogram(detail::argument(op, "histogram"), h, experts);
+    detail::expects(top_k >= 1 && top_k <= experts, op, ": top_k is ", top_k,
+                    "; it is at least 1 and at most the ", experts, " experts");
+    detail::check_bins(op, bins);
+    double const width = (bins.upper - bins.lower) / static_cast<double>(n);
+    for (index_t e = 0; e < experts; ++e) {
+      auto const* const row = h.row(e);
+      double all = 0, below = 0;
+      for (index_t i = 0; i < n; ++i) all += static_cast<double>(row[i]);
+      if (!(all > 0)) continue;
+      double const share = all * top_k / static_cast<double>(experts);
+      index_t bin = 0;
+      while (bin + 1 < n && (row[bin] == 0 || below + static_cast<double>(row[bin]) < share))
+        below += static_cast<double>(row[bin++]);
+      double const inside = row[bin] > 0 ? (share - below) / static_cast<double>(row[bin]) : 1;
+      double const at = bins.lower + width * (static_cast<double>(bin) + inside);
+      b.data[e] = narrow<B>(static_cast<accumulator_t<B>>(at));
+    }
+    detail::center(b);
+  }
+} histogram_bias{};
+
+/// The bins that hold all there can be for scores from 0 to 1: from the least bias minus 1 to the
+/// largest plus 1, as score_bins(ctx, bias). Take them anew after each histogram_bias().
+inline constexpr struct score_bins_fn {
+  template <class Bias>
+  quantile_bins operator()(host_context const& ctx, Bias const& bias) const {
+    auto const b = detail::as_view<1>(ctx, bias);
+    detail::check_view("score_bins: bias", b);
+    detail::expects(b.extents[0] >= 1, "score_bins: bias has no experts; at least 1 is needed");
+    double low = static_cast<double>(widen(b.data[0])), high = low;
+    for (index_t e = 1; e < b.extents[0]; ++e) {
+      double const x = static_cast<double>(widen(b.data[e]));
+      low = x < low ? x : low;
+      high = x > high ? x : high;
+    }
+    return {low - 1, high + 1};
+  }
+} score_bins{};
+
+}  // namespace v0
+}  // namespace expar
