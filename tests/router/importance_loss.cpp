@@ -55,14 +55,14 @@ TEMPLATE_TEST_CASE("V-MoE: importance of clean probabilities", "[router][cases]"
       {0.11688311607215614, -0.004992592795794899, -0.08255638128580862, -0.029334141990552603}};
   matrix<T> z(cases::logits), dz(4, 4);
   row_type sums(4);
-  expar::importance(ctx, softmax, z.view(), sums);
+  expar::score_importance(ctx, softmax, z.view(), sums);
   for (std::size_t e = 0; e < 4; ++e) REQUIRE_THAT(sums[e], WithinAbs(expected[e], accuracy<T>));
   expar::cv_squared_options const tensor2tensor{.ddof = 0, .epsilon = 1e-10};
   REQUIRE_THAT(expar::cv_squared(ctx, sums, population),
                WithinAbs(0.3862588681502489, accuracy<T>));
   REQUIRE_THAT(expar::cv_squared(ctx, sums, tensor2tensor),
                WithinAbs(0.386258868111623, accuracy<T>));
-  expar::importance_loss_backward(ctx, softmax, z.view(), sums, tensor2tensor, dz.view());
+  expar::score_importance_loss_backward(ctx, softmax, z.view(), sums, tensor2tensor, dz.view());
   for (std::size_t t = 0; t < 4; ++t)
     for (std::size_t e = 0; e < 4; ++e)
       REQUIRE_THAT(dz.get(static_cast<int>(t), static_cast<int>(e)),
@@ -94,14 +94,14 @@ TEST_CASE("importance and the gradient of its loss agree with the definition", "
     matrix<double> z = router_test::random_logits(rng, tokens, experts);
     mask const valid = router_test::random_mask(rng, tokens);
     row_type sums(static_cast<std::size_t>(experts), 77);
-    expar::importance(ctx, softmax, z.view(), valid, sums);
+    expar::score_importance(ctx, softmax, z.view(), valid, sums);
     row_type const expected = sums_of(z, valid);
     for (std::size_t e = 0; e < sums.size(); ++e)
       REQUIRE_THAT(sums[e], WithinAbs(expected[e], 1e-11));
     if (tokens > 6) continue;
     expar::cv_squared_options const o{2, rng.chance(.5) ? 0 : 1, rng.chance(.5) ? 1e-10 : .5};
     auto dz = router_test::filled<double>(tokens, experts, 3, 2);
-    expar::importance_loss_backward(ctx, softmax, z.view(), sums, valid, o, dz.view());
+    expar::score_importance_loss_backward(ctx, softmax, z.view(), sums, valid, o, dz.view());
     router_test::require_gradient(z, dz, 3, [&] { return variation(sums_of(z, valid), o); });
   }
 }
@@ -144,10 +144,10 @@ TEST_CASE("importance of narrow logits, and masks of all tokens", "[router]") {
   matrix<expar::bfloat16> z(std::vector<row_type>{{1, 2, 0}, {0, 1, 3}});
   matrix<double> wide(std::vector<row_type>{{1, 2, 0}, {0, 1, 3}});
   row_type a(3), b(3), none(3, 77);
-  expar::importance(ctx, softmax, z.view(), a);
-  expar::importance(ctx, softmax, wide.view(), b);
+  expar::score_importance(ctx, softmax, z.view(), a);
+  expar::score_importance(ctx, softmax, wide.view(), b);
   for (std::size_t e = 0; e < 3; ++e) REQUIRE_THAT(a[e], WithinAbs(b[e], 1e-6));
-  expar::importance(ctx, softmax, wide.view(), mask{0, 0}, none);
+  expar::score_importance(ctx, softmax, wide.view(), mask{0, 0}, none);
   REQUIRE(none == row_type{0, 0, 0});
 }
 
@@ -157,11 +157,11 @@ TEST_CASE("the number of threads does not show in importance", "[router]") {
   for (float& x : z.data) x = static_cast<float>(rng.normal());
   expar::host_context const threads(3);
   row_type a(7), b(7);
-  expar::importance(ctx, softmax, z.view(), a);
-  expar::importance(threads, softmax, z.view(), b);
+  expar::score_importance(ctx, softmax, z.view(), a);
+  expar::score_importance(threads, softmax, z.view(), b);
   REQUIRE(a == b);
-  expar::importance_loss_backward(ctx, softmax, z.view(), a, population, one.view());
-  expar::importance_loss_backward(threads, softmax, z.view(), a, population, three.view());
+  expar::score_importance_loss_backward(ctx, softmax, z.view(), a, population, one.view());
+  expar::score_importance_loss_backward(threads, softmax, z.view(), a, population, three.view());
   REQUIRE(one.data == three.data);
 }
 
@@ -170,21 +170,25 @@ TEST_CASE("importance refuses what does not fit", "[router]") {
   row_type two(2), three(3);
   std::vector<std::int32_t> ids{0, 3};
   auto const i = expar::make_view(ids.data(), 2, 1);
-  REQUIRE(sentence_of([&] { expar::importance(ctx, softmax, z.view(), two); }) ==
-          "expar: importance: sums has extent 2 in dimension 0, but the number of experts is 3");
-  REQUIRE(sentence_of([&] { expar::importance(ctx, softmax, z.view(), mask{1}, three); }) ==
-          "expar: importance: valid has extent 1 in dimension 0, but the number of tokens is 2");
-  REQUIRE(sentence_of([&] {
-            expar::importance_loss_backward(ctx, softmax, z.view(), two, population, dz.view());
-          }) ==
-          "expar: importance_loss_backward: sums has extent 2 in dimension 0, but the number of "
-          "experts is 3");
-  REQUIRE(sentence_of([&] {
-            expar::importance_loss_backward(ctx, softmax, z.view(), three, population,
-                                            expar::make_view(dz.data.data(), 1, 3));
-          }) ==
-          "expar: importance_loss_backward: d_logits has extent 1 in dimension 0, but the number "
-          "of tokens is 2");
+  REQUIRE(
+      sentence_of([&] { expar::score_importance(ctx, softmax, z.view(), two); }) ==
+      "expar: score_importance: sums has extent 2 in dimension 0, but the number of experts is 3");
+  REQUIRE(
+      sentence_of([&] { expar::score_importance(ctx, softmax, z.view(), mask{1}, three); }) ==
+      "expar: score_importance: valid has extent 1 in dimension 0, but the number of tokens is 2");
+  REQUIRE(
+      sentence_of([&] {
+        expar::score_importance_loss_backward(ctx, softmax, z.view(), two, population, dz.view());
+      }) ==
+      "expar: score_importance_loss_backward: sums has extent 2 in dimension 0, but the number of "
+      "experts is 3");
+  REQUIRE(
+      sentence_of([&] {
+        expar::score_importance_loss_backward(ctx, softmax, z.view(), three, population,
+                                              expar::make_view(dz.data.data(), 1, 3));
+      }) ==
+      "expar: score_importance_loss_backward: d_logits has extent 1 in dimension 0, but the number "
+      "of tokens is 2");
   REQUIRE(sentence_of([&] { expar::weight_importance(ctx, i, w.view(), three); }) ==
           "expar: weight_importance: ids(1, 0) is 3; an expert id is -1 (no expert) or 0 to 2");
   REQUIRE(

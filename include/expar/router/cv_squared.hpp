@@ -59,7 +59,7 @@ inline double variation_slope(variation const& v, double coefficient, double sum
 /// The squared coefficient of variation of sums [n] of double: how uneven they are,
 ///   L = coefficient * variance(sums) / (mean(sums)^2 + epsilon),
 /// as cv_squared(ctx, sums, options). 0 for fewer than two sums, and where the divisor is 0. It is
-/// the loss of importance() and of load(): sparsely-gated mixture of experts, arXiv:1701.06538.
+/// the loss of importance and of load: sparsely-gated mixture of experts, arXiv:1701.06538.
 inline constexpr struct cv_squared_fn {
   template <class Sums>
   double operator()(host_context const& ctx, Sums const& sums,

@@ -48,13 +48,13 @@ void check_weight_ids(char const* op, Ids const& ids, index_t experts, auto mark
 }  // namespace detail
 
 /// How much each expert weighs in a batch, sums[e] = sum over tokens of the score of e, as
-/// importance(ctx, score, logits, [valid,] sums):
+/// score_importance(ctx, score, logits, [valid,] sums):
 ///   score: softmax_score for V-MoE, which takes the logits without noise
 ///   logits: [T, experts], any element type; NaN and -inf have score 0
 ///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
 ///   sums: [experts] of double, overwritten. They add up over ranks
 /// The importance loss is cv_squared(ctx, sums, options).
-inline constexpr struct importance_fn {
+inline constexpr struct score_importance_fn {
   template <score_policy Score, class Logits, class Sums>
   void operator()(host_context const& ctx, Score const& score, Logits const& logits,
                   Sums&& sums) const {
@@ -67,21 +67,21 @@ inline constexpr struct importance_fn {
     auto const s = detail::as_output<1>(ctx, sums);
     using A = accumulator_t<detail::element_of<decltype(z)>>;
     index_t const tokens = z.extents[0], experts = z.extents[1];
-    detail::check_loss_logits("importance: logits", z);
-    auto const marks = detail::marks_of("importance: valid", ctx, valid, tokens);
-    detail::check_sums("importance: sums", s, experts);
+    detail::check_loss_logits("score_importance: logits", z);
+    auto const marks = detail::marks_of("score_importance: valid", ctx, valid, tokens);
+    detail::check_sums("score_importance: sums", s, experts);
     detail::sum_rows<A>(ctx, tokens, experts, experts, marks, s.data, [&](int, index_t t, A* row) {
       A* const wide = row + experts;
       detail::widen_row(z.row(t), wide, experts);
       score(static_cast<A const*>(wide), row, static_cast<int>(experts));
     });
   }
-} importance{};
+} score_importance{};
 
 /// ADDS the gradient of cv_squared(ctx, sums, options) to d_logits [T, experts], where sums are
-/// importance(), of this call's logits or of all ranks', as
-/// importance_loss_backward(ctx, score, logits, sums, [valid,] options, d_logits).
-inline constexpr struct importance_loss_backward_fn {
+/// score_importance(), of this call's logits or of all ranks', as
+/// score_importance_loss_backward(ctx, score, logits, sums, [valid,] options, d_logits).
+inline constexpr struct score_importance_loss_backward_fn {
   template <score_policy Score, class Logits, class Sums, class DLogits>
   void operator()(host_context const& ctx, Score const& score, Logits const& logits,
                   Sums const& sums, cv_squared_options const& options, DLogits&& d_logits) const {
@@ -91,7 +91,7 @@ inline constexpr struct importance_loss_backward_fn {
   void operator()(host_context const& ctx, Score const& score, Logits const& logits,
                   Sums const& sums, Valid const& valid, cv_squared_options const& options,
                   DLogits&& d_logits) const {
-    constexpr char const* op = "importance_loss_backward";
+    constexpr char const* op = "score_importance_loss_backward";
     auto const z = detail::as_view<2>(ctx, logits);
     auto const dz = detail::as_output<2>(ctx, d_logits);
     detail::check_loss_logits(detail::argument(op, "logits"), z);
@@ -102,7 +102,7 @@ inline constexpr struct importance_loss_backward_fn {
     detail::score_sum<Score> const term{score, slopes.data(), static_cast<int>(z.extents[1])};
     detail::add_gradients(ctx, z, marks, term, dz);
   }
-} importance_loss_backward{};
+} score_importance_loss_backward{};
 
 /// The same of the weights of routes, sums[e] = sum of the weights of the routes to e (Shazeer;
 /// fastmoe's noisy gate), as weight_importance(ctx, ids, weights, [valid,] sums):

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/exchange/sum_counts.hpp>
+
+#include <string>
+#include <vector>
+
+#include <expar/comm/self.hpp>
+#include <expar/comm/thread.hpp>
+#include <expar/router/count_choices.hpp>
+#include <expar/router/cv_squared.hpp>
+#include <expar/router/importance_loss.hpp>
+#include <expar/router/load_balance_loss.hpp>
+
+#include "../support/catch.hpp"
+#include "../support/random.hpp"
+
+using Catch::Matchers::WithinRel;
+
+namespace {
+
+/// What f gives on each rank, or the sentence that it throws there.
+template <class F>
+std::vector<std::string> on_ranks(int ranks, F f) {
+  std::vector<std::string> said(static_cast<std::size_t>(ranks));
+  expar::run_ranks(ranks, [&](expar::thread_communicator& comm) {
+    auto& mine = said[static_cast<std::size_t>(comm.rank())];
+    try {
+      f(comm);
+      mine = "done";
+    } catch (expar::error const& e) {
+      mine = e.what();
+    }
+  });
+  return said;
+}
+
+/// A communicator that has all_to_all_v and nothing else.
+struct bare {
+  expar::thread_communicator& comm;
+  int rank() const noexcept { return comm.rank(); }
+  int size() const noexcept { return comm.size(); }
+  void all_to_all_v(expar::host_context const& on, void const* in, expar::byte_counts counts,
+                    expar::byte_counts from, void* out, expar::byte_counts out_counts,
+                    expar::byte_counts to) const {
+    comm.all_to_all_v(on, in, counts, from, out, out_counts, to);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("counts become their sums over ranks") {
+  expar::host_context const ctx;
+  for (int ranks : {1, 2, 5}) {
+    std::vector<std::vector<std::int32_t>> counts(static_cast<std::size_t>(ranks));
+    std::vector<std::vector<double>> sums(static_cast<std::size_t>(ranks));
+    expar::run_ranks(ranks, [&](expar::thread_communicator& comm) {
+      auto const me = static_cast<std::size_t>(comm.rank());
+      counts[me] = {comm.rank(), 1, 10 * comm.rank()};
+      expar::sum_counts(ctx, comm, counts[me]);
+      sums[me] = {1. / (1 + comm.rank()), .1 * comm.rank()};
+      bare b{comm};
+      expar::sum_counts(ctx, b, sums[me]);
+      std::vector<std::int64_t> none;
+      expar::sum_counts(ctx, comm, none);
+    });
+    int const all = ranks * (ranks - 1) / 2;
+    double harmonic = 0, tenths = 0;
+    for (int r = 0; r < ranks; ++r) harmonic += 1. / (1 + r), tenths += .1 * r;
+    for (auto const& c : counts) REQUIRE(c == std::vector<std::int32_t>{all, ranks, 10 * all});
+    for (auto const& s : sums) REQUIRE(s == std::vector<double>{harmonic, tenths});  // in order
+  }
+}
+
+TEST_CASE("the sum of two ranks' losses, with counts of both, is the loss of one") {
+  int const tokens = 10, experts = 4, k = 2;
+  expar_test::random rng(430);
+  std::vector<double> logits(tokens * experts), whole_gradient(logits.size()),
+      gradient(logits.size()), two_gradients(logits.size()), whole_variation(logits.size());
+  for (double& x : logits) x = rng.normal();
+  std::vector<std::int32_t> ids;
+  for (int i = 0; i < tokens * k; ++i)
+    ids.push_back(static_cast<std::int32_t>(rng.integer(0, experts - 1)));
+  expar::host_context const ctx;
+  auto const rows = [&](std::vector<double>& m, expar::index_t first, expar::index_t n) {
+    return expar::make_view(m.data() + first * experts, n, experts);
+  };
+  expar::softmax_score const softmax;
+  expar::cv_squared_options const variation{.ddof = 1, .epsilon = 1e-10};
+
+  std::vector<std::int64_t> counts(experts);
+  std::vector<double> sums(experts);
+  expar::count_choices(ctx, expar::make_view(ids.data(), tokens, k), k, counts);
+  expar::load_balance_options const o{.tokens = tokens, .choices = k};
+  double const whole = expar::load_balance_loss(ctx, rows(logits, 0, tokens), counts, o);
+  expar::load_balance_loss_backward(ctx, rows(logits, 0, tokens), counts, o,
+                                    rows(whole_gradient, 0, tokens));
+  expar::score_importance(ctx, softmax, rows(logits, 0, tokens), sums);
+  double const whole_cv = expar::cv_squared(ctx, sums, variation);
+  expar::score_importance_loss_backward(ctx, softmax, rows(logits, 0, tokens), sums, variation,
+                                        rows(whole_variation, 0, tokens));
+
+  std::vector<double> parts(2), cvs(2);
+  expar::run_ranks(2, [&](expar::thread_communicator& comm) {
+    expar::index_t const first = comm.rank() == 0 ? 0 : 3, n = comm.rank() == 0 ? 3 : tokens - 3;
+    auto const me = static_cast<std::size_t>(comm.rank());
+    std::vector<std::int64_t> mine(experts);
+    expar::count_choices(ctx, expar::make_view(ids.data() + first * k, n, k), k, mine);
+    expar::sum_counts(ctx, comm, mine);
+    parts[me] = expar::load_balance_loss(ctx, rows(logits, first, n), mine, o);
+    expar::load_balance_loss_backward(ctx, rows(logits, first, n), mine, o,
+                                      rows(gradient, first, n));
+    std::vector<double> importance(experts);
+    expar::score_importance(ctx, softmax, rows(logits, first, n), importance);
+    expar::sum_counts(ctx, comm, importance);
+    cvs[me] = expar::cv_squared(ctx, importance, variation);
+    expar::score_importance_loss_backward(ctx, softmax, rows(logits, first, n), importance,
+                                          variation, rows(two_gradients, first, n));
+  });
+  REQUIRE_THAT(parts[0] + parts[1], WithinRel(whole, 1e-14));
+  REQUIRE(gradient == whole_gradient);
+  REQUIRE(cvs[0] == cvs[1]);
+  REQUIRE_THAT(cvs[0], WithinRel(whole_cv, 1e-12));
+  for (std::size_t i = 0; i < two_gradients.size(); ++i)
+    REQUIRE_THAT(two_gradients[i], Catch::Matchers::WithinAbs(whole_variation[i], 1e-14));
+}
+
+TEST_CASE("ranks that pass other values all say so") {
+  expar::host_context const ctx;
+  auto const lengths = on_ranks(3, [&](expar::thread_communicator& comm) {
+    std::vector<int> values(comm.rank() == 2 ? 4 : 3);
+    expar::sum_counts(ctx, comm, values);
+  });
+  REQUIRE(lengths == std::vector<std::string>(3,
+                                              "expar: sum_counts: rank 0 has 3 values but rank 2 "
+                                              "has 4; all ranks must pass as many"));
+  auto const nulls = on_ranks(2, [&](expar::thread_communicator& comm) {
+    std::vector<int> values(3);
+    expar::sum_counts(ctx, comm, expar::make_view(comm.rank() == 1 ? nullptr : values.data(), 3));
+  });
+  REQUIRE(nulls ==
+          std::vector<std::string>(
+              2, "expar: sum_counts: values has 3 elements but its data is null (rank 1)"));
+}
