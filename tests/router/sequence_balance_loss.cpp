@@ -18,40 +18,40 @@ namespace {
 expar::host_context const ctx;
 expar::softmax_score const softmax;
 
-using index = expar::index_t;
+using at_type = expar::index_t;
 
 struct int_matrix {
-  index rows, columns, pitch;
+  at_type rows, columns, pitch;
   std::vector<std::int64_t> data;
-  int_matrix(index r, index c, index gap = 0)
+  int_matrix(at_type r, at_type c, at_type gap = 0)
       : rows(r), columns(c), pitch(c + gap), data(static_cast<std::size_t>(r * pitch)) {}
-  std::int64_t& at(index r, index c) { return data[static_cast<std::size_t>(r * pitch + c)]; }
+  std::int64_t& at(at_type r, at_type c) { return data[static_cast<std::size_t>(r * pitch + c)]; }
   expar::tensor_view<std::int64_t, 2> view() {
     return expar::make_view(data.data(), rows, columns, pitch);
   }
 };
 
 /// The sequence of each token, by hand.
-std::vector<index> even(index sequences, index length, bool interleaved) {
-  std::vector<index> of;
-  for (index t = 0; t < sequences * length; ++t)
+std::vector<at_type> even(at_type sequences, at_type length, bool interleaved) {
+  std::vector<at_type> of;
+  for (at_type t = 0; t < sequences * length; ++t)
     of.push_back(interleaved ? t % sequences : t / length);
   return of;
 }
 
-double by_definition(matrix<double>& z, std::vector<index> const& of, int_matrix& counts,
+double by_definition(matrix<double>& z, std::vector<at_type> const& of, int_matrix& counts,
                      mask const& valid, expar::sequence_balance_options const& o) {
   router_test::reference_router const scores;
   double loss = 0;
   double const among = static_cast<double>(o.sequences > 0 ? o.sequences : counts.rows);
-  for (index b = 0; b < counts.rows; ++b) {
+  for (at_type b = 0; b < counts.rows; ++b) {
     double length = 0, sum = 0;
     for (std::size_t t = 0; t < of.size(); ++t) {
       if (of[t] != b || valid[t] == 0) continue;
       ++length;
-      row_type const p = scores.scores(z.row(static_cast<index>(t)));
+      row_type const p = scores.scores(z.row(static_cast<at_type>(t)));
       for (std::size_t e = 0; e < p.size(); ++e)
-        sum += p[e] * static_cast<double>(counts.at(b, static_cast<index>(e)));
+        sum += p[e] * static_cast<double>(counts.at(b, static_cast<at_type>(e)));
     }
     if (o.tokens > 0) length = static_cast<double>(o.tokens);
     if (length > 0)
@@ -62,8 +62,8 @@ double by_definition(matrix<double>& z, std::vector<index> const& of, int_matrix
 }
 
 template <class Sequences>
-void agrees(router_test::random& rng, Sequences const& sequences, std::vector<index> const& of,
-            index count) {
+void agrees(router_test::random& rng, Sequences const& sequences, std::vector<at_type> const& of,
+            at_type count) {
   int const tokens = static_cast<int>(of.size()), experts = static_cast<int>(rng.integer(1, 7));
   matrix<double> z = router_test::random_logits(rng, tokens, experts);
   auto dz = router_test::filled<double>(tokens, experts, 3, 2);
@@ -94,7 +94,7 @@ void agrees(router_test::random& rng, Sequences const& sequences, std::vector<in
   for (auto& n : got.data) n = 77;
   expar::count_sequence_choices(ctx, sequences, expar::make_view(ids.data(), tokens, k), choices,
                                 valid, got.view());
-  for (index b = 0; b < count; ++b)
+  for (at_type b = 0; b < count; ++b)
     for (int e = 0; e < experts; ++e) REQUIRE(got.at(b, e) == expected.at(b, e));
 }
 
@@ -103,12 +103,12 @@ void agrees(router_test::random& rng, Sequences const& sequences, std::vector<in
 TEST_CASE("the loss of sequences agrees with its definition and with differences", "[router]") {
   router_test::random rng(310);
   for (int round = 0; round < 60; ++round) {
-    index const count = rng.integer(1, 4), length = rng.integer(0, 4);
+    at_type const count = rng.integer(1, 4), length = rng.integer(0, 4);
     agrees(rng, expar::even_sequences{count}, even(count, length, false), count);
     agrees(rng, expar::interleaved_sequences{count}, even(count, length, true), count);
     std::vector<std::int32_t> offsets{0};
-    std::vector<index> of;
-    for (index b = 0; b < count; ++b) {
+    std::vector<at_type> of;
+    for (at_type b = 0; b < count; ++b) {
       of.insert(of.end(), static_cast<std::size_t>(rng.integer(0, 4)), b);
       offsets.push_back(static_cast<std::int32_t>(of.size()));
     }
@@ -124,7 +124,7 @@ TEST_CASE("the loss of sequences is the mean of their load balance losses", "[ro
   for (int i = 0; i < 15; ++i) counts.push_back(rng.integer(0, 4));
   expar::normalized_score const score{expar::sigmoid_score{}, 1e-20};
   double sum = 0;
-  for (index b = 0; b < 3; ++b)
+  for (at_type b = 0; b < 3; ++b)
     sum += expar::load_balance_loss(ctx, score, expar::make_view(z.view().row(4 * b), 4, 5),
                                     expar::make_view(counts.data() + 5 * b, 5), {.choices = 2});
   REQUIRE_THAT(expar::sequence_balance_loss(ctx, score, expar::even_sequences{3}, z.view(),
