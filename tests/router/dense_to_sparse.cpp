@@ -44,7 +44,7 @@ TEST_CASE("a router becomes sparse with its temperature", "[router]") {
     matrix<float> scaled = z;
     for (float& x : scaled.data) x /= static_cast<float>(temperature);
     auto const above = expar::count_above(ctx, scaled.view(), .001);
-    return expar::dense_to_sparse_top_k(least, above, z.rows);
+    return expar::dense_to_sparse_k(least, above, z.rows);
   };
   REQUIRE(top_k(2, 1) == 3);   // 4 + 3 + 4
   REQUIRE(top_k(1, 1) == 2);   // 4 + 3 + 1
@@ -57,8 +57,8 @@ TEST_CASE("a router becomes sparse with its temperature", "[router]") {
 }
 
 TEST_CASE("no token, no mean", "[router]") {
-  REQUIRE(expar::dense_to_sparse_top_k(2, 0, 0) == 2);
-  REQUIRE(expar::dense_to_sparse_top_k(1, 11, 3) == 3);
+  REQUIRE(expar::dense_to_sparse_k(2, 0, 0) == 2);
+  REQUIRE(expar::dense_to_sparse_k(1, 11, 3) == 3);
 }
 
 TEST_CASE("the number of threads does not show in a count", "[router]") {

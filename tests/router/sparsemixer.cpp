@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/sparsemixer.hpp>
 
+#include <expar/router/random.hpp>
 #include <expar/router/route.hpp>
-#include <expar/router/transform.hpp>
 
 #include "../support/catch.hpp"
 #include "support.hpp"
@@ -100,10 +100,10 @@ TEMPLATE_TEST_CASE("PhiMoE: two choices in training, and their gradient", "[rout
                    float) {
   matrix<TestType> z(std::vector<row_type>{{2.0, 1.9375, 1.75, -1.0}}), dz(1, 4), dw(1, 2);
   matrix<TestType> first(std::vector<row_type>{{0, 9, 0, 0}}), second(1, 4);
-  std::vector<std::uint8_t> const heun{0, 1};
-  expar::sparse_mixer_training const r(4, .02, expar::add_rows{first.view()},
-                                       expar::add_rows{second.view()},
-                                       expar::make_view(heun.data(), 1, 2));
+  matrix<TestType> uniform(std::vector<row_type>{{.5, .875}});
+  expar::sparse_mixer_training const r(4, .02, expar::given_numbers{first.view()},
+                                       expar::given_numbers{second.view()},
+                                       expar::given_numbers{uniform.view()});
   expar::routes<TestType> routes(1, 2);
   expar::route(ctx, r, z.view(), routes);
   REQUIRE(routes.ids(0, 0) == 1);
@@ -125,6 +125,7 @@ TEST_CASE("the sparse mixer agrees with the definition", "[router]") {
     int const experts = static_cast<int>(rng.integer(2, 40));
     double const jitter = rng.uniform(0, .05);
     matrix<double> z(tokens, experts, 1), first(tokens, experts, 2), second(tokens, experts);
+    matrix<double> uniform(tokens, 2, 1);
     std::vector<std::uint8_t> heun;
     for (int t = 0; t < tokens; ++t) {
       auto const row = near_logits(rng, experts);
@@ -133,15 +134,18 @@ TEST_CASE("the sparse mixer agrees with the definition", "[router]") {
         first.set(t, e, rng.normal());
         second.set(t, e, rng.normal());
       }
-      for (int j = 0; j < 2; ++j) heun.push_back(rng.chance(.25));
+      for (int j = 0; j < 2; ++j) {
+        uniform.set(t, j, rng.uniform());
+        heun.push_back(uniform.get(t, j) > .75);
+      }
     }
     bool const training = rng.chance(.5);
     expar::routes<double> routes(tokens, 2);
     if (training)
       expar::route(ctx,
-                   expar::sparse_mixer_training(experts, jitter, expar::add_rows{first.view()},
-                                                expar::add_rows{second.view()},
-                                                expar::make_view(heun.data(), tokens, 2)),
+                   expar::sparse_mixer_training(experts, jitter, expar::given_numbers{first.view()},
+                                                expar::given_numbers{second.view()},
+                                                expar::given_numbers{uniform.view()}),
                    z.view(), routes);
     else
       expar::route(ctx, expar::sparse_mixer(experts, jitter), z.view(), routes);
@@ -231,12 +235,12 @@ TEST_CASE("the sparse mixer where logits are special", "[router]") {
 TEST_CASE("a sampled expert is a candidate, however large its noise elsewhere", "[router]") {
   matrix<float> z(std::vector<row_type>{{1, 1, .1}}), noise(std::vector<row_type>{{0, 1, 99}});
   matrix<float> low(std::vector<row_type>{{-inf, -inf, -inf}});
-  std::vector<std::uint8_t> const heun{0, 0};
+  matrix<float> uniform(std::vector<row_type>{{.75, 0}});
   expar::routes<expar::bfloat16> routes(1, 2);
   expar::route(ctx,
-               expar::sparse_mixer_training(3, .01, expar::add_rows{noise.view()},
-                                            expar::add_rows{low.view()},
-                                            expar::make_view(heun.data(), 1, 2)),
+               expar::sparse_mixer_training(3, .01, expar::given_numbers{noise.view()},
+                                            expar::given_numbers{low.view()},
+                                            expar::given_numbers{uniform.view()}),
                z.view(), routes);
   REQUIRE(routes.ids(0, 0) == 1);
   REQUIRE(routes.ids(0, 1) == 0);
@@ -266,18 +270,36 @@ TEST_CASE("the sparse mixer refuses what does not fit", "[router]") {
   expar::routes<float> routes(1, 2);
   REQUIRE(sentence_of([&] { expar::route(ctx, expar::sparse_mixer(1, .01), z.view(), routes); }) ==
           "expar: route: top_k is 2, but there are only 1 experts");
-  std::vector<std::uint8_t> const bits(6);
-  auto const check = [&](auto const& first, auto const& second, int rows, int columns) {
-    expar::sparse_mixer_training const r(3, .01, first, second,
-                                         expar::make_view(bits.data(), rows, columns));
+  auto const check = [&](auto const& first, auto const& second, auto const& uniform) {
+    expar::sparse_mixer_training const r(3, .01, first, second, uniform);
     return sentence_of([&] { r.check("route", 3, 2, 2); });
   };
-  expar::add_rows const fits{noise.view()}, other{wrong.view()};
-  REQUIRE(check(fits, fits, 2, 2) == "nothing was thrown");
-  REQUIRE(check(fits, fits, 2, 3) ==
-          "expar: route: heun_bits is 2 x 3, but there are 2 tokens with 2 choices");
-  REQUIRE(check(fits, fits, 1, 2) ==
-          "expar: route: heun_bits is 1 x 2, but there are 2 tokens with 2 choices");
-  REQUIRE(check(other, fits, 2, 2) == "expar: route: addend is 2 x 4, but the logits are 2 x 3");
-  REQUIRE(check(fits, other, 2, 2) == "expar: route: addend is 2 x 4, but the logits are 2 x 3");
+  matrix<float> two(2, 2);
+  expar::given_numbers const fits{noise.view()}, other{wrong.view()}, pairs{two.view()};
+  std::string const refused = "expar: route: given numbers are 2 x ";
+  REQUIRE(check(fits, fits, pairs) == "nothing was thrown");
+  REQUIRE(check(other, fits, pairs).starts_with(refused + "4"));
+  REQUIRE(check(fits, other, pairs).starts_with(refused + "4"));
+  REQUIRE(check(fits, fits, fits).starts_with(refused + "3"));
+}
+
+TEST_CASE("numbers of a stream sample as the softmax does", "[router]") {
+  int const tokens = 20000;
+  matrix<float> z(tokens, 3);
+  for (int t = 0; t < tokens; ++t) z.set(t, 0, 1), z.set(t, 1, 1.5), z.set(t, 2, -9);
+  expar::random_stream const stream{.seed = 7};
+  expar::sparse_mixer_training const r(3, .5, expar::gumbels{stream},
+                                       expar::gumbels{stream, expar::random_purpose{128}},
+                                       expar::uniforms{stream});
+  expar::routes<float> routes(tokens, 2);
+  expar::route(ctx, r, z.view(), routes);
+  double lower = 0, whole = 0;
+  for (int t = 0; t < tokens; ++t) {
+    REQUIRE(routes.ids(t, 0) + routes.ids(t, 1) == 1);
+    if (routes.ids(t, 0) == 1) continue;
+    ++lower;
+    whole += routes.weights(t, 0) > .2f;
+  }
+  REQUIRE_THAT(lower / tokens, WithinAbs(1 / (1 + std::exp(.5)), .015));
+  REQUIRE_THAT(whole / lower, WithinAbs(.25, .02));
 }

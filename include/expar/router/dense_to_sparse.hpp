@@ -49,7 +49,7 @@ inline constexpr struct count_above_fn {
 /// arXiv:2112.14397; CustomDTSGate of Random-MoE-as-Dropout, with Gumbel noise, a temperature that
 /// falls, and a threshold of .001). `above` is what count_above() counted for `tokens` tokens, on
 /// all ranks that shall have the same top_k.
-constexpr int dense_to_sparse_top_k(int least, index_t above, index_t tokens) {
+constexpr int dense_to_sparse_k(int least, index_t above, index_t tokens) {
   index_t const mean = tokens > 0 ? above / tokens : 0;
   return mean > least ? static_cast<int>(mean) : least;
 }

@@ -6,8 +6,8 @@
 
 #include <expar/config.hpp>
 #include <expar/detail/arithmetic.hpp>
-#include <expar/error.hpp>
 #include <expar/router/detail/steps.hpp>
+#include <expar/router/random.hpp>
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
@@ -54,14 +54,15 @@ struct mixer_stage {
     if (sum > A(0))
       for (int e = 0; e < experts; ++e) g[e] = divide(g[e], sum);
   }
-  /// The candidate whose logit is the largest after a transform has worked on it.
-  template <class Noise>
-  EXPAR_HD int sample(Noise const& noise) const {
+  /// The candidate with the largest sum of its logit and its number.
+  template <class Numbers>
+  EXPAR_HD int sample(Numbers const& numbers) const {
     int chosen = -1;
     A most = -infinity<A>;
     for (int e = 0; e < experts; ++e)
       if (has(e))
-        if (A const x = noise.of(z[e], e); chosen < 0 || x > most) chosen = e, most = x;
+        if (A const x = add(z[e], numbers.template of<A>(e)); chosen < 0 || x > most)
+          chosen = e, most = x;
     return chosen;
   }
 };
@@ -127,19 +128,21 @@ struct mixer_one {
     return A(1);
   }
 };
+template <class Uniform>
 struct mixer_heun {
-  std::uint8_t const* bits;
+  Uniform uniform;
 
   template <class A>
   EXPAR_HD A of(int j, bool is_best) const {
-    return is_best || bits[j] != 0 ? A(1) : static_cast<A>(0.3333);
+    bool const whole = is_best || uniform.template of<A>(j) > A(0.75);
+    return whole ? A(1) : static_cast<A>(0.3333);
   }
 };
 
-template <class First, class Second>
+template <class First, class Second, class Uniform>
 struct bound_mixer : mixer_base {
   mixer_sample<First, Second> noise;
-  mixer_heun heun;
+  mixer_heun<Uniform> heun;
 
   template <class A>
   EXPAR_HD void forward(A const* z, A const* /*bias*/, A* scratch, std::int32_t* ids, A* w) const {
@@ -166,51 +169,43 @@ struct sparse_mixer : detail::mixer_base {
   }
 };
 
-/// SparseMixer-v2 in training. A choice is the candidate with the largest logit after a transform
-/// that adds Gumbel noise, first_noise for the first choice and second_noise for the second: the
-/// caller's numbers with add_rows, say. A choice that is not the largest logit has its weight
-/// multiplied by 0.3333 unless its entry of heun_bits is set (Heun's third-order method; set with
-/// probability 1/4).
-///   heun_bits: [T, 2], 0 or not
-/// The gradient is the estimator of the paper (arXiv:2310.00811), not the derivative: that of the
-/// softmax over the candidates, without the 0.3333. It reads neither noise nor bits.
-template <class First, class Second>
+/// SparseMixer-v2 in training. A choice is the candidate with the largest sum of its logit and its
+/// Gumbel number, of `first` [T, experts] for the first choice and of `second` [T, experts] for the
+/// second. Unless it is the largest logit, its weight is multiplied by 0.3333 where its number of
+/// `uniform` [T, 2] is not above 3/4 (Heun's third-order method). Numbers are drawn or given:
+///   expar::sparse_mixer_training r(16, .01, expar::gumbels{stream},
+///                                  expar::gumbels{stream, expar::random_purpose{128}},
+///                                  expar::uniforms{stream});
+/// The gradient is the estimator of the method (Liu et al., "Sparse Backpropagation for MoE
+/// Training"), not the derivative: that of the softmax over the candidates, without the 0.3333. It
+/// reads none of the numbers.
+template <class First, class Second, class Uniform>
 struct sparse_mixer_training : detail::mixer_base {
-  First first_noise;
-  Second second_noise;
-  tensor_view<std::uint8_t const, 2> heun_bits;
+  First first;
+  Second second;
+  Uniform uniform;
 
-  EXPAR_HD constexpr sparse_mixer_training(int expert_count, double jitter_epsilon, First first,
-                                           Second second, tensor_view<std::uint8_t const, 2> bits)
+  EXPAR_HD constexpr sparse_mixer_training(int expert_count, double jitter_epsilon,
+                                           First first_numbers, Second second_numbers,
+                                           Uniform uniform_numbers)
       : detail::mixer_base{expert_count, jitter_epsilon},
-        first_noise(first),
-        second_noise(second),
-        heun_bits(bits) {}
+        first(first_numbers),
+        second(second_numbers),
+        uniform(uniform_numbers) {}
 
   EXPAR_HD constexpr auto at(index_t token) const {
-    using bound = detail::bound_mixer<detail::bound<First>, detail::bound<Second>>;
+    using bound =
+        detail::bound_mixer<detail::bound<First>, detail::bound<Second>, detail::bound<Uniform>>;
     return bound{*this,
-                 {detail::bind(first_noise, token), detail::bind(second_noise, token)},
-                 {heun_bits.row(token)}};
+                 {detail::bind(first, token), detail::bind(second, token)},
+                 {detail::bind(uniform, token)}};
   }
   void check(char const* what, int expert_count, int k, index_t tokens) const {
-    detail::expects(heun_bits.extents[0] == tokens && heun_bits.extents[1] == k, what,
-                    ": heun_bits is ", heun_bits.extents[0], " x ", heun_bits.extents[1],
-                    ", but there are ", tokens, " tokens with ", k, " choices");
-    check_noise(what, first_noise, expert_count, tokens);
-    check_noise(what, second_noise, expert_count, tokens);
-  }
-
- private:
-  template <class Noise>
-  static void check_noise(char const* what, Noise const& noise, int expert_count, index_t tokens) {
-    if constexpr (requires { noise.check(what, expert_count, 2, tokens); })
-      noise.check(what, expert_count, 2, tokens);
+    first.check(what, expert_count, tokens);
+    second.check(what, expert_count, tokens);
+    uniform.check(what, k, tokens);
   }
 };
-template <class First, class Second, class T>
-sparse_mixer_training(int, double, First, Second, tensor_view<T, 2>)
-    -> sparse_mixer_training<First, Second>;
 
 }  // namespace v0
 }  // namespace expar
