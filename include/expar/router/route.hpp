@@ -7,6 +7,7 @@
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
+#include <expar/router/detail/block_gate.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/router.hpp>
 #include <expar/router/routes.hpp>
@@ -97,6 +98,13 @@ inline constexpr struct route_fn {
     detail::check_steps("route", r, tokens, true);
     detail::buffer<A> wide_bias(ctx.memory());
     A const* const b = widen_bias(ctx, r, bias, wide_bias);
+    if constexpr (detail::block_gate<Router, A>::possible) {
+      detail::block_gate<Router, A> const block{r, b};
+      if (block.fits() && block.scratch() <= on_stack<A>) {
+        in_blocks(ctx, block, z, ids, weights);
+        return;
+      }
+    }
     index_t const k = r.top_k;
     detail::for_each_token_with<A>(
         ctx, tokens, r.experts, r.experts + k + r.forward_scratch(), [&](index_t t, A* scratch) {
@@ -108,6 +116,21 @@ inline constexpr struct route_fn {
   }
 
  private:
+  template <class A>
+  static constexpr index_t on_stack = 65536 / sizeof(A);
+
+  template <class Router, class A, class Logits, class Ids, class Weights>
+  static void in_blocks(host_context const& ctx, detail::block_gate<Router, A> const& block,
+                        Logits const& z, Ids const& ids, Weights const& weights) {
+    constexpr index_t lanes = detail::block_gate<Router, A>::lanes;
+    index_t const grain = 32768 / (block.r.experts + 1) + lanes;
+    ctx.for_each_chunk(z.extents[0], grain, [&](int, index_t first, index_t last) {
+      alignas(64) A scratch[on_stack<A>];
+      for (index_t t = first; t < last; t += lanes)
+        block(z, t, static_cast<int>(last - t < lanes ? last - t : lanes), scratch, ids, weights);
+    });
+  }
+
   template <class Router, class Bias, class A>
   static A const* widen_bias(host_context const& ctx, Router const& r, Bias const& bias,
                              detail::buffer<A>& to) {
