@@ -16,6 +16,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory_resource>
+#include <new>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -40,14 +42,25 @@ std::size_t size_of(int rows, int columns) {
   return static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns);
 }
 
+struct : std::pmr::memory_resource {
+  void* do_allocate(std::size_t bytes, std::size_t) override {
+    return ::operator new (bytes, std::align_val_t{64});
+  }
+  void do_deallocate(void* p, std::size_t, std::size_t) override {
+    ::operator delete (p, std::align_val_t{64});
+  }
+  bool do_is_equal(memory_resource const& other) const noexcept override { return this == &other; }
+} lines;
+
 struct problem {
   shape s;
-  std::vector<float> logits, bias, largest;
+  std::pmr::vector<float> logits;  // on a cache line, as tensors of frameworks are
+  std::vector<float> bias, largest;
   expar::routes<float> routes;
 
   explicit problem(shape of)
       : s(of),
-        logits(size_of(s.tokens, s.experts)),
+        logits(size_of(s.tokens, s.experts), &lines),
         bias(size_of(s.experts, 1)),
         largest(size_of(s.tokens, 1)),
         routes(s.tokens, s.top_k) {
