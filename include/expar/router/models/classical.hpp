@@ -33,7 +33,7 @@ constexpr auto ntlb(router_shape shape) {
 }
 
 /// GShard: w = p[ids] / (sum(p[ids]) + 1e-9), before any route is dropped; whether the second is
-/// taken is for keep_second(). Source: Mesh TensorFlow, _top_2_gating.
+/// taken is for keep_choice(). Source: Mesh TensorFlow, _top_2_gating.
 constexpr auto gshard_top2(int experts) {
   return router({.experts = experts, .top_k = 2}, softmax_score{}, score_key{},
                 renormalize{.epsilon = 1e-9});
@@ -121,7 +121,7 @@ constexpr auto tutel(router_shape shape, Noise noise) {
 }
 
 /// ST-MoE of lucidrains: w = p[ids] / max(sum(p[ids]), 1e-9); experts after the first are kept by
-/// keep_second(). Source: lucidrains/st-moe-pytorch.
+/// keep_choice(). Source: lucidrains/st-moe-pytorch.
 constexpr auto st_moe(router_shape shape) {
   return router(shape, softmax_score{}, score_key{},
                 renormalize{.epsilon = 1e-9, .kind = renormalize::guard::at_least});

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <type_traits>
+
+#include <expar/context.hpp>
+#include <expar/element.hpp>
+#include <expar/router/random.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+/// Writes numbers of a source, for operations that take them as a tensor (drop orders, second
+/// experts, sampled choices): `draw_numbers(ctx, source, out)`, out [T, n] of any element type,
+/// out(t, i) = source.at(t).of(i). Drawn in float, or in double for double, and rounded once; the
+/// same for any number of threads. A vector [T] is a tensor [T, 1].
+inline constexpr struct draw_numbers_fn {
+  template <class Numbers, class Out>
+  void operator()(host_context const& ctx, Numbers const& source, Out&& out) const {
+    auto const v = detail::as_output<2>(ctx, out);
+    using T = detail::element_of<decltype(v)>;
+    static_assert(element<T>,
+                  "expar: numbers are of an element type; specialize expar::element_traits for it");
+    using A = accumulator_t<T>;
+    detail::check_output("draw_numbers: out", v);
+    index_t const tokens = v.extents[0], columns = v.extents[1];
+    source.check("draw_numbers", columns, tokens);
+    ctx.for_each_chunk(tokens, 1024 / (columns + 1) + 1, [&](int, index_t first, index_t last) {
+      for (index_t t = first; t < last; ++t) {
+        auto const of_token = source.at(t);
+        T* const row = v.row(t);
+        for (index_t i = 0; i < columns; ++i) row[i] = narrow<T>(of_token.template of<A>(i));
+      }
+    });
+  }
+} draw_numbers{};
+
+}  // namespace v0
+}  // namespace expar

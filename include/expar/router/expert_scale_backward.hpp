@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <expar/context.hpp>
+#include <expar/detail/buffer.hpp>
+#include <expar/element.hpp>
+#include <expar/router/per_token.hpp>
+#include <expar/router/route.hpp>
+#include <expar/router/router.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+template <class Step>
+inline constexpr bool is_expert_scale = false;
+template <class T>
+inline constexpr bool is_expert_scale<expert_scale<T>> = true;
+template <class Router>
+inline constexpr bool ends_in_expert_scale = false;
+template <class... Steps>
+inline constexpr bool ends_in_expert_scale<router<Steps...>> = (false, ..., is_expert_scale<Steps>);
+
+/// The weight of each choice before the last weight policy.
+template <class A, class Router>
+void weights_before_last(Router const& r, A const* z, std::int32_t const* ids, A* scratch, A* w) {
+  constexpr int last = Router::weight_count - 1;
+  A *const x = scratch, *const s = x + r.experts;
+  r.transform(z, x);
+  r.score()(static_cast<A const*>(x), s, r.experts);
+  for (int j = 0; j < r.top_k; ++j) w[j] = ids[j] < 0 ? A(0) : s[ids[j]];
+  for_each_step<Router::order::weights_at, last>([&](auto const& step) { step(ids, w, r.top_k); },
+                                                 r.steps);
+}
+
+}  // namespace detail
+
+/// The gradient for the factors of a router whose last policy is expert_scale (Gemma 4):
+/// overwrites d_factors [experts] with the sum, over the choices that name an expert, of d_weights
+/// times the weight before the factor. Arguments as route_backward(), which gives the gradient for
+/// the logits. Summed in double, by blocks of tokens of a fixed size. Throws where shapes do not
+/// fit or an id is not -1 .. experts - 1; then d_factors is untouched. O(T * (experts + top_k)).
+inline constexpr struct expert_scale_backward_fn {
+  template <class Router, class Logits, class Routes, class DWeights, class DFactors>
+  void operator()(host_context const& ctx, Router const& r, Logits const& logits,
+                  Routes const& routes, DWeights const& d_weights, DFactors&& d_factors) const {
+    static_assert(detail::ends_in_expert_scale<Router>,
+                  "expar: the last policy of the router is expar::expert_scale");
+    auto const z = detail::as_view<2>(ctx, logits);
+    auto const ids = detail::as_view<2>(ctx, routes.ids);
+    auto const dw = detail::as_view<2>(ctx, d_weights);
+    auto const df = detail::as_output<1>(ctx, d_factors);
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
+    using D = detail::element_of<decltype(df)>;
+    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
+                  "expar: expert ids are std::int32_t");
+    detail::check_router("expert_scale_backward", "expert_scale_backward: logits", r, z);
+    index_t const tokens = z.extents[0], experts = r.experts, k = r.top_k;
+    detail::check_choices("expert_scale_backward: ids", r, ids, tokens);
+    detail::check_choices("expert_scale_backward: d_weights", r, dw, tokens);
+    detail::check_output("expert_scale_backward: d_factors", df);
+    detail::check_extent("expert_scale_backward: d_factors", df, 0, experts,
+                         "the router's number of experts");
+    for (index_t t = 0; t < tokens; ++t)
+      detail::check_ids("expert_scale_backward", "ids", ids.row(t), t, r.top_k, r.experts);
+    constexpr index_t block = 256;
+    index_t const blocks = (tokens + block - 1) / block, room = 3 * experts + k + 64;
+    detail::buffer<double> sums(ctx.memory());
+    detail::buffer<A> scratch(ctx.memory());
+    sums.assign(static_cast<std::size_t>(blocks * experts), 0);
+    scratch.resize(room * ctx.chunks(blocks, 1));
+    ctx.for_each_chunk(blocks, 1, [&](int part, index_t first, index_t last) {
+      A* const row = scratch.data() + part * room;
+      A* const w = row + 3 * experts;
+      for (index_t t = first * block; t < last * block && t < tokens; ++t) {
+        double* const sum = sums.data() + t / block * experts;
+        detail::widen_row(z.row(t), row, experts);
+        detail::weights_before_last(detail::bind(r, t), static_cast<A const*>(row), ids.row(t),
+                                    row + experts, w);
+        for (index_t j = 0; j < k; ++j)
+          if (std::int32_t const e = ids.row(t)[j]; e >= 0)
+            sum[e] += static_cast<double>(widen(dw.row(t)[j])) * static_cast<double>(w[j]);
+      }
+    });
+    for (index_t e = 0; e < experts; ++e) {
+      double sum = 0;
+      for (index_t b = 0; b < blocks; ++b) sum += sums[b * experts + e];
+      df.data[e] = narrow<D>(static_cast<accumulator_t<D>>(sum));
+    }
+  }
+} expert_scale_backward{};
+
+}  // namespace v0
+}  // namespace expar
