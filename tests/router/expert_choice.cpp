@@ -208,6 +208,21 @@ TEST_CASE("equal scores go to the lower token, and +inf to the front", "[router]
     }
 }
 
+TEST_CASE("experts choose in bfloat16", "[router]") {
+  using bf16 = expar::bfloat16;
+  matrix<bf16> z(std::vector<row_type>{{0, 0}, {0, 0}, {qnan, -inf}}, 1), dz(3, 2, 2), dw(2, 1, 1);
+  expar::routes<bf16> chosen(2, 1);
+  expar::choose_tokens(ctx, {2, 1, softmax::over_tokens, true}, z.view(), chosen);
+  REQUIRE((chosen.ids(0, 0) == 0 && chosen.ids(1, 0) == 0));
+  REQUIRE(expar::widen(chosen.weights(0, 0)) == .25f);  // 1/2 of a token that two experts took
+  dw.set(0, 0, 1), dw.set(1, 0, 2);
+  expar::choose_tokens_backward(ctx, {2, 1, softmax::over_tokens, true}, z.view(), chosen,
+                                dw.view(), dz.view());
+  REQUIRE(dz.row(0) == row_type{.125, .25});
+  REQUIRE(dz.row(1) == row_type{-.125, -.25});
+  REQUIRE(dz.row(2) == row_type{0, 0});
+}
+
 TEST_CASE("a softmax over tokens orders logits that its scores cannot tell apart", "[router]") {
   matrix<float> z(std::vector<row_type>{{-200}, {0}, {-199}});
   expar::routes<float> chosen(1, 3);

@@ -232,6 +232,19 @@ TEST_CASE("the sparse mixer where logits are special", "[router]") {
   expar::route(ctx, expar::sparse_mixer(3, .01), none.view(), nothing);
 }
 
+TEST_CASE("the sparse mixer takes bfloat16", "[router]") {
+  using bf16 = expar::bfloat16;
+  matrix<bf16> z(std::vector<row_type>{{2, 1, 2, -1}}, 3), dz(1, 4, 1), dw(1, 2);
+  expar::routes<bf16> routes(1, 2);
+  expar::route(ctx, expar::sparse_mixer(4, .01), z.view(), routes);
+  REQUIRE((routes.ids(0, 0) == 0 && routes.ids(0, 1) == 2));
+  REQUIRE(expar::widen(routes.weights(0, 0)) == .5f);
+  REQUIRE(expar::widen(routes.weights(0, 1)) == 1);
+  dw.set(0, 0, 1), dw.set(0, 1, 1);
+  expar::route_backward(ctx, expar::sparse_mixer(4, .01), z.view(), routes, dw.view(), dz.view());
+  REQUIRE(dz.row(0) == row_type{.25, 0, -.25, 0});
+}
+
 TEST_CASE("a sampled expert is a candidate, however large its noise elsewhere", "[router]") {
   matrix<float> z(std::vector<row_type>{{1, 1, .1}}), noise(std::vector<row_type>{{0, 1, 99}});
   matrix<float> low(std::vector<row_type>{{-inf, -inf, -inf}});

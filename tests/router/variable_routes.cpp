@@ -199,6 +199,18 @@ TEST_CASE("the gradient of variable routes agrees with differences", "[router]")
   check(dynamic_moe(6));
 }
 
+TEST_CASE("the gradient of variable routes in bfloat16", "[router]") {
+  using bf16 = expar::bfloat16;
+  matrix<bf16> z(std::vector<row_type>{{1, -2, 3}, {-1, 4, -5}}, 1), dz(2, 3, 2);
+  expar::variable_routes<bf16> out, dw;
+  expar::route_variable(ctx, remoe(3), z.view(), out);
+  dw.resize(2, 3);
+  for (int i = 0; i < 3; ++i) dw.weights(i) = expar::narrow<bf16>(static_cast<float>(i) + .5f);
+  expar::route_variable_backward(ctx, remoe(3), z.view(), out, dw.weights, dz.view());
+  REQUIRE(dz.row(0) == row_type{.5, 0, 1.5});
+  REQUIRE(dz.row(1) == row_type{0, 2.5, 0});
+}
+
 TEST_CASE("an id of -1 among variable routes takes no part in the gradient", "[router]") {
   matrix<double> z(std::vector<row_type>{{1, 2}, {3, 4}}), dz(2, 2);
   expar::variable_routes<double> out;

@@ -69,7 +69,8 @@ struct unit_length {
 };
 
 /// x / sqrt(mean of x^2 + epsilon), without a learned scale: the router of Gemma 4 (Hugging Face
-/// transformers, gemma4).
+/// transformers, gemma4). What Soft MoE normalizes by, x / sqrt(sum of x^2 + 1e-6) (V-MoE,
+/// projects/soft_moe/router.py), is that with an epsilon of 1e-6 / n, divided by the root of n.
 struct unit_rms {
   double epsilon = 1e-6;
 
