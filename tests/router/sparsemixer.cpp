@@ -232,6 +232,14 @@ TEST_CASE("the sparse mixer where logits are special", "[router]") {
   expar::route(ctx, expar::sparse_mixer(3, .01), none.view(), nothing);
 }
 
+TEST_CASE("an expert at the threshold is a candidate", "[router]") {
+  matrix<double> z(std::vector<row_type>{{2, 1, .5}});
+  expar::routes<double> routes(1, 2);
+  expar::route(ctx, expar::sparse_mixer(3, .25), z.view(), routes);
+  REQUIRE_THAT(routes.weights(0, 0), WithinAbs(1 / (1 + std::exp(-1)), 1e-15));
+  REQUIRE_THAT(routes.weights(0, 1), WithinAbs(1 / (1 + std::exp(-.5)), 1e-15));
+}
+
 TEST_CASE("the sparse mixer takes bfloat16", "[router]") {
   using bf16 = expar::bfloat16;
   matrix<bf16> z(std::vector<row_type>{{2, 1, 2, -1}}, 3), dz(1, 4, 1), dw(1, 2);

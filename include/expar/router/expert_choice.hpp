@@ -47,7 +47,7 @@ void scores_by_expert(host_context const& ctx, expert_choice const& c, tensor_vi
   for_each_token_with<A>(ctx, tokens, c.experts, 2 * index_t{c.experts}, [&](index_t t, A* row) {
     A* const s = row + c.experts;
     widen_row(z.row(t), row, c.experts);
-    softmax_score{}(static_cast<A const*>(row), s, c.experts);
+    if (!by_token) softmax_score{}(static_cast<A const*>(row), s, c.experts);
     for (int e = 0; e < c.experts; ++e)
       columns[e * tokens + t] = !valid(t) || masked(row[e]) ? -infinity<A>
                                 : by_token                  ? row[e]

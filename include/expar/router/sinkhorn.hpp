@@ -59,8 +59,7 @@ struct sinkhorn_kernel {
       for (index_t t = first; t < last; ++t) {
         double* const row = k.data() + t * experts;
         for (index_t e = 0; e < experts; ++e) row[e] = static_cast<double>(widen(logits.row(t)[e]));
-        double const most = largest_logit(row, static_cast<int>(experts));
-        shift[t] = masked(most) ? 0 : most;
+        shift[t] = largest_logit(row, static_cast<int>(experts));
         for (index_t e = 0; e < experts; ++e)
           row[e] = masked(row[e]) ? 0 : shifted_exp(row[e], shift[t]);
       }
