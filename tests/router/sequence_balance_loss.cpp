@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <expar/router/load_balance_loss.hpp>
 #include <expar/router/normalized_score.hpp>
 #include <expar/router/sequence_balance_loss.hpp>
 
@@ -79,23 +80,6 @@ void agrees(router_test::random& rng, Sequences const& sequences, std::vector<at
   expar::sequence_balance_loss_backward(ctx, softmax, sequences, z.view(), counts.view(), valid, o,
                                         dz.view());
   router_test::require_gradient(z, dz, 3, loss, 1e-6);
-
-  // Counting: each sequence for itself.
-  int const k = static_cast<int>(rng.integer(1, 4)), choices = static_cast<int>(rng.integer(1, k));
-  int_matrix expected(count, experts), got(count, experts, 1);
-  std::vector<std::int32_t> ids;
-  for (int i = 0; i < tokens * k; ++i)
-    ids.push_back(static_cast<std::int32_t>(rng.integer(-1, experts - 1)));
-  for (int t = 0; t < tokens; ++t)
-    for (int j = 0; j < choices; ++j)
-      if (auto const e = ids[static_cast<std::size_t>(t * k + j)];
-          e >= 0 && valid[static_cast<std::size_t>(t)])
-        ++expected.at(of[static_cast<std::size_t>(t)], e);
-  for (auto& n : got.data) n = 77;
-  expar::count_sequence_choices(ctx, sequences, expar::make_view(ids.data(), tokens, k), choices,
-                                valid, got.view());
-  for (at_type b = 0; b < count; ++b)
-    for (int e = 0; e < experts; ++e) REQUIRE(got.at(b, e) == expected.at(b, e));
 }
 
 }  // namespace
@@ -212,15 +196,4 @@ TEST_CASE("the loss of sequences refuses what does not fit", "[router]") {
           }) ==
           "expar: sequence_balance_loss_backward: d_logits has extent 2 in dimension 1, but the "
           "number of experts is 3");
-  std::vector<std::int32_t> ids{0, 3};
-  auto const i = expar::make_view(ids.data(), 2, 1);
-  REQUIRE(
-      sentence_of([&] { expar::count_sequence_choices(ctx, two, i, 1, n); }) ==
-      "expar: count_sequence_choices: ids(1, 0) is 3; an expert id is -1 (no expert) or 0 to 2");
-  REQUIRE(sentence_of([&] { expar::count_sequence_choices(ctx, two, i, 2, n); }) ==
-          "expar: count_sequence_choices: choices is 2; it is at least 1 and at most the 1 choices "
-          "per token");
-  REQUIRE(sentence_of([&] { expar::count_sequence_choices(ctx, two, i, 1, flat); }) ==
-          "expar: count_sequence_choices: counts has extent 3 in dimension 0, but the number of "
-          "sequences is 2");
 }

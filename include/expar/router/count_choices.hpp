@@ -20,6 +20,21 @@ void check_counts(char const* what, tensor_view<T, 1> const& v) {
   check_view(what, v);
 }
 
+/// Throws unless the first `choices` ids of each valid token are -1 or an expert.
+template <class Id, class Valid>
+void check_choices(char const* op, tensor_view<Id, 2> const& ids, index_t choices, index_t experts,
+                   Valid valid) {
+  static_assert(std::is_same_v<std::remove_cv_t<Id>, std::int32_t>,
+                "expar: expert ids are std::int32_t");
+  check_view(argument(op, "ids"), ids);
+  expects(choices >= 1 && choices <= ids.extents[1], op, ": choices is ", choices,
+          "; it is at least 1 and at most the ", ids.extents[1], " choices per token");
+  for (index_t t = 0; t < ids.extents[0]; ++t)
+    for (index_t j = 0; j < choices; ++j)
+      expects(!valid(t) || (ids(t, j) >= -1 && ids(t, j) < experts), op, ": ids(", t, ", ", j,
+              ") is ", ids(t, j), "; an expert id is -1 (no expert) or 0 to ", experts - 1);
+}
+
 }  // namespace detail
 
 /// How many routes name each expert: `count_choices(ctx, ids, choices, counts)`, or
@@ -46,19 +61,9 @@ inline constexpr struct count_choices_fn {
   template <class Id, class Valid, class Count>
   static void count(host_context const& ctx, tensor_view<Id, 2> ids, int choices, Valid valid,
                     tensor_view<Count, 1> counts) {
-    static_assert(std::is_same_v<std::remove_cv_t<Id>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
-    detail::check_view("count_choices: ids", ids);
-    detail::expects(choices >= 1 && choices <= ids.extents[1], "count_choices: choices is ",
-                    choices, "; it is at least 1 and at most the ", ids.extents[1],
-                    " choices per token");
     detail::check_counts("count_choices: counts", counts);
     index_t const tokens = ids.extents[0], experts = counts.extents[0];
-    for (index_t t = 0; t < tokens; ++t)
-      for (index_t j = 0; j < choices; ++j)
-        detail::expects(!valid(t) || (ids(t, j) >= -1 && ids(t, j) < experts),
-                        "count_choices: ids(", t, ", ", j, ") is ", ids(t, j),
-                        "; an expert id is -1 (no expert) or 0 to ", experts - 1);
+    detail::check_choices("count_choices", ids, choices, experts, valid);
     index_t const grain = 16384 / choices + 1;
     int const parts = ctx.chunks(tokens, grain);
     detail::buffer<index_t> table(ctx.memory());

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/buffer.hpp>
 #include <expar/router/token_loss.hpp>  // argument
 #include <expar/tensor.hpp>
 
@@ -52,6 +53,24 @@ inline double variation_slope(variation const& v, double coefficient, double sum
   double const of_variance = 2 * (sum - v.mean) / (v.freedom * v.divisor);
   double const of_mean = 2 * v.mean * v.variance / (v.count * v.divisor * v.divisor);
   return coefficient * (of_variance - of_mean);
+}
+
+template <class View>
+void check_sums(char const* what, View const& sums, index_t experts) {
+  static_assert(std::is_same_v<element_of<View>, double>, "expar: these sums are double");
+  check_view(what, sums);
+  check_extent(what, sums, 0, experts, "the number of experts");
+}
+
+/// The gradient of cv_squared for its sums, which are of so many experts.
+template <class Sums>
+void make_variation_slopes(char const* op, host_context const& ctx, Sums const& sums,
+                           index_t experts, cv_squared_options const& o, buffer<double>& slopes) {
+  auto const s = as_view<1>(ctx, sums);
+  check_sums(argument(op, "sums"), s, experts);
+  variation const v = variation_of(op, s, o);
+  slopes.resize(experts);
+  for (index_t e = 0; e < experts; ++e) slopes[e] = variation_slope(v, o.coefficient, s.data[e]);
 }
 
 }  // namespace detail

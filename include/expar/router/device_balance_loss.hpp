@@ -73,17 +73,11 @@ inline constexpr struct count_device_tokens_fn {
     auto const i = detail::as_view<2>(ctx, ids);
     auto const of = detail::as_view<1>(ctx, device_of);
     auto const d = detail::as_output<1>(ctx, device_counts);
-    static_assert(std::is_same_v<detail::element_of<decltype(i)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
     index_t const tokens = i.extents[0], k = i.extents[1], experts = of.extents[0];
-    detail::check_view(detail::argument(op, "ids"), i);
     detail::check_counts(detail::argument(op, "device_counts"), d);
     detail::check_devices(op, of, experts, d.extents[0]);
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-    for (index_t t = 0; t < tokens; ++t)
-      for (index_t j = 0; j < k; ++j)
-        detail::expects(!marks(t) || (i(t, j) >= -1 && i(t, j) < experts), op, ": ids(", t, ", ", j,
-                        ") is ", i(t, j), "; an expert id is -1 (no expert) or 0 to ", experts - 1);
+    if (k > 0) detail::check_choices(op, i, k, experts, marks);
     detail::buffer<index_t> last(ctx.memory());  // the last token that went to the device
     last.assign(static_cast<std::size_t>(d.extents[0]), -1);
     std::fill_n(d.data, d.extents[0], detail::element_of<decltype(d)>{});

@@ -7,6 +7,7 @@
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
+#include <expar/router/count_choices.hpp>  // check_choices
 #include <expar/router/cv_squared.hpp>
 #include <expar/router/score.hpp>
 #include <expar/router/token_loss.hpp>
@@ -14,38 +15,6 @@
 
 namespace expar {
 inline namespace v0 {
-namespace detail {
-
-template <class View>
-void check_sums(char const* what, View const& sums, index_t experts) {
-  static_assert(std::is_same_v<element_of<View>, double>, "expar: these sums are double");
-  check_view(what, sums);
-  check_extent(what, sums, 0, experts, "the number of experts");
-}
-
-/// The gradient of cv_squared for its sums, which are of so many experts.
-template <class Sums>
-void make_variation_slopes(char const* op, host_context const& ctx, Sums const& sums,
-                           index_t experts, cv_squared_options const& o, buffer<double>& slopes) {
-  auto const s = as_view<1>(ctx, sums);
-  check_sums(argument(op, "sums"), s, experts);
-  variation const v = variation_of(op, s, o);
-  slopes.resize(experts);
-  for (index_t e = 0; e < experts; ++e) slopes[e] = variation_slope(v, o.coefficient, s.data[e]);
-}
-
-template <class Ids>
-void check_weight_ids(char const* op, Ids const& ids, index_t experts, auto marks) {
-  static_assert(std::is_same_v<element_of<Ids>, std::int32_t>,
-                "expar: expert ids are std::int32_t");
-  check_view(argument(op, "ids"), ids);
-  for (index_t t = 0; t < ids.extents[0]; ++t)
-    for (index_t j = 0; j < ids.extents[1]; ++j)
-      expects(!marks(t) || (ids(t, j) >= -1 && ids(t, j) < experts), op, ": ids(", t, ", ", j,
-              ") is ", ids(t, j), "; an expert id is -1 (no expert) or 0 to ", experts - 1);
-}
-
-}  // namespace detail
 
 /// How much each expert weighs in a batch, sums[e] = sum over tokens of the score of e, as
 /// score_importance(ctx, score, logits, [valid,] sums):
@@ -130,7 +99,7 @@ inline constexpr struct weight_importance_fn {
     detail::check_extent(what, w, 1, k, "the number of choices");
     detail::check_sums(detail::argument(op, "sums"), s, experts);
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-    detail::check_weight_ids(op, i, experts, marks);
+    if (k > 0) detail::check_choices(op, i, k, experts, marks);
     detail::sum_rows<double>(ctx, tokens, experts, 0, marks, s.data,
                              [&](int, index_t t, double* row) {
                                for (index_t e = 0; e < experts; ++e) row[e] = 0;
@@ -167,7 +136,7 @@ inline constexpr struct weight_importance_loss_backward_fn {
     detail::check_extent(what, dw, 0, tokens, "the number of tokens");
     detail::check_extent(what, dw, 1, k, "the number of choices");
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-    detail::check_weight_ids(op, i, experts, marks);
+    if (k > 0) detail::check_choices(op, i, k, experts, marks);
     detail::buffer<double> slopes(ctx.memory());
     detail::make_variation_slopes(op, ctx, sums, experts, options, slopes);
     ctx.for_each_chunk(tokens, 1024, [&](int, index_t first, index_t last) {

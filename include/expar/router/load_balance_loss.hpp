@@ -76,22 +76,22 @@ score_sum<Score> make_balance_term(char const* op, host_context const& ctx, Scor
 /// Returns this call's part: the sum over its tokens, divided by options.tokens. For any
 /// probabilities it is 1 if the load is uniform. Systems differ in what they count and divide by:
 ///
-///   system                                   counts          choices  coefficient, tokens
-///   Megatron-LM aux_loss, OLMo-core          all k choices   k        c
-///   Megatron-LM global_aux_loss, Qwen        all k choices   k        c; counted_tokens: all that
-///                                            so far, all              choice_totals has seen
-///                                            ranks
-///   DeepSpeed topkgating                     all k choices   k        1
-///   Hugging Face load_balancing_loss_func,   all k choices   1        c; tokens: of all layers, as
-///   flaxformer                                                        are the counts
-///   MegaBlocks                               all k choices   k        c / layers
-///   Switch, GShard, Tutel gshard_loss,       first choices   1        c
-///   DeepSpeed top1gating, top2gating, V-MoE
-///   Mesh TensorFlow, second-place loss       second choices  1        1/2
-///   fairscale                                first choices   1        1 / experts^2
-///   fastmoe GShard                           first choices   1        (local experts / experts)^2
-///   fastmoe Switch                           kept routes     1        c; tokens: the kept routes
-///   ReMoE, refined (k: the number aimed at)  positive z      k        lambda; score relu_score
+///   system                            counts          choices  coefficient; tokens
+///   Megatron-LM aux_loss, OLMo-core,  all k choices   k        c
+///   DeepSpeed topkgating
+///   Megatron-LM global_aux_loss,      all k choices   k        c; counted_tokens: those of all
+///   Qwen                              so far                   calls, see choice_totals
+///   MegaBlocks                        all k choices   k        c / layers
+///   Hugging Face                      all k choices   1        c; tokens: those of all layers
+///   load_balancing_loss_func          of all layers            together
+///   flaxformer                        all k choices   1        c
+///   Switch, GShard, Tutel, V-MoE,     first choices   1        c
+///   DeepSpeed top1gating, top2gating
+///   Mesh TensorFlow, second place     second choices  1        1 / 2
+///   fairscale                         first choices   1        1 / experts^2
+///   fastmoe GShard                    first choices   1        (local experts / experts)^2
+///   fastmoe Switch                    kept routes     1        1; tokens: the kept routes
+///   ReMoE, k = the number aimed at    positive z      k        lambda; score is relu_score
 ///
 /// The counts of a router with a bias or with groups are those of its scores alone in Megatron-LM:
 /// route without the bias and without the limit to count them.

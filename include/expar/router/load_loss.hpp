@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -9,177 +9,12 @@
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
 #include <expar/router/cv_squared.hpp>
-#include <expar/router/importance_loss.hpp>
+#include <expar/router/smooth_load.hpp>
 #include <expar/router/token_loss.hpp>
-#include <expar/router/top_k.hpp>
 #include <expar/tensor.hpp>
 
 namespace expar {
 inline namespace v0 {
-
-/// What an expert must beat to be selected, among the noisy logits of its token.
-enum class load_threshold {
-  others,  ///< the k-th largest of the other experts' (Shazeer; fastmoe, Tensor2Tensor)
-  kth      ///< the k-th largest of all (V-MoE)
-};
-
-struct load_options {
-  int top_k;
-  load_threshold threshold = load_threshold::others;
-};
-
-namespace detail {
-
-/// The standard deviation of the noise: one number, or one per token and expert.
-struct one_sigma {
-  double value;
-  double operator()(index_t, index_t) const { return value; }
-};
-template <class T>
-struct each_sigma {
-  tensor_view<T, 2> values;
-  double operator()(index_t t, index_t e) const {
-    return static_cast<double>(widen(values.row(t)[e]));
-  }
-};
-
-template <class Sigma>
-auto sigma_of(char const* op, host_context const& ctx, Sigma const& sigma, index_t tokens,
-              index_t experts) {
-  if constexpr (std::is_arithmetic_v<Sigma>) {
-    expects(sigma > 0, op, ": sigma is ", static_cast<double>(sigma), "; it is greater than 0");
-    return one_sigma{static_cast<double>(sigma)};
-  } else {
-    auto const s = as_view<2>(ctx, sigma);
-    using T = element_of<decltype(s)>;
-    static_assert(element<T>, "expar: sigma is of an element type, or a number");
-    argument const what(op, "sigma");
-    check_view(what, s);
-    check_extent(what, s, 0, tokens, "the number of tokens");
-    check_extent(what, s, 1, experts, "the number of experts");
-    return each_sigma<std::remove_pointer_t<decltype(s.data)>>{s};
-  }
-}
-
-/// One token: which noisy logit is the threshold of each expert.
-struct load_token {
-  double const* noisy;
-  std::int32_t const* ids;  // [k + 1], by descending noisy logit
-  int needed;               // how many candidates there must be for a threshold
-  int k;
-  bool own;  // an expert is compared with the others alone
-
-  /// The expert whose noisy logit is the threshold of e, or -1: e is selected in any case.
-  std::int32_t rival(int e) const {
-    if (ids[needed - 1] < 0) return -1;
-    bool selected = false;
-    for (int j = 0; own && j < k; ++j) selected = selected || ids[j] == e;
-    return ids[selected ? k : k - 1];
-  }
-};
-
-/// Reads tokens one by one; [parts] of them at once.
-template <class C, class N>
-class load_reader {
- public:
-  load_reader(char const* op, host_context const& ctx, tensor_view<C, 2> clean,
-              tensor_view<N, 2> noisy, load_options const& o, int parts)
-      : clean_(clean), noisy_(noisy), o_(o), ids_(ctx.memory()) {
-    check_loss_logits(argument(op, "clean"), clean);
-    argument const what(op, "noisy");
-    check_loss_logits(what, noisy);
-    check_extent(what, noisy, 0, clean.extents[0], "the number of tokens");
-    check_extent(what, noisy, 1, clean.extents[1], "the number of experts");
-    expects(o.top_k >= 1 && o.top_k <= clean.extents[1], op, ": top_k is ", o.top_k,
-            "; it is at least 1 and at most the ", clean.extents[1], " experts");
-    ids_.resize(static_cast<index_t>(parts) * (o.top_k + 1));
-  }
-  index_t scratch() const { return 2 * clean_.extents[1] + o_.top_k + 1; }
-
-  /// c, behind it h, and behind it the keys of the k + 1 best: all in scratch.
-  load_token read(int part, index_t t, double* scratch) {
-    index_t const experts = clean_.extents[1];
-    double *const c = scratch, *const h = c + experts;
-    std::int32_t* const ids = ids_.data() + static_cast<index_t>(part) * (o_.top_k + 1);
-    widen_row(clean_.row(t), c, experts);
-    widen_row(noisy_.row(t), h, experts);
-    for (index_t e = 0; e < experts; ++e)
-      if (masked(c[e]) || masked(h[e])) h[e] = -infinity<double>;
-    select_top_k(static_cast<double const*>(h), static_cast<int>(experts), o_.top_k + 1, ids,
-                 h + experts);
-    bool const own = o_.threshold == load_threshold::others;
-    return {h, ids, own ? o_.top_k + 1 : o_.top_k, o_.top_k, own};
-  }
-
- private:
-  tensor_view<C, 2> clean_;
-  tensor_view<N, 2> noisy_;
-  load_options o_;
-  buffer<std::int32_t> ids_;
-};
-
-/// x - threshold, also where both are infinite.
-inline double margin(double x, double threshold) {
-  return x == threshold ? 0 : x - threshold;
-}
-inline double normal_cdf(double x) {
-  return 0.5 * std::erfc(-x * 0.70710678118654752440);
-}
-inline double normal_density(double x) {
-  return 0.39894228040143267794 * std::exp(-0.5 * x * x);
-}
-
-}  // namespace detail
-
-/// How many tokens each expert would get, smoothly: sums[e] = sum over tokens of the probability
-/// that e is among the top k when its noise alone is drawn again,
-///   normal_cdf((clean[t,e] - threshold[t,e]) / sigma[t,e]),
-/// as smooth_load(ctx, clean, noisy, sigma, options, [valid,] sums):
-///   clean, noisy: logits [T, experts] of any element types, without and with noise. Where either
-///                 is NaN or -inf, the probability is 0
-///   sigma: the standard deviation of the noise, greater than 0: a number (V-MoE: noise / experts),
-///          or [T, experts] (Shazeer: softplus(x W) + 0.01)
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
-///   sums: [experts] of double, overwritten. They add up over ranks
-/// The threshold is a noisy logit of the token, see load_threshold; where there are too few for
-/// one, all are selected and the probability is 1. The load loss is cv_squared(ctx, sums, options).
-/// Sources: arXiv:1701.06538, appendix A; fastmoe, noisy_gate.py, _prob_in_top_k; V-MoE,
-/// nn/routing.py, NoisyTopExpertsPerItemRouter.
-inline constexpr struct smooth_load_fn {
-  template <class Clean, class Noisy, class Sigma, class Sums>
-  void operator()(host_context const& ctx, Clean const& clean, Noisy const& noisy,
-                  Sigma const& sigma, load_options const& options, Sums&& sums) const {
-    (*this)(ctx, clean, noisy, sigma, options, detail::every_token{}, sums);
-  }
-  template <class Clean, class Noisy, class Sigma, class Valid, class Sums>
-  void operator()(host_context const& ctx, Clean const& clean, Noisy const& noisy,
-                  Sigma const& sigma, load_options const& options, Valid const& valid,
-                  Sums&& sums) const {
-    auto const c = detail::as_view<2>(ctx, clean);
-    auto const h = detail::as_view<2>(ctx, noisy);
-    auto const s = detail::as_output<1>(ctx, sums);
-    index_t const tokens = c.extents[0], experts = c.extents[1];
-    detail::load_reader reader("smooth_load", ctx, c, h, options,
-                               ctx.chunks(detail::sum_blocks, 1));
-    auto const spread = detail::sigma_of("smooth_load", ctx, sigma, tokens, experts);
-    auto const marks = detail::marks_of("smooth_load: valid", ctx, valid, tokens);
-    detail::check_sums("smooth_load: sums", s, experts);
-    detail::sum_rows<double>(
-        ctx, tokens, experts, reader.scratch(), marks, s.data,
-        [&](int part, index_t t, double* row) {
-          double const* const x = row + experts;
-          detail::load_token const token = reader.read(part, t, row + experts);
-          for (int e = 0; e < experts; ++e) {
-            std::int32_t const rival = token.rival(e);
-            row[e] =
-                detail::masked(token.noisy[e]) ? 0
-                : rival < 0
-                    ? 1
-                    : detail::normal_cdf(detail::margin(x[e], token.noisy[rival]) / spread(t, e));
-          }
-        });
-  }
-} smooth_load{};
 
 /// ADDS the gradients of cv_squared(ctx, sums, variation), where sums are smooth_load() of this
 /// call's logits or of all ranks', as load_loss_backward(ctx, clean, noisy, sigma, options, sums,

@@ -13,4 +13,6 @@
 #include <expar/router/normalized_score.hpp>       // what sigmoid routers balance
 #include <expar/router/orthogonal_loss.hpp>        // ERNIE
 #include <expar/router/sequence_balance_loss.hpp>  // DeepSeek-V2, DeepSeek-V3
+#include <expar/router/sequences.hpp>              // how tokens fall into sequences
+#include <expar/router/smooth_load.hpp>            // Shazeer, V-MoE
 #include <expar/router/z_loss.hpp>                 // ST-MoE

@@ -2,124 +2,18 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 #include <type_traits>
 
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
-#include <expar/router/count_choices.hpp>
-#include <expar/router/load_balance_loss.hpp>
 #include <expar/router/score.hpp>
+#include <expar/router/sequences.hpp>
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
 namespace expar {
 inline namespace v0 {
-
-/// How the tokens of a batch fall into sequences:
-///   x.count(tokens)        how many sequences there are
-///   x.of(t, tokens)        the sequence of token t
-///   x.check(what, tokens)  throws unless it fits so many tokens
-template <class S>
-concept sequence_policy = requires(S const s, char const* what, index_t n) {
-  s.check(what, n);
-  { s.count(n) } -> std::same_as<index_t>;
-  { s.of(n, n) } -> std::same_as<index_t>;
-};
-
-/// Sequences of equal length, one after the other: tokens [sequences, length].
-struct even_sequences {
-  index_t sequences;
-
-  index_t count(index_t /*tokens*/) const { return sequences; }
-  index_t of(index_t t, index_t tokens) const { return t / (tokens / sequences); }
-  void check(char const* what, index_t tokens) const {
-    detail::expects(sequences >= 1 && tokens % sequences == 0, what, ": sequences is ", sequences,
-                    "; it is at least 1 and divides the ", tokens, " tokens");
-  }
-};
-
-/// Sequences of equal length, side by side: tokens [length, sequences], as Megatron-LM lays them
-/// out.
-struct interleaved_sequences {
-  index_t sequences;
-
-  index_t count(index_t /*tokens*/) const { return sequences; }
-  index_t of(index_t t, index_t /*tokens*/) const { return t % sequences; }
-  void check(char const* what, index_t tokens) const {
-    even_sequences{sequences}.check(what, tokens);
-  }
-};
-
-/// Sequences of any length, one after the other: sequence b has the tokens from offsets[b] to
-/// before offsets[b + 1]. offsets [sequences + 1] integers, from 0 to the number of tokens.
-template <class I>
-struct packed_sequences {
-  tensor_view<I const, 1> offsets;
-
-  index_t count(index_t /*tokens*/) const { return offsets.extents[0] - 1; }
-  index_t of(index_t t, index_t /*tokens*/) const {
-    I const* const first = offsets.data;
-    I const* const behind = std::upper_bound(first, first + offsets.extents[0], t,
-                                             [](index_t a, I b) { return a < index_t{b}; });
-    return behind - first - 1;
-  }
-  void check(char const* what, index_t tokens) const {
-    static_assert(std::is_integral_v<I> && sizeof(I) >= 4,
-                  "expar: offsets are integers of at least 32 bits");
-    index_t const n = offsets.extents[0];
-    detail::expects(n >= 1 && offsets.data != nullptr, what, ": offsets has ", n,
-                    " entries; there is one more than sequences");
-    for (index_t b = 0; b < n; ++b) {
-      index_t const at = offsets.data[b], low = b == 0 ? 0 : index_t{offsets.data[b - 1]};
-      bool const fits = (b == 0 ? at == 0 : at >= low) && (b + 1 < n || at == tokens);
-      detail::expects(fits, what, ": offsets(", b, ") is ", at,
-                      "; offsets ascend from 0 to the number of tokens, ", tokens);
-    }
-  }
-};
-template <class I>
-packed_sequences(tensor_view<I, 1>) -> packed_sequences<std::remove_const_t<I>>;
-
-/// count_choices() of each sequence: count_sequence_choices(ctx, sequences, ids, choices, [valid,]
-/// counts), with counts [sequences, experts], overwritten. Cost: one pass, on the caller's thread.
-inline constexpr struct count_sequence_choices_fn {
-  template <sequence_policy Sequences, class Ids, class Counts>
-  void operator()(host_context const& ctx, Sequences const& sequences, Ids const& ids, int choices,
-                  Counts&& counts) const {
-    (*this)(ctx, sequences, ids, choices, detail::every_token{}, counts);
-  }
-  template <sequence_policy Sequences, class Ids, class Valid, class Counts>
-  void operator()(host_context const& ctx, Sequences const& sequences, Ids const& ids, int choices,
-                  Valid const& valid, Counts&& counts) const {
-    constexpr char const* op = "count_sequence_choices";
-    auto const i = detail::as_view<2>(ctx, ids);
-    auto const n = detail::as_output<2>(ctx, counts);
-    using Count = detail::element_of<decltype(n)>;
-    static_assert(std::is_same_v<detail::element_of<decltype(i)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
-    static_assert(std::is_integral_v<Count> && sizeof(Count) >= 4,
-                  "expar: counts are integers of at least 32 bits");
-    index_t const tokens = i.extents[0], experts = n.extents[1];
-    detail::check_view(detail::argument(op, "ids"), i);
-    detail::expects(choices >= 1 && choices <= i.extents[1], op, ": choices is ", choices,
-                    "; it is at least 1 and at most the ", i.extents[1], " choices per token");
-    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-    sequences.check(op, tokens);
-    detail::argument const what(op, "counts");
-    detail::check_output(what, n);
-    detail::check_extent(what, n, 0, sequences.count(tokens), "the number of sequences");
-    for (index_t t = 0; t < tokens; ++t)
-      for (index_t j = 0; j < choices; ++j)
-        detail::expects(!marks(t) || (i(t, j) >= -1 && i(t, j) < experts), op, ": ids(", t, ", ", j,
-                        ") is ", i(t, j), "; an expert id is -1 (no expert) or 0 to ", experts - 1);
-    for (index_t b = 0; b < n.extents[0]; ++b) std::fill_n(n.row(b), experts, Count{});
-    for (index_t t = 0; t < tokens; ++t)
-      for (index_t j = 0; marks(t) && j < choices; ++j)
-        if (std::int32_t const id = i.row(t)[j]; id >= 0) ++n.row(sequences.of(t, tokens))[id];
-  }
-} count_sequence_choices{};
 
 struct sequence_balance_options {
   double coefficient = 1;

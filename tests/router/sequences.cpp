@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/router/sequences.hpp>
+
+#include "../support/catch.hpp"
+#include "differences.hpp"
+#include "support.hpp"
+
+using router_test::mask;
+using router_test::sentence_of;
+
+namespace {
+
+expar::host_context const ctx;
+
+/// The sequences of the tokens by the policy.
+template <class Sequences>
+std::vector<int> sequences_of(Sequences const& sequences, expar::index_t tokens) {
+  sequences.check("test", tokens);
+  std::vector<int> of;
+  for (expar::index_t t = 0; t < tokens; ++t)
+    of.push_back(static_cast<int>(sequences.of(t, tokens)));
+  return of;
+}
+
+}  // namespace
+
+static_assert(expar::sequence_policy<expar::even_sequences>);
+static_assert(expar::sequence_policy<expar::interleaved_sequences>);
+static_assert(expar::sequence_policy<expar::packed_sequences<std::int32_t>>);
+static_assert(!expar::sequence_policy<int>);
+
+TEST_CASE("tokens fall into sequences", "[router]") {
+  REQUIRE(sequences_of(expar::even_sequences{2}, 6) == std::vector<int>{0, 0, 0, 1, 1, 1});
+  REQUIRE(sequences_of(expar::interleaved_sequences{2}, 6) == std::vector<int>{0, 1, 0, 1, 0, 1});
+  std::vector<std::int64_t> offsets{0, 0, 2, 2, 5, 5};
+  expar::packed_sequences const packed{expar::make_view(offsets.data(), 6)};
+  REQUIRE(packed.count(5) == 5);
+  REQUIRE(sequences_of(packed, 5) == std::vector<int>{1, 1, 3, 3, 3});
+  REQUIRE(sequences_of(expar::even_sequences{4}, 0).empty());
+  std::vector<std::int32_t> none{0};
+  REQUIRE(expar::packed_sequences{expar::make_view(none.data(), 1)}.count(0) == 0);
+}
+
+TEST_CASE("choices are counted in each sequence for itself", "[router]") {
+  router_test::random rng(314);
+  for (int round = 0; round < 60; ++round) {
+    int const count = static_cast<int>(rng.integer(1, 4)),
+              tokens = count * static_cast<int>(rng.integer(0, 5));
+    int const experts = static_cast<int>(rng.integer(1, 6)),
+              k = static_cast<int>(rng.integer(1, 4));
+    int const choices = static_cast<int>(rng.integer(1, k));
+    bool const even = rng.chance(.5);
+    std::vector<std::int32_t> ids;
+    for (int i = 0; i < tokens * k; ++i)
+      ids.push_back(static_cast<std::int32_t>(rng.integer(-1, experts - 1)));
+    mask const valid = router_test::random_mask(rng, tokens);
+    std::vector<std::int32_t> expected(static_cast<std::size_t>(count * (experts + 1)), 0),
+        got(expected);
+    for (int b = 0; b < count; ++b) {
+      expected[static_cast<std::size_t>(b * (experts + 1) + experts)] = 77;
+      for (int e = 0; e <= experts; ++e) got[static_cast<std::size_t>(b * (experts + 1) + e)] = 77;
+    }
+    for (int t = 0; t < tokens; ++t)
+      for (int j = 0; j < choices; ++j)
+        if (auto const e = ids[static_cast<std::size_t>(t * k + j)];
+            e >= 0 && valid[static_cast<std::size_t>(t)])
+          ++expected[static_cast<std::size_t>(
+              (even ? t / (tokens / count) : t % count) * (experts + 1) + e)];
+    auto const i = expar::make_view(ids.data(), tokens, k);
+    auto const n = expar::make_view(got.data(), count, experts, experts + 1);
+    if (even)
+      expar::count_sequence_choices(ctx, expar::even_sequences{count}, i, choices, valid, n);
+    else
+      expar::count_sequence_choices(ctx, expar::interleaved_sequences{count}, i, choices, valid, n);
+    REQUIRE(got == expected);
+  }
+}
+
+TEST_CASE("counting in sequences refuses what does not fit", "[router]") {
+  std::vector<int> counts(6);
+  auto const n = expar::make_view(counts.data(), 2, 3),
+             flat = expar::make_view(counts.data(), 3, 2);
+  expar::even_sequences const two{2};
+  std::vector<std::int32_t> ids{0, 3};
+  auto const i = expar::make_view(ids.data(), 2, 1);
+  REQUIRE(
+      sentence_of([&] { expar::count_sequence_choices(ctx, two, i, 1, n); }) ==
+      "expar: count_sequence_choices: ids(1, 0) is 3; an expert id is -1 (no expert) or 0 to 2");
+  REQUIRE(sentence_of([&] { expar::count_sequence_choices(ctx, two, i, 2, n); }) ==
+          "expar: count_sequence_choices: choices is 2; it is at least 1 and at most the 1 choices "
+          "per token");
+  REQUIRE(sentence_of([&] { expar::count_sequence_choices(ctx, two, i, 1, flat); }) ==
+          "expar: count_sequence_choices: counts has extent 3 in dimension 0, but the number of "
+          "sequences is 2");
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/router/smooth_load.hpp>
+
+#include "../support/catch.hpp"
+#include "cases_data.hpp"
+#include "differences.hpp"
+#include "support.hpp"
+
+using Catch::Matchers::WithinAbs;
+using router_test::inf;
+using router_test::mask;
+using router_test::matrix;
+using router_test::qnan;
+using router_test::row_type;
+using router_test::sentence_of;
+
+namespace {
+
+expar::host_context const ctx;
+constexpr auto kth = expar::load_threshold::kth;
+constexpr auto others = expar::load_threshold::others;
+
+template <class T>
+constexpr double accuracy = std::is_same_v<T, double> ? 1e-12 : 1e-5;
+
+double cdf(double x) {
+  return (1 + std::erf(x / std::sqrt(2.))) / 2;
+}
+
+/// The probabilities of one token: each expert's threshold is the k-th of a sorted list.
+row_type probabilities(row_type const& c, row_type const& h, row_type const& sigma, int k,
+                       expar::load_threshold threshold) {
+  auto const there = [&](std::size_t e) { return c[e] > -inf && h[e] > -inf; };
+  row_type p(c.size(), 0);
+  for (std::size_t e = 0; e < c.size(); ++e) {
+    if (!there(e)) continue;
+    row_type list;
+    for (std::size_t o = 0; o < c.size(); ++o)
+      if (there(o) && (threshold == kth || o != e)) list.push_back(h[o]);
+    std::sort(list.rbegin(), list.rend());
+    auto const n = static_cast<std::size_t>(k);
+    p[e] = list.size() < n ? 1 : cdf((c[e] - list[n - 1]) / sigma[e]);
+  }
+  return p;
+}
+
+cases::matrix const noisy{
+    {2.3515735902799726, 0.015923015819893305, 0.6210192460450267, 0.9848925312773342},
+    {0.8730454350908673, 2.6616308437591116, 0.7031471805599453, 0.25},
+    {3.0, 1.9800962302251333, 0.8320302900605783, 0.027360385419959},
+    {3.073261687518223, 0.6992132048600137, 1.6640605801211565, 0.6170384920900533}};
+cases::matrix const sigma{
+    {0.7031471805599453, 0.9840769841801067, 0.4840769841801067, 1.3232616875182228},
+    {0.8359394198788436, 0.3232616875182229, 0.7031471805599453, 0.9840769841801067},
+    {0.4840769841801067, 0.9840769841801067, 0.8359394198788436, 0.7031471805599453},
+    {1.3232616875182228, 0.7031471805599453, 0.5859394198788436, 0.9840769841801067}};
+cases::matrix const prob_in_topk{
+    {0.9750695398121574, 0.5061242884310014, 0.15824793795526532, 0.11028423921736841},
+    {0.8297663418674599, 0.99999998639551, 0.1071873934840924, 0.26332544670189223},
+    {0.9999962426563052, 0.46678360295862675, 0.1912268667272482, 0.00021003990414658613},
+    {0.7864280234701782, 0.13089208758226784, 0.9959355376743199, 0.058913058794734185}};
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("Shazeer: load by learned noise", "[router][cases]", double, float) {
+  using T = TestType;
+  matrix<T> c(cases::logits), h(noisy), s(sigma);
+  row_type sums(4), load(4);
+  for (int t = 0; t < 4; ++t) {  // one token's sums are its probabilities
+    auto const row = [&](matrix<T>& m) { return expar::make_view(m.view().row(t), 1, 4); };
+    expar::smooth_load(ctx, row(c), row(h), row(s), {.top_k = 2}, sums);
+    for (std::size_t e = 0; e < 4; ++e)
+      REQUIRE_THAT(sums[e], WithinAbs(prob_in_topk[static_cast<std::size_t>(t)][e], accuracy<T>));
+  }
+  expar::smooth_load(ctx, c.view(), h.view(), s.view(), {.top_k = 2}, load);
+  row_type const expected{3.5912601478061004, 2.103799965367406, 1.4525977358409259,
+                          0.4327327846181414};
+  for (std::size_t e = 0; e < 4; ++e) REQUIRE_THAT(load[e], WithinAbs(expected[e], accuracy<T>));
+  REQUIRE_THAT(expar::cv_squared(ctx, load, {.ddof = 1, .epsilon = 1e-10}),
+               WithinAbs(0.48772513664867095, accuracy<T>));
+  REQUIRE_THAT(expar::cv_squared(ctx, load, {.ddof = 0, .epsilon = 1e-10}),
+               WithinAbs(0.3657938524865032, accuracy<T>));
+}
+
+TEMPLATE_TEST_CASE("V-MoE: load by noise of one size", "[router][cases]", double, float) {
+  using T = TestType;
+  cases::matrix const vmoe_noisy{{2.03125, 0.9375, 0.59375, -0.984375},
+                                 {1.453125, 2.53125, 0.0, 0.3125},
+                                 {3.0625, 0.71875, 1.15625, -0.453125},
+                                 {1.75, 0.9375, 2.171875, 0.15625}};
+  cases::matrix const expected{
+      {0.9999893114742251, 0.5987063256829237, 0.040059156863817114, 4.6629367034256575e-15},
+      {0.5743656881558972, 0.9999858977989498, 3.077334165269008e-09, 7.452693638887453e-07},
+      {0.9999999999999178, 0.05208127941521956, 0.6461697666727237, 1.7362333792902973e-11},
+      {0.5, 0.0002326290790355401, 0.9772498680518208, 4.0159986447463325e-11}};
+  matrix<T> c(cases::logits), h(vmoe_noisy);
+  row_type sums(4);
+  for (int t = 0; t < 4; ++t) {
+    auto const row = [&](matrix<T>& m) { return expar::make_view(m.view().row(t), 1, 4); };
+    expar::smooth_load(ctx, row(c), row(h), .25, {2, kth}, sums);
+    for (std::size_t e = 0; e < 4; ++e)
+      REQUIRE_THAT(sums[e], WithinAbs(expected[static_cast<std::size_t>(t)][e], accuracy<T>));
+  }
+  expar::smooth_load(ctx, c.view(), h.view(), .25, {2, kth}, sums);
+  REQUIRE_THAT(expar::cv_squared(ctx, sums, {.ddof = 0, .epsilon = 0}),
+               WithinAbs(0.4645404823323823, accuracy<T>));
+}
+
+TEST_CASE("load agrees with its definition, for any number of threads", "[router]") {
+  router_test::random rng(343);
+  expar::host_context const threads(3);
+  for (int round = 0; round < 60; ++round) {
+    int const tokens = static_cast<int>(rng.chance(.1) ? 700 : rng.integer(0, 4));
+    int const experts = static_cast<int>(rng.integer(1, 6));
+    expar::load_options const o{static_cast<int>(rng.integer(1, experts)),
+                                rng.chance(.5) ? kth : others};
+    matrix<double> c(tokens, experts, 1), h(tokens, experts, 2), s(tokens, experts);
+    for (int t = 0; t < tokens; ++t)
+      for (int e = 0; e < experts; ++e) {
+        s.set(t, e, rng.uniform(.3, 2));
+        c.set(t, e, rng.chance(.1) ? (rng.chance(.5) ? qnan : -inf) : rng.uniform(-1, 1));
+        h.set(t, e, static_cast<double>(rng.integer(-3, 3)) / 4);  // ties
+      }
+    mask const valid = router_test::random_mask(rng, tokens);
+    row_type expected(static_cast<std::size_t>(experts), 0), sums(expected.size(), 77), same(sums);
+    for (int t = 0; t < tokens; ++t) {
+      row_type const p = probabilities(c.row(t), h.row(t), s.row(t), o.top_k, o.threshold);
+      for (std::size_t e = 0; e < p.size(); ++e)
+        if (valid[static_cast<std::size_t>(t)]) expected[e] += p[e];
+    }
+    expar::smooth_load(ctx, c.view(), h.view(), s.view(), o, valid, sums);
+    expar::smooth_load(threads, c.view(), h.view(), s.view(), o, valid, same);
+    for (std::size_t e = 0; e < sums.size(); ++e)
+      REQUIRE_THAT(sums[e], WithinAbs(expected[e], 1e-10));
+    REQUIRE(same == sums);
+  }
+}
+
+TEST_CASE("load of narrow logits", "[router]") {
+  matrix<expar::bfloat16> c(cases::matrix{{2, 1, .5, -1}}), h(cases::matrix{{2.5, 1, .75, -1}});
+  matrix<double> wide_c(cases::matrix{{2, 1, .5, -1}}), wide_h(cases::matrix{{2.5, 1, .75, -1}});
+  row_type a(4), b(4);
+  expar::smooth_load(ctx, c.view(), h.view(), .5, {.top_k = 2}, a);
+  expar::smooth_load(ctx, wide_c.view(), wide_h.view(), .5, {.top_k = 2}, b);
+  REQUIRE(a == b);
+}
+
+TEST_CASE("load refuses what does not fit", "[router]") {
+  matrix<float> c(2, 3), narrow(2, 2);
+  row_type sums(3), two(2);
+  auto const load = [&](auto const&... arguments) {
+    return sentence_of([&] { expar::smooth_load(ctx, arguments..., sums); });
+  };
+  expar::load_options const top2{2}, top4{4};
+  REQUIRE(load(c.view(), narrow.view(), 1, top2) ==
+          "expar: smooth_load: noisy has extent 2 in dimension 1, but the number of experts is 3");
+  REQUIRE(load(c.view(), c.view(), 0, top2) ==
+          "expar: smooth_load: sigma is 0; it is greater than 0");
+  REQUIRE(load(c.view(), c.view(), narrow.view(), top2) ==
+          "expar: smooth_load: sigma has extent 2 in dimension 1, but the number of experts is 3");
+  REQUIRE(load(c.view(), c.view(), 1, top4) ==
+          "expar: smooth_load: top_k is 4; it is at least 1 and at most the 3 experts");
+  REQUIRE(load(c.view(), c.view(), 1, top2, mask{1}) ==
+          "expar: smooth_load: valid has extent 1 in dimension 0, but the number of tokens is 2");
+  REQUIRE(sentence_of([&] { expar::smooth_load(ctx, c.view(), c.view(), 1, top2, two); }) ==
+          "expar: smooth_load: sums has extent 2 in dimension 0, but the number of experts is 3");
+}
