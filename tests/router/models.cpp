@@ -133,6 +133,15 @@ TEST_CASE("every function of expar::models is a router of the list", "[router][m
     every_match(text_of(std::string("models/") + file + ".hpp"), R"(constexpr auto (\w+)\()",
                 [&](std::smatch const& m) { written.insert(m[1]); });
   REQUIRE(listed == written);
+  // Those that are not made of policies are in the table by name.
+  std::string const table = text_of("models.md");
+  int others = 0;
+  every_match(text_of("models/others.hpp"), R"(constexpr \w+ (\w+)\()", [&](std::smatch const& m) {
+    CAPTURE(m[1].str());
+    REQUIRE(table.find("`" + m[1].str() + "`") != std::string::npos);
+    ++others;
+  });
+  REQUIRE(others == 6);
 }
 
 TEST_CASE("gradients of every router agree with differences", "[router][models]") {

@@ -347,8 +347,8 @@ TEST_CASE("noise refuses what does not fit", "[router]") {
     return sentence_of([&] { expar::transform_logits(ctx, transform, z.view(), d_raw.view()); });
   };
   std::string const numbers =
-      "expar: transform_logits: given numbers are 1 x 3, but the logits are "
-      "2 x 3";
+      "expar: transform_logits: given numbers are 1 x 3, but 2 x 3 are "
+      "needed";
   REQUIRE(forward(expar::add_noise{1, given}) == numbers);
   REQUIRE(forward(expar::add_uniform{1, given}) == numbers);
   REQUIRE(forward(expar::multiply_uniform{1, given}) == numbers);
@@ -389,5 +389,5 @@ TEST_CASE("noise refuses what does not fit", "[router]") {
           "expar: learned_noise_backward: d_raw has extent 2 in dimension 1, but the number of "
           "experts is 3");
   REQUIRE(backward(z.view(), given, d.view(), d_raw.view()) ==
-          "expar: learned_noise_backward: given numbers are 1 x 3, but the logits are 2 x 3");
+          "expar: learned_noise_backward: given numbers are 1 x 3, but 2 x 3 are needed");
 }

@@ -208,7 +208,7 @@ TEST_CASE("sources give numbers of their stream, or those of the caller", "[rout
   REQUIRE(given.at(1).of<double>(2) == 6);
   REQUIRE(sentence_of([&] { given.check("route", 3, 2); }) == "nothing was thrown");
   REQUIRE(sentence_of([&] { given.check("route", 3, 1); }) ==
-          "expar: route: given numbers are 2 x 3, but the logits are 1 x 3");
+          "expar: route: given numbers are 2 x 3, but 1 x 3 are needed");
 }
 
 TEST_CASE("a stream refuses what it cannot count", "[router]") {

@@ -47,6 +47,13 @@ TEST_CASE("top p takes experts until they exceed p", "[router]") {
   REQUIRE(select(expar::top_p{0}, {-inf, qnan}, 2) == ids_type{-1, -1});
 }
 
+TEST_CASE("every expert that has a key, by its id", "[router]") {
+  REQUIRE(select(expar::every_key{}, {-inf, 2, qnan, 1, 3}, 5) == ids_type{1, 3, 4, -1, -1});
+  REQUIRE(select(expar::every_key{}, {1, 0}, 2) == ids_type{0, 1});
+  REQUIRE(router_test::sentence_of([] { expar::every_key{}.check("route", 4, 3, 1); }) ==
+          "expar: route: top_k is 3, but every_key selects any number of the 4 experts");
+}
+
 TEST_CASE("experts that the caller names", "[router]") {
   ids_type const ids{1, 2, 2, -1, 0, 3}, names{2, 0};
   auto const table = expar::make_view(ids.data(), 3, 2);

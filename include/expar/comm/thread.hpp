@@ -2,12 +2,11 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <thread>
+#include <thread>  // and with it durations and clocks: <chrono> would bring calendars and streams
 #include <vector>
 
 #include <expar/communicator.hpp>

@@ -226,7 +226,7 @@ struct given_numbers {
   void check(char const* what, index_t experts, index_t tokens) const {
     detail::expects(numbers.extents[0] == tokens && numbers.extents[1] == experts, what,
                     ": given numbers are ", numbers.extents[0], " x ", numbers.extents[1],
-                    ", but the logits are ", tokens, " x ", experts);
+                    ", but ", tokens, " x ", experts, " are needed");
   }
 };
 template <class T>

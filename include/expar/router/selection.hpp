@@ -33,6 +33,23 @@ struct top_k_selection {
   }
 };
 
+/// Selects all experts that can be selected, by ascending id, for a router whose top_k is the
+/// number of experts. In O(experts), where top_k_selection sorts them.
+struct every_key {
+  template <class A>
+  EXPAR_HD void select(A const* keys, A const* /*s*/, int experts, int k, std::int32_t* ids,
+                       A* /*scratch*/) const {
+    int found = 0;
+    for (int e = 0; e < experts; ++e)
+      if (!detail::masked(keys[e])) ids[found++] = e;
+    for (; found < k; ++found) ids[found] = -1;
+  }
+  void check(char const* what, int experts, int top_k, index_t /*tokens*/) const {
+    detail::expects(top_k == experts, what, ": top_k is ", top_k,
+                    ", but every_key selects any number of the ", experts, " experts");
+  }
+};
+
 /// k / groups experts of each of `groups` runs of experts, run after run (Pangu Pro's mixture of
 /// grouped experts, arXiv:2505.21411).
 struct top_k_per_group {

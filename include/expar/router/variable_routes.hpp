@@ -84,23 +84,6 @@ concept variable_routes_like = requires(std::remove_reference_t<R>& r) {
   requires tensor<decltype((r.weights)), 1>;
 };
 
-/// Selects all experts that can be selected, by ascending id, for a router whose top_k is the
-/// number of experts. In O(experts), where top_k_selection sorts them.
-struct every_key {
-  template <class A>
-  EXPAR_HD void select(A const* keys, A const* /*s*/, int experts, int k, std::int32_t* ids,
-                       A* /*scratch*/) const {
-    int found = 0;
-    for (int e = 0; e < experts; ++e)
-      if (!detail::masked(keys[e])) ids[found++] = e;
-    for (; found < k; ++found) ids[found] = -1;
-  }
-  void check(char const* what, int experts, int top_k, index_t /*tokens*/) const {
-    detail::expects(top_k == experts, what, ": top_k is ", top_k,
-                    ", but every_key selects any number of the ", experts, " experts");
-  }
-};
-
 namespace detail {
 
 template <class T, class Id>

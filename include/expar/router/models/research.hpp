@@ -30,18 +30,19 @@ constexpr auto top_p_moe(int experts, double p = 0.4) {
   return router({.experts = experts, .top_k = experts}, softmax_score{}, score_key{}, top_p{p});
 }
 
-/// DynMoE's top-any gate: every expert with sigmoid(z) + bias > 0, where z is the scaled cosine and
-/// the bias is -sigmoid(tau * threshold); w = 1 / (how many), with a straight-through gradient. In
-/// evaluation (or_best) a token for which none fires takes the best. Source: LINs-lab/DynMoE,
-/// sharded_moe.py.
+/// DynMoE's top-any gate: every expert with sigmoid(z) + bias > 0, by ascending id, where z is the
+/// scaled cosine and the bias is -sigmoid(tau * threshold); w = 1 / (how many), with a
+/// straight-through gradient. In evaluation (or_best) a token for which none fires takes the best.
+/// Source: LINs-lab/DynMoE, sharded_moe.py.
 constexpr auto dynmoe(int experts, bool or_best = true) {
   return router({.experts = experts, .top_k = experts}, sigmoid_score{}, biased_key{},
-                positive_keys{or_best}, equal_weights{.straight_through = true});
+                positive_keys{or_best}, every_key{}, equal_weights{.straight_through = true});
 }
 
-/// ReMoE: every expert with z > 0, w = z. Source: thu-ml/ReMoE.
+/// ReMoE: every expert with z > 0, by ascending id, w = z. Source: thu-ml/ReMoE.
 constexpr auto remoe(int experts) {
-  return router({.experts = experts, .top_k = experts}, relu_score{}, score_key{}, positive_keys{});
+  return router({.experts = experts, .top_k = experts}, relu_score{}, score_key{}, positive_keys{},
+                every_key{});
 }
 
 /// BASE: the expert that balanced_assignment() gives the token, w = alpha = sigmoid(z)[id]; the
