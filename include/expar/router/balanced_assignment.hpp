@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -9,6 +8,7 @@
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
+#include <expar/router/exp.hpp>
 #include <expar/tensor.hpp>
 
 namespace expar {
@@ -22,6 +22,10 @@ struct assignment_options {
 };
 
 namespace detail {
+
+inline bool is_finite(double x) {
+  return x - x == 0;
+}
 
 /// The places of one expert that are taken, as a heap whose top has the lowest price.
 struct assignment_place {
@@ -72,7 +76,7 @@ inline void hold_auction(double const* scores, index_t tokens, index_t experts, 
   while (waiting > 0) {
     std::int32_t const token = bidders[--waiting];
     double const* const row = scores + token * experts;
-    double best = -HUGE_VAL, second = -HUGE_VAL;
+    double best = -detail::infinity<double>, second = -detail::infinity<double>;
     index_t at = 0;
     for (index_t e = 0; e < experts; ++e) {
       double const price = taken[e] < places ? 0 : heaps[e * places].price;
@@ -140,7 +144,7 @@ inline constexpr struct balanced_assignment_fn {
     detail::buffer<double> finite(ctx.memory());
     finite.resize(tokens * experts);
     double const range = shift_to_zero(from, finite.data());
-    detail::expects(std::isfinite(range),
+    detail::expects(detail::is_finite(range),
                     "balanced_assignment: the range of the scores is not a "
                     "finite number");
     double const share = options.relative * range;
@@ -153,17 +157,17 @@ inline constexpr struct balanced_assignment_fn {
   template <class T>
   static double shift_to_zero(tensor_view<T, 2> scores, double* out) {
     index_t const tokens = scores.extents[0], experts = scores.extents[1];
-    double low = HUGE_VAL, high = -HUGE_VAL;
+    double low = detail::infinity<double>, high = -detail::infinity<double>;
     for (index_t t = 0; t < tokens; ++t)
       for (index_t e = 0; e < experts; ++e) {
         double const x = static_cast<double>(widen(scores.row(t)[e]));
         out[t * experts + e] = x;
-        if (!std::isfinite(x)) continue;
+        if (!detail::is_finite(x)) continue;
         if (x < low) low = x;
         if (x > high) high = x;
       }
     for (index_t i = 0; i < tokens * experts; ++i)
-      out[i] = std::isfinite(out[i]) ? out[i] - low : 0;
+      out[i] = detail::is_finite(out[i]) ? out[i] - low : 0;
     return high < low ? 0 : high - low;
   }
 } balanced_assignment{};

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cmath>
-
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/router/math.hpp>
 #include <expar/router/orthogonal_loss.hpp>
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
@@ -32,7 +31,7 @@ double off_norm(host_context const& ctx, unit_rows const& u, There there) {
   });
   double sum = 0;
   for (double const x : sums) sum += x;
-  return std::sqrt(sum);
+  return detail::square_root(sum);
 }
 
 template <class T>

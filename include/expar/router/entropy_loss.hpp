@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cmath>
-
 #include <expar/context.hpp>
 #include <expar/element.hpp>
+#include <expar/router/math.hpp>
 #include <expar/router/score.hpp>
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
@@ -30,7 +29,7 @@ struct entropy_term {
   A entropy(A const* p) const {
     A sum = 0;
     for (int e = 0; e < experts; ++e)
-      if (p[e] > A(0)) sum -= p[e] * std::log(p[e]);
+      if (p[e] > A(0)) sum -= p[e] * logarithm(p[e]);
     return sum;
   }
   template <class A>
@@ -43,7 +42,7 @@ struct entropy_term {
     softmax_score{}(z, p, experts);
     A const all = entropy(p);
     for (int e = 0; e < experts; ++e)
-      if (p[e] > A(0)) p[e] *= static_cast<A>(-factor) * (std::log(p[e]) + all);
+      if (p[e] > A(0)) p[e] *= static_cast<A>(-factor) * (logarithm(p[e]) + all);
   }
 };
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
+#include <expar/router/math.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
@@ -33,7 +33,7 @@ struct unit_rows {
       for (index_t r = first; r < last; ++r) {
         double* const to = row(r);
         widen_row(weights.row(r), to, width);
-        norms[r] = std::sqrt(dot(to, to));
+        norms[r] = detail::square_root(dot(to, to));
         double const divisor = norms[r] > epsilon ? norms[r] : epsilon;
         for (index_t i = 0; i < width; ++i) to[i] /= divisor;
       }

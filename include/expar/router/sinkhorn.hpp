@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -94,7 +93,7 @@ struct sinkhorn_kernel {
       double sum = 0;
       for (index_t at = e; at < static_cast<index_t>(parts.size()); at += experts) sum += parts[at];
       double const fitted = 1. / static_cast<double>(experts) / (sum + epsilon);
-      change += std::abs(fitted - columns[e]);
+      change += fitted < columns[e] ? columns[e] - fitted : fitted - columns[e];
       columns[e] = fitted;
     }
     return change / static_cast<double>(experts);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -9,6 +8,7 @@
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
 #include <expar/router/cv_squared.hpp>
+#include <expar/router/math.hpp>
 #include <expar/router/token_loss.hpp>
 #include <expar/router/top_k.hpp>
 #include <expar/tensor.hpp>
@@ -122,10 +122,10 @@ inline double margin(double x, double threshold) {
   return x == threshold ? 0 : x - threshold;
 }
 inline double normal_cdf(double x) {
-  return 0.5 * std::erfc(-x * 0.70710678118654752440);
+  return 0.5 * __builtin_erfc(-x * 0.70710678118654752440);
 }
 inline double normal_density(double x) {
-  return 0.39894228040143267794 * std::exp(-0.5 * x * x);
+  return 0.39894228040143267794 * exponential(-0.5 * x * x);
 }
 
 }  // namespace detail

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cmath>
-
 #include <expar/context.hpp>
 #include <expar/element.hpp>
+#include <expar/router/math.hpp>
 #include <expar/router/score.hpp>
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
@@ -31,7 +30,7 @@ struct z_term {
     A const most = largest_logit(z, experts);
     A const sum = interleaved_sum<A>(
         experts, [z, most](int e) { return zero_unless(!masked(z[e]), shifted_exp(z[e], most)); });
-    return sum > A(0) ? most + std::log(sum) : A(0);
+    return sum > A(0) ? most + logarithm(sum) : A(0);
   }
   template <class A>
   double value(A const* z, A*) const {

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <functional>
 
 #include <expar/context.hpp>
 #include <expar/detail/arithmetic.hpp>
@@ -122,7 +121,7 @@ inline constexpr struct quantile_bias_fn {
         }
         A at = detail::infinity<A>;
         if (n > 0) {
-          std::nth_element(column, column + rank, column + n, std::greater<A>());
+          std::nth_element(column, column + rank, column + n, [](A a, A b) { return a > b; });
           at = column[rank];
         }
         bool const finite = at > -detail::infinity<A> && at < detail::infinity<A>;
