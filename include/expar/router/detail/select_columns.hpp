@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include <expar/router/detail/column_slots.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+/// How many columns of keys select_columns() may read, though it makes nothing of those behind the
+/// last expert.
+constexpr index_t selected_columns(index_t experts) {
+  return (experts + 63) / 64 * 64 + 1;
+}
+
+/// The largest keys of the experts from `from` on in steps of `step`.
+template <class A>
+inline pack<A> largest_column(A const* keys, index_t experts, index_t from = 0, index_t step = 1) {
+  constexpr int lanes = pack<A>::lanes;
+  pack<A> most = pack<A>::all(-infinity<A>);
+  for (index_t e = from; e < experts; e += step)
+    most = larger(pack<A>::load(keys + e * lanes), most);
+  return most;
+}
+
+/// One lane, as select_top_k() would.
+template <class A>
+inline void select_column(A const* keys, int experts, int k, int lane, std::int32_t* ids) {
+  constexpr int lanes = pack<A>::lanes;
+  std::int32_t mine[most_slots];
+  A best[most_slots];
+  int found = 0;
+  for (int e = 0; e < experts; ++e) {
+    A const key = keys[index_t{e} * lanes + lane];
+    if (!(key > -infinity<A>)) continue;
+    if (found == k && !(key > best[k - 1])) continue;
+    int at = found < k ? found++ : k - 1;
+    for (; at > 0 && key > best[at - 1]; --at) best[at] = best[at - 1], mine[at] = mine[at - 1];
+    best[at] = key, mine[at] = e;
+  }
+  for (int j = 0; j < k; ++j) ids[j * lanes + lane] = j < found ? mine[j] : -1;
+}
+
+/// All experts have a slot.
+template <int Slots>
+inline void select_all(float const* keys, int experts, int k, std::int32_t* ids) {
+  constexpr int lanes = pack<float>::lanes;
+  column_slots<Slots> slots;
+  for (int e = 0; e < Slots; ++e)
+    for (int l = 0; l < lanes; ++l) {
+      if (e < experts)
+        slots.put(e, l, keys[e * lanes + l], e);
+      else
+        slots.key[e * lanes + l] = -infinity<double>;
+    }
+  slots.sort(k, ids);
+}
+
+/// For more experts than slots, and k <= Slots / 2.
+template <int Slots>
+inline pack<float> select_by_threshold(float const* keys, int experts, int k, std::int32_t* ids) {
+  using p = pack<float>;
+  constexpr int lanes = p::lanes;
+  typename p::vector classes[Slots];
+  for (int c = 0; c < Slots; ++c) classes[c] = largest_column(keys, experts, c, Slots).v;
+  sort_rows<Slots>(static_cast<typename p::vector*>(classes));
+  p const threshold = {classes[k - 1]};
+  column_slots<Slots> slots;
+  slots.clear();
+  int filled[lanes] = {};
+  for (int first = 0; first < experts; first += 64) {
+    alignas(64) std::uint32_t words[2][lanes];  // bit i: expert first + i, first + 32 + i
+    for (int half = 0; half < 2; ++half) {
+      int const from = first + 32 * half, end = from + 32 < experts ? from + 32 : experts;
+      typename p::bits bits = {};
+      for (int e = end - 1; e >= from; --e)
+        bits += bits - (typename p::bits)(p::load(keys + index_t{e} * lanes).v >= threshold.v);
+      std::memcpy(words[half], &bits, sizeof bits);
+    }
+    float const* const from = keys + index_t{first} * lanes;
+    for (int l = 0; l < lanes; ++l) {
+      std::uint64_t bits = words[0][l] | std::uint64_t{words[1][l]} << 32;
+      int const n = count_bits(bits);
+      if (filled[l] + n > Slots) {
+        filled[l] = Slots + 1;  // too many
+        continue;
+      }
+      for (int i = 0; i < n; i += slots.more)
+        for (int j = 0; j < slots.more; ++j) {  // those behind the last one will be cleared
+          int const e = std::countr_zero(bits);
+          bits &= bits - 1;
+          slots.put(filled[l] + i + j, l, from[e * lanes + l], first + e);
+        }
+      filled[l] += n;
+    }
+  }
+  for (int l = 0; l < lanes; ++l) slots.clear_from(filled[l], l);
+  slots.sort(k, ids);
+  for (int l = 0; l < lanes; ++l)
+    if (filled[l] > Slots) select_column(keys, experts, k, l, ids);
+  return p{classes[0]};
+}
+
+/// The k best experts of each lane to ids [k][lanes], -1 where there are fewer; gives the largest
+/// keys. k is at most 16, or at most `experts`, which is at most 32.
+template <class A>
+inline pack<A> select_columns(A const* keys, int experts, int k, std::int32_t* ids) {
+  if constexpr (std::is_same_v<A, float>) {
+    if (experts > (k <= 8 ? 16 : 32))
+      return k <= 8 ? select_by_threshold<16>(keys, experts, k, ids)
+                    : select_by_threshold<32>(keys, experts, k, ids);
+    if (experts <= 8)
+      select_all<8>(keys, experts, k, ids);
+    else if (experts <= 16)
+      select_all<16>(keys, experts, k, ids);
+    else
+      select_all<32>(keys, experts, k, ids);
+  } else {
+    for (int l = 0; l < pack<A>::lanes; ++l) select_column(keys, experts, k, l, ids);
+  }
+  return largest_column(keys, experts);
+}
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include <expar/router/detail/column_slots.hpp>  // most_slots
+#include <expar/router/weight.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+// What weight policies do, for all lanes: weights w and ids are [k][lanes].
+
+/// Lanes with an expert.
+inline mask_of<float> chosen(std::int32_t const* ids) {
+  mask_of<float> id;
+  std::memcpy(&id, ids, sizeof id);
+  return id >= 0;
+}
+
+/// Any policy, lane by lane.
+template <class Step, class A>
+void weigh_lanes(Step const& step, std::int32_t const* ids, A* w, int k) {
+  constexpr int lanes = pack<A>::lanes;
+  std::int32_t id[most_slots];
+  A mine[most_slots];
+  for (int l = 0; l < lanes; ++l) {
+    for (int j = 0; j < k; ++j) id[j] = ids[j * lanes + l], mine[j] = w[j * lanes + l];
+    step(static_cast<std::int32_t const*>(id), static_cast<A*>(mine), k);
+    for (int j = 0; j < k; ++j) w[j * lanes + l] = mine[j];
+  }
+}
+template <class A>
+void weigh_lanes(scale const& step, std::int32_t const*, A* w, int k) {
+  using p = pack<A>;
+  for (int j = 0; j < k; ++j)
+    multiply(p::load(w + j * p::lanes), p::all(static_cast<A>(step.factor)))
+        .store(w + j * p::lanes);
+}
+template <class A>
+void weigh_lanes(renormalize const& step, std::int32_t const*, A* w, int k) {
+  using p = pack<A>;
+  if (k == 1 && !step.single) return;
+  p const epsilon = p::all(static_cast<A>(step.epsilon)), zero = p::all(0);
+  p sum = zero;
+  for (int j = 0; j < k; ++j) sum = add(sum, p::load(w + j * p::lanes));
+  p const divisor = step.kind == renormalize::guard::add
+                        ? add(sum, epsilon)
+                        : select(sum.v < epsilon.v, epsilon, add(sum, zero));
+  for (int j = 0; j < k; ++j) {
+    p const mine = divide(p::load(w + j * p::lanes), divisor);
+    zero_unless(divisor.v != zero.v, mine).store(w + j * p::lanes);
+  }
+}
+
+inline void weigh_lanes(softmax_weights const& step, std::int32_t const* ids, float* w, int k) {
+  using p = pack<float>;
+  p const none = p::all(-infinity<float>), zero = p::all(0);
+  p most = none, sum = zero;
+  for (int j = 0; j < k; ++j)
+    most = larger(select(chosen(ids + j * p::lanes), p::load(w + j * p::lanes), none), most);
+  if (any<float>(most.v == p::all(infinity<float>).v))
+    return weigh_lanes<softmax_weights, float>(step, ids, w, k);
+  for (int j = 0; j < k; ++j) {
+    p const mine = p::load(w + j * p::lanes);
+    p const term = zero_unless(chosen(ids + j * p::lanes), small_exponential(subtract(mine, most)));
+    term.store(w + j * p::lanes);
+    sum = add(sum, term);
+  }
+  for (int j = 0; j < k; ++j) {
+    p const mine = p::load(w + j * p::lanes);
+    select(sum.v > zero.v, divide(mine, sum), mine).store(w + j * p::lanes);
+  }
+}
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar
