@@ -6,7 +6,7 @@
 //   of_limit      route / limit
 //   partial_sort  route / plain code for the same router that selects by std::partial_sort
 //   insertion     route / the same code, selecting by insertion
-//   two_threads   route() on two threads / on one
+//   two_threads   route() on two threads / on one, for four times as many tokens
 // The plain code computes every score with std::exp, row by row.
 #include <benchmark/benchmark.h>
 
@@ -22,6 +22,7 @@
 #include <random>
 #include <vector>
 
+#include <expar/router/detail/transpose.hpp>
 #include <expar/router/models.hpp>
 #include <expar/router/route.hpp>
 
@@ -56,14 +57,15 @@ struct problem {
   shape s;
   std::pmr::vector<float> logits;  // on a cache line, as tensors of frameworks are
   std::vector<float> bias, largest;
-  expar::routes<float> routes;
+  expar::routes<float> routes, routes_of_many;
 
   explicit problem(shape of)
       : s(of),
-        logits(size_of(s.tokens, s.experts), &lines),
+        logits(4 * size_of(s.tokens, s.experts), &lines),
         bias(size_of(s.experts, 1)),
         largest(size_of(s.tokens, 1)),
-        routes(s.tokens, s.top_k) {
+        routes(s.tokens, s.top_k),
+        routes_of_many(4 * s.tokens, s.top_k) {
     std::mt19937 bits(1);
     std::normal_distribution<float> normal;
     for (float& z : logits) z = normal(bits);
@@ -71,26 +73,35 @@ struct problem {
   }
 
   auto view() const { return expar::make_view(logits.data(), s.tokens, s.experts); }
+  auto many() const { return expar::make_view(logits.data(), 4 * s.tokens, s.experts); }
   float const* row(int t) const { return logits.data() + size_of(t, s.experts); }
 };
 
-/// The limit: each logit is read once, in vectors of 8.
+/// The limit: each logit is read once, and the largest of a row taken.
 template <int Experts>
 void scan_rows(problem& p) {
-  typedef float vector __attribute__((vector_size(32)));
-  constexpr int side = Experts < 64 ? 1 : 4;  // vectors that do not wait for each other
-  for (int t = 0; t < p.s.tokens; ++t) {
-    vector most[side];
-    std::memcpy(most, p.row(t), sizeof most);
-    for (int e = 8 * side; e < Experts; e += 8 * side) {
-      vector next[side];
-      std::memcpy(next, p.row(t) + e, sizeof next);
-      for (int i = 0; i < side; ++i) most[i] = next[i] > most[i] ? next[i] : most[i];
+  using pack = expar::detail::pack<float>;
+  constexpr int lanes = pack::lanes, width = Experts < lanes ? Experts : lanes;
+  alignas(64) float rows[lanes * width], columns[lanes * width];
+  float const* row[lanes];
+  for (int l = 0; l < lanes; ++l) row[l] = rows + l * width;
+  for (int t = 0; t < p.s.tokens; t += lanes) {
+    if constexpr (Experts < lanes) {
+      for (int l = 0; l < lanes; ++l) row[l] = p.row(t + l);
+    } else {
+      for (int l = 0; l < lanes; ++l) {
+        float const* const z = p.row(t + l);
+        pack most[4] = {pack::load(z), pack::load(z), pack::load(z), pack::load(z)};
+        for (int e = 0; e < Experts / lanes; ++e)
+          most[e % 4] = larger(pack::load(z + e * lanes), most[e % 4]);
+        larger(larger(most[0], most[1]), larger(most[2], most[3])).store(rows + l * width);
+      }
     }
-    for (int i = 1; i < side; ++i) most[0] = most[i] > most[0] ? most[i] : most[0];
-    float best = most[0][0];
-    for (int l = 1; l < 8; ++l) best = most[0][l] > best ? most[0][l] : best;
-    p.largest[static_cast<std::size_t>(t)] = best;
+    expar::detail::transpose(static_cast<float const* const*>(row), width,
+                             static_cast<float*>(columns));
+    pack most = pack::load(columns);
+    for (int i = 1; i < width; ++i) most = larger(pack::load(columns + i * lanes), most);
+    most.store(p.largest.data() + t);
   }
 }
 void scan(problem& p) {
@@ -198,8 +209,9 @@ void compare(benchmark::State& state, problem& p, Route route, Plain plain) {
   std::vector<double> limit, mine, of_limit, sorted, inserted, threads;
   auto const round = [&] {
     double const read = seconds([&] { scan(p); });
-    double const alone = seconds([&] { route(one); });
-    double const both = seconds([&] { route(two); });
+    double const alone = seconds([&] { route(one, p.view(), p.routes); });
+    double const many = seconds([&] { route(one, p.many(), p.routes_of_many); });
+    double const many_by_two = seconds([&] { route(two, p.many(), p.routes_of_many); });
     double const insertion = seconds([&] { plain.template route<false>(); });
     double const partial_sort = seconds([&] { plain.template route<true>(); });
     limit.push_back(p.s.tokens / read * 1e-6);
@@ -207,7 +219,7 @@ void compare(benchmark::State& state, problem& p, Route route, Plain plain) {
     of_limit.push_back(read / alone);
     sorted.push_back(partial_sort / alone);
     inserted.push_back(insertion / alone);
-    threads.push_back(alone / both);
+    threads.push_back(many / many_by_two);
     return alone;
   };
   round();
@@ -230,7 +242,8 @@ void route_softmax(benchmark::State& state) {
   problem p(shapes[state.range(0)]);
   auto const r = expar::models::mixtral({.experts = p.s.experts, .top_k = p.s.top_k});
   compare(
-      state, p, [&](auto const& ctx) { expar::route(ctx, r, p.view(), p.routes); },
+      state, p,
+      [&](auto const& ctx, auto const& z, auto& routes) { expar::route(ctx, r, z, routes); },
       plain_router<false>(p));
 }
 
@@ -239,7 +252,8 @@ void route_selected_softmax(benchmark::State& state) {
   problem p(shapes[state.range(0)]);
   expar::router const r({p.s.experts, p.s.top_k}, expar::logit_score{}, expar::softmax_weights{});
   compare(
-      state, p, [&](auto const& ctx) { expar::route(ctx, r, p.view(), p.routes); },
+      state, p,
+      [&](auto const& ctx, auto const& z, auto& routes) { expar::route(ctx, r, z, routes); },
       plain_router<false>(p));
 }
 
@@ -252,7 +266,10 @@ void route_sigmoid_groups(benchmark::State& state) {
                                              .top_groups = p.s.top_groups,
                                              .scale = 2.5});
   compare(
-      state, p, [&](auto const& ctx) { expar::route(ctx, r, p.view(), p.bias, p.routes); },
+      state, p,
+      [&](auto const& ctx, auto const& z, auto& routes) {
+        expar::route(ctx, r, z, p.bias, routes);
+      },
       plain_router<true>(p));
 }
 
