@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/router/detail/transpose.hpp>
+
+#include <vector>
+
+#include "../../support/catch.hpp"
+
+namespace {
+
+template <class A>
+void require_transposed() {
+  constexpr int lanes = expar::detail::pack<A>::lanes;
+  for (int columns = 0; columns <= 21; ++columns) {
+    int const pitch = columns + 3;
+    std::vector<A> from(static_cast<std::size_t>(lanes * pitch)),
+        to(static_cast<std::size_t>(lanes * columns + 1), A(-1));
+    for (std::size_t i = 0; i < from.size(); ++i) from[i] = static_cast<A>(i);
+    A const* rows[lanes];
+    for (int l = 0; l < lanes; ++l) rows[l] = from.data() + l * pitch;
+    expar::detail::transpose(static_cast<A const* const*>(rows), columns, to.data());
+    for (int c = 0; c < columns; ++c)
+      for (int l = 0; l < lanes; ++l)
+        REQUIRE(to[static_cast<std::size_t>(c * lanes + l)] == static_cast<A>(l * pitch + c));
+    REQUIRE(to.back() == A(-1));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("rows become columns", "[router]") {
+  require_transposed<float>();
+  require_transposed<double>();
+}
