@@ -191,7 +191,7 @@ class network {
     expar::route_backward(ctx_, digit_router, logits_, routes_, d_weights_, d_logits_);
     auto const counts = load_of_all_ranks();
     expar::load_balance_loss_backward(
-        ctx_, logits_, counts, {.coefficient = balance, .tokens = images_of_all, .choices = top_k},
+        ctx_, logits_, counts, {.coefficient = balance, .choices = top_k, .tokens = images_of_all},
         d_logits_);
 
     for (index_t t = 0; t < tokens; ++t) {

@@ -90,7 +90,7 @@ TEST_CASE("the sum of two ranks' losses, with counts of both, is the loss of one
   std::vector<std::int64_t> counts(experts);
   std::vector<double> sums(experts);
   expar::count_choices(ctx, expar::make_view(ids.data(), tokens, k), k, counts);
-  expar::load_balance_options const o{.tokens = tokens, .choices = k};
+  expar::load_balance_options const o{.choices = k, .tokens = tokens};
   double const whole = expar::load_balance_loss(ctx, rows(logits, 0, tokens), counts, o);
   expar::load_balance_loss_backward(ctx, rows(logits, 0, tokens), counts, o,
                                     rows(whole_gradient, 0, tokens));

@@ -53,8 +53,9 @@ TEMPLATE_TEST_CASE("Switch: top 1, losses, and their gradients", "[router][cases
   expar::count_choices(ctx, routes.ids, 1, n);
   REQUIRE(n == counts);
   matrix<T> z(cases::logits), d_balance(4, 4), d_z(4, 4);
-  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), n), WithinAbs(load_balance, accuracy<T>));
-  expar::load_balance_loss_backward(ctx, z.view(), n, {}, d_balance.view());
+  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), n, {.choices = 1}),
+               WithinAbs(load_balance, accuracy<T>));
+  expar::load_balance_loss_backward(ctx, z.view(), n, {.choices = 1}, d_balance.view());
   require_matrix(d_balance.view(), d_load_balance);
   REQUIRE_THAT(expar::z_loss(ctx, z.view()), WithinAbs(z_loss, accuracy<T>));
   expar::z_loss_backward(ctx, z.view(), {}, d_z.view());
@@ -70,7 +71,8 @@ TEMPLATE_TEST_CASE("Tutel: top 2 and GShard's loss", "[router][cases]", double, 
   std::vector<expar::index_t> n(4);
   expar::count_choices(ctx, routes.ids, 1, n);
   matrix<T> z(logits);
-  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), n), WithinAbs(load_balance, accuracy<T>));
+  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), n, {.choices = 1}),
+               WithinAbs(load_balance, accuracy<T>));
 }
 
 TEMPLATE_TEST_CASE("Mixtral: renormalized top 2, and both scalings of its loss", "[router][cases]",
@@ -257,7 +259,8 @@ TEST_CASE("the six-token example of Tutel", "[router][cases]") {
   expar::count_choices(ctx, two.ids, 2, both);
   REQUIRE(first == std::vector<expar::index_t>{5, 1, 0, 0});
   REQUIRE(both == std::vector<expar::index_t>{5, 4, 3, 0});
-  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), first), WithinAbs(1.6388889, 1e-7));
+  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), first, {.choices = 1}),
+               WithinAbs(1.6388889, 1e-7));
   REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), both, {.choices = 2}),
                WithinAbs(1.2944444, 1e-7));
 

@@ -128,10 +128,12 @@ TEST_CASE("the number of threads does not show in losses over devices", "[router
   for (int e = 0; e < 16; ++e) device_of.push_back(e / 4);
   counts_type const n{100, 200, 30, 4};
   expar::host_context const threads(3);
-  REQUIRE(expar::device_balance_loss(ctx, softmax, z.view(), device_of, n, {}) ==
-          expar::device_balance_loss(threads, softmax, z.view(), device_of, n, {}));
-  expar::device_balance_loss_backward(ctx, softmax, z.view(), device_of, n, {}, one.view());
-  expar::device_balance_loss_backward(threads, softmax, z.view(), device_of, n, {}, three.view());
+  REQUIRE(expar::device_balance_loss(ctx, softmax, z.view(), device_of, n, {.choices = 1}) ==
+          expar::device_balance_loss(threads, softmax, z.view(), device_of, n, {.choices = 1}));
+  expar::device_balance_loss_backward(ctx, softmax, z.view(), device_of, n, {.choices = 1},
+                                      one.view());
+  expar::device_balance_loss_backward(threads, softmax, z.view(), device_of, n, {.choices = 1},
+                                      three.view());
   REQUIRE(one.data == three.data);
 }
 
@@ -144,18 +146,20 @@ TEST_CASE("losses over devices refuse what does not fit", "[router]") {
     return sentence_of(
         [&] { (void)expar::device_balance_loss(ctx, softmax, z.view(), device_of, counts, o); });
   };
-  REQUIRE(loss(uneven, {}) ==
+  REQUIRE(loss(uneven, {.choices = 1}) ==
           "expar: device_balance_loss: device 0 has 3 of the 4 experts, but there are 2 devices, "
           "each of which has as many");
-  REQUIRE(loss(beyond, {}) == "expar: device_balance_loss: device_of(3) is 2; devices are 0 to 1");
-  REQUIRE(loss(three, {}) ==
+  REQUIRE(loss(beyond, {.choices = 1}) ==
+          "expar: device_balance_loss: device_of(3) is 2; devices are 0 to 1");
+  REQUIRE(loss(three, {.choices = 1}) ==
           "expar: device_balance_loss: device_of has extent 3 in dimension 0, but the number of "
           "experts is 4");
-  REQUIRE(loss(even, {.choices = 0}) ==
-          "expar: device_balance_loss: choices is 0; it is at least 1");
+  REQUIRE(
+      loss(even, {.choices = 0}) ==
+      "expar: device_balance_loss: choices is 0; options.choices must be given, and is at least 1");
   REQUIRE(sentence_of([&] {
-            expar::device_balance_loss_backward(ctx, softmax, z.view(), even, counts, {},
-                                                dz.view());
+            expar::device_balance_loss_backward(ctx, softmax, z.view(), even, counts,
+                                                {.choices = 1}, dz.view());
           }) ==
           "expar: device_balance_loss_backward: d_logits has extent 3 in dimension 1, but the "
           "number of experts is 4");

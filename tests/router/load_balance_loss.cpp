@@ -20,6 +20,7 @@ expar::host_context const ctx;
 
 using mask = std::vector<std::uint8_t>;
 using counts_type = std::vector<expar::index_t>;
+expar::load_balance_options const one_choice{.choices = 1};
 
 double by_definition(matrix<double>& z, counts_type const& counts, mask const& valid,
                      double coefficient, double tokens, int choices) {
@@ -53,7 +54,7 @@ problem random_problem(router_test::random& rng, int most_tokens) {
     p.valid.push_back(rng.chance(.8));
   }
   for (int e = 0; e < experts; ++e) p.counts.push_back(rng.integer(0, 20));
-  p.options = {rng.uniform(.1, 2), rng.chance(.5) ? 0 : 500, static_cast<int>(rng.integer(1, 4))};
+  p.options = {rng.uniform(.1, 2), static_cast<int>(rng.integer(1, 4)), rng.chance(.5) ? 0 : 500};
   p.tokens = p.options.tokens != 0
                  ? 500
                  : std::max(1., static_cast<double>(std::count(p.valid.begin(), p.valid.end(), 1)));
@@ -62,11 +63,11 @@ problem random_problem(router_test::random& rng, int most_tokens) {
 
 }  // namespace
 
-TEST_CASE("the load balance loss of a uniform load is 1", "[router]") {
+TEST_CASE("the load balance loss of a uniform load is the coefficient", "[router]") {
   matrix<float> z(std::vector<row_type>{{0, 0, 0}, {0, 0, 0}, {0, 0, 0}});
   std::vector<std::int32_t> const counts{2, 2, 2};
-  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), counts, {.choices = 2}),
-               WithinRel(1., 1e-6));
+  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), counts, {.coefficient = 3, .choices = 2}),
+               WithinRel(3., 1e-6));
 }
 
 TEST_CASE("the load balance loss agrees with its definition", "[router]") {
@@ -113,10 +114,10 @@ TEST_CASE("parts of ranks add up to the load balance loss", "[router]") {
   counts_type const counts{1, 1, 1};
   auto const part = [&](int first, int tokens) {
     return expar::load_balance_loss(ctx, expar::make_view(all.view().row(first), tokens, 3), counts,
-                                    {.tokens = 3});
+                                    {.choices = 1, .tokens = 3});
   };
   REQUIRE_THAT(part(0, 1) + part(1, 0) + part(1, 2),
-               WithinRel(expar::load_balance_loss(ctx, all.view(), counts), 1e-14));
+               WithinRel(expar::load_balance_loss(ctx, all.view(), counts, one_choice), 1e-14));
 }
 
 TEST_CASE("the number of threads does not show in the load balance loss", "[router]") {
@@ -126,10 +127,10 @@ TEST_CASE("the number of threads does not show in the load balance loss", "[rout
   counts_type counts;
   for (int e = 0; e < 17; ++e) counts.push_back(rng.integer(0, 900));
   expar::host_context const threads(4);
-  REQUIRE(expar::load_balance_loss(ctx, z.view(), counts) ==
-          expar::load_balance_loss(threads, z.view(), counts));
-  expar::load_balance_loss_backward(ctx, z.view(), counts, {}, one.view());
-  expar::load_balance_loss_backward(threads, z.view(), counts, {}, four.view());
+  REQUIRE(expar::load_balance_loss(ctx, z.view(), counts, one_choice) ==
+          expar::load_balance_loss(threads, z.view(), counts, one_choice));
+  expar::load_balance_loss_backward(ctx, z.view(), counts, one_choice, one.view());
+  expar::load_balance_loss_backward(threads, z.view(), counts, one_choice, four.view());
   REQUIRE(one.data == four.data);
 }
 
@@ -138,10 +139,10 @@ TEST_CASE("the load balance loss takes narrow logits", "[router]") {
   matrix<double> wide(std::vector<row_type>{{1, 2, -inf}, {0, qnan, 3}}), d_wide(2, 3);
   matrix<expar::bfloat16> dz(2, 3);
   counts_type const counts{3, 1, 0};
-  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), counts),
-               WithinRel(expar::load_balance_loss(ctx, wide.view(), counts), 1e-6));
-  expar::load_balance_loss_backward(ctx, z.view(), counts, {}, dz.view());
-  expar::load_balance_loss_backward(ctx, wide.view(), counts, {}, d_wide.view());
+  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), counts, one_choice),
+               WithinRel(expar::load_balance_loss(ctx, wide.view(), counts, one_choice), 1e-6));
+  expar::load_balance_loss_backward(ctx, z.view(), counts, one_choice, dz.view());
+  expar::load_balance_loss_backward(ctx, wide.view(), counts, one_choice, d_wide.view());
   for (int t = 0; t < 2; ++t)
     for (int e = 0; e < 3; ++e) REQUIRE_THAT(dz.get(t, e), WithinAbs(d_wide.get(t, e), 2e-3));
 }
@@ -156,26 +157,29 @@ TEST_CASE("the load balance loss refuses what does not fit", "[router]") {
   auto const backward = [&](auto const&... arguments) {
     return sentence_of([&] { expar::load_balance_loss_backward(ctx, arguments...); });
   };
-  expar::load_balance_options const plain, no_choices{.choices = 0}, negative{.tokens = -1};
-  REQUIRE(loss(z.view(), short_counts) ==
+  expar::load_balance_options const plain = one_choice, not_given,
+                                    negative{.choices = 1, .tokens = -1};
+  REQUIRE(loss(z.view(), short_counts, plain) ==
           "expar: load_balance_loss: counts has extent 2 in dimension 0, but the number of experts "
           "is 3");
-  REQUIRE(loss(z.view(), counts, no_choices) ==
-          "expar: load_balance_loss: choices is 0; it is at least 1");
+  REQUIRE(
+      loss(z.view(), counts, not_given) ==
+      "expar: load_balance_loss: choices is 0; options.choices must be given, and is at least 1");
   REQUIRE(loss(z.view(), counts, negative) ==
           "expar: load_balance_loss: tokens is -1; it is at least 0");
   REQUIRE(loss(z.view(), counts, valid, plain) ==
           "expar: load_balance_loss: valid has extent 1 in dimension 0, but the number of tokens "
           "is 2");
-  REQUIRE(loss(expar::make_view<float>(nullptr, 2, 3), counts) ==
+  REQUIRE(loss(expar::make_view<float>(nullptr, 2, 3), counts, plain) ==
           "expar: load_balance_loss: logits has 6 elements but its data is null");
-  REQUIRE(loss(z.view(), expar::make_view<int>(nullptr, 3)) ==
+  REQUIRE(loss(z.view(), expar::make_view<int>(nullptr, 3), plain) ==
           "expar: load_balance_loss: counts has 3 elements but its data is null");
   REQUIRE(backward(z.view(), short_counts, plain, dz.view()) ==
           "expar: load_balance_loss_backward: counts has extent 2 in dimension 0, but the number "
           "of experts is 3");
-  REQUIRE(backward(z.view(), counts, no_choices, dz.view()) ==
-          "expar: load_balance_loss_backward: choices is 0; it is at least 1");
+  REQUIRE(backward(z.view(), counts, not_given, dz.view()) ==
+          "expar: load_balance_loss_backward: choices is 0; options.choices must be given, and is "
+          "at least 1");
   REQUIRE(backward(z.view(), counts, negative, dz.view()) ==
           "expar: load_balance_loss_backward: tokens is -1; it is at least 0");
   REQUIRE(backward(z.view(), counts, valid, plain, dz.view()) ==
@@ -255,12 +259,12 @@ TEST_CASE("a score given is a score not given, where it is the softmax", "[route
   counts_type const counts{1, 1, 2};
   mask const valid{1, 0};
   expar::softmax_score const softmax;
-  REQUIRE(expar::load_balance_loss(ctx, z.view(), counts) ==
-          expar::load_balance_loss(ctx, softmax, z.view(), counts));
-  REQUIRE(expar::load_balance_loss(ctx, z.view(), counts, valid, {}) ==
-          expar::load_balance_loss(ctx, softmax, z.view(), counts, valid, {}));
-  expar::load_balance_loss_backward(ctx, z.view(), counts, {}, a.view());
-  expar::load_balance_loss_backward(ctx, softmax, z.view(), counts, {}, b.view());
+  REQUIRE(expar::load_balance_loss(ctx, z.view(), counts, one_choice) ==
+          expar::load_balance_loss(ctx, softmax, z.view(), counts, one_choice));
+  REQUIRE(expar::load_balance_loss(ctx, z.view(), counts, valid, one_choice) ==
+          expar::load_balance_loss(ctx, softmax, z.view(), counts, valid, one_choice));
+  expar::load_balance_loss_backward(ctx, z.view(), counts, one_choice, a.view());
+  expar::load_balance_loss_backward(ctx, softmax, z.view(), counts, one_choice, b.view());
   REQUIRE(a.data == b.data);
 }
 
@@ -296,12 +300,13 @@ TEST_CASE("the constants of the table of load balance losses", "[router]") {
     REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), counts, o), WithinRel(expected, 1e-12));
   };
   double const n = experts;
-  require(of_all, {.choices = k}, n * over_all / k);                    // Megatron, DeepSpeed topk
-  require(of_all, {}, n * over_all);                                    // Hugging Face, flaxformer
-  require(of_first, {}, over_first / n * n * n);                        // E^2 mean(me ce)
-  require(of_first, {.coefficient = 1 / (n * n)}, over_first / n);      // fairscale
-  require(of_first, {.coefficient = 9 / (n * n)}, over_first / n * 9);  // fastmoe, 3 local experts
-  require(of_second, {.coefficient = .5}, n * over_second / 2);         // Mesh TensorFlow
+  require(of_all, {.choices = k}, n * over_all / k);          // Megatron, DeepSpeed topk
+  require(of_all, {.choices = 1}, n * over_all);              // Hugging Face, flaxformer
+  require(of_first, {.choices = 1}, over_first / n * n * n);  // E^2 mean(me ce)
+  require(of_first, {.coefficient = 1 / (n * n), .choices = 1}, over_first / n);  // fairscale
+  require(of_first, {.coefficient = 9 / (n * n), .choices = 1},
+          over_first / n * 9);  // fastmoe, 3 local experts
+  require(of_second, {.coefficient = .5, .choices = 1}, n * over_second / 2);  // Mesh TensorFlow
 
   // fastmoe's Switch gate: both means over the kept routes. Here, each expert keeps 2.
   counts_type kept(of_first);
@@ -311,7 +316,7 @@ TEST_CASE("the constants of the table of load balance losses", "[router]") {
   for (std::size_t e = 0; e < kept.size(); ++e)
     switch_loss += static_cast<double>(kept[e]) / static_cast<double>(sum) * mean[e] * tokens /
                    static_cast<double>(sum);
-  require(kept, {.tokens = sum}, n * switch_loss);
+  require(kept, {.choices = 1, .tokens = sum}, n * switch_loss);
 }
 
 TEST_CASE("the plain L1 of ReMoE is a load balance loss of equal counts", "[router]") {
@@ -326,11 +331,14 @@ TEST_CASE("a batch without tokens or valid tokens has no load balance loss", "[r
   matrix<double> z(std::vector<row_type>{{1, 2}}), dz(1, 2);
   counts_type const none(2, 0);
   mask const invalid{0};
-  REQUIRE(expar::load_balance_loss(ctx, expar::make_view(z.data.data(), 0, 2), none) == 0);
-  REQUIRE(expar::load_balance_loss(ctx, z.view(), counts_type{1, 0}, invalid, {}) == 0);
-  expar::load_balance_loss_backward(ctx, z.view(), counts_type{1, 0}, invalid, {}, dz.view());
+  REQUIRE(expar::load_balance_loss(ctx, expar::make_view(z.data.data(), 0, 2), none, one_choice) ==
+          0);
+  REQUIRE(expar::load_balance_loss(ctx, z.view(), counts_type{1, 0}, invalid, one_choice) == 0);
+  expar::load_balance_loss_backward(ctx, z.view(), counts_type{1, 0}, invalid, one_choice,
+                                    dz.view());
   REQUIRE(dz.data == std::vector<double>{0, 0});
   REQUIRE(sentence_of([&] {
-            (void)expar::load_balance_loss(ctx, z.view(), none, {.counted_tokens = -1});
+            (void)expar::load_balance_loss(ctx, z.view(), none,
+                                           {.choices = 1, .counted_tokens = -1});
           }) == "expar: load_balance_loss: counted_tokens is -1; it is at least 0");
 }

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <expar/comm/thread.hpp>
+#include <expar/exchange/sum_counts.hpp>
 #include <expar/router/load_balance_loss.hpp>
 #include <expar/router/normalized_score.hpp>
 #include <expar/router/sequence_balance_loss.hpp>
@@ -41,23 +43,22 @@ std::vector<at_type> even(at_type sequences, at_type length, bool interleaved) {
 }
 
 double by_definition(matrix<double>& z, std::vector<at_type> const& of, int_matrix& counts,
-                     mask const& valid, expar::sequence_balance_options const& o) {
+                     std::vector<int> const& lengths, mask const& valid,
+                     expar::sequence_balance_options const& o) {
   router_test::reference_router const scores;
   double loss = 0;
   double const among = static_cast<double>(o.sequences > 0 ? o.sequences : counts.rows);
   for (at_type b = 0; b < counts.rows; ++b) {
-    double length = 0, sum = 0;
+    double const length = std::max(1, lengths[static_cast<std::size_t>(b)]);
+    double sum = 0;
     for (std::size_t t = 0; t < of.size(); ++t) {
       if (of[t] != b || valid[t] == 0) continue;
-      ++length;
       row_type const p = scores.scores(z.row(static_cast<at_type>(t)));
       for (std::size_t e = 0; e < p.size(); ++e)
         sum += p[e] * static_cast<double>(counts.at(b, static_cast<at_type>(e)));
     }
-    if (o.tokens > 0) length = static_cast<double>(o.tokens);
-    if (length > 0)
-      loss += o.coefficient * static_cast<double>(z.columns) * sum /
-              (among * o.choices * length * length);
+    loss += o.coefficient * static_cast<double>(z.columns) * sum /
+            (among * o.choices * length * length);
   }
   return loss;
 }
@@ -71,14 +72,22 @@ void agrees(router_test::random& rng, Sequences const& sequences, std::vector<at
   int_matrix counts(count, experts, 1);
   for (auto& n : counts.data) n = rng.integer(0, 9);
   mask const valid = router_test::random_mask(rng, tokens);
+  std::vector<int> lengths(static_cast<std::size_t>(count), 77);
+  expar::count_sequence_tokens(ctx, sequences, tokens, valid, lengths);
+  for (at_type b = 0; b < count; ++b) {
+    int expected = 0;
+    for (std::size_t t = 0; t < of.size(); ++t) expected += of[t] == b && valid[t];
+    REQUIRE(lengths[static_cast<std::size_t>(b)] == expected);
+    if (rng.chance(.3)) lengths[static_cast<std::size_t>(b)] = 11;  // with those of other ranks
+  }
   expar::sequence_balance_options const o{rng.uniform(.1, 2), static_cast<int>(rng.integer(1, 3)),
-                                          rng.chance(.5) ? 0 : 11, rng.chance(.5) ? 0 : 9};
-  auto const loss = [&] { return by_definition(z, of, counts, valid, o); };
-  REQUIRE_THAT(
-      expar::sequence_balance_loss(ctx, softmax, sequences, z.view(), counts.view(), valid, o),
-      WithinAbs(loss(), 1e-10));
-  expar::sequence_balance_loss_backward(ctx, softmax, sequences, z.view(), counts.view(), valid, o,
-                                        dz.view());
+                                          rng.chance(.5) ? 0 : 9};
+  auto const loss = [&] { return by_definition(z, of, counts, lengths, valid, o); };
+  REQUIRE_THAT(expar::sequence_balance_loss(ctx, softmax, sequences, z.view(), counts.view(),
+                                            lengths, valid, o),
+               WithinAbs(loss(), 1e-10));
+  expar::sequence_balance_loss_backward(ctx, softmax, sequences, z.view(), counts.view(), lengths,
+                                        valid, o, dz.view());
   router_test::require_gradient(z, dz, 3, loss, 1e-6);
 }
 
@@ -112,24 +121,58 @@ TEST_CASE("the loss of sequences is the mean of their load balance losses", "[ro
     sum += expar::load_balance_loss(ctx, score, expar::make_view(z.view().row(4 * b), 4, 5),
                                     expar::make_view(counts.data() + 5 * b, 5), {.choices = 2});
   REQUIRE_THAT(expar::sequence_balance_loss(ctx, score, expar::even_sequences{3}, z.view(),
-                                            expar::make_view(counts.data(), 3, 5), {.choices = 2}),
+                                            expar::make_view(counts.data(), 3, 5),
+                                            std::vector<int>(3, 4), {.choices = 2}),
                WithinRel(sum / 3, 1e-13));
 }
 
 TEST_CASE("ranks that share a sequence share its loss", "[router]") {
+  // Two sequences side by side, of which 3 and 4 tokens are valid; each rank has half of each.
   router_test::random rng(312);
-  matrix<double> z(8, 3);  // a sequence of 4, and another; the ranks have 2 tokens of each
+  int const tokens = 10, experts = 3, k = 2;
+  expar::interleaved_sequences const two{2};
+  matrix<double> z(tokens, experts), whole_gradient(tokens, experts), gradient(tokens, experts);
   for (double& x : z.data) x = rng.normal();
-  std::vector<int> const counts{1, 2, 1, 0, 3, 1};
-  auto const n = expar::make_view(counts.data(), 2, 3);
+  mask const valid{1, 1, 0, 1, 1, 0, 0, 1, 1, 1};
+  std::vector<std::int32_t> ids;
+  for (int i = 0; i < tokens * k; ++i)
+    ids.push_back(static_cast<std::int32_t>(rng.integer(0, experts - 1)));
+  expar::sequence_balance_options const o{.coefficient = .5, .choices = k};
+
+  int_matrix counts(2, experts);
+  std::vector<std::int64_t> lengths(2);
+  auto const all = expar::make_view(ids.data(), tokens, k);
+  expar::count_sequence_choices(ctx, two, all, k, valid, counts.view());
+  expar::count_sequence_tokens(ctx, two, tokens, valid, lengths);
+  REQUIRE(lengths == std::vector<std::int64_t>{3, 4});
   double const whole =
-      expar::sequence_balance_loss(ctx, softmax, expar::interleaved_sequences{2}, z.view(), n, {});
-  double parts = 0;
-  for (int r = 0; r < 2; ++r)
-    parts +=
-        expar::sequence_balance_loss(ctx, softmax, expar::interleaved_sequences{2},
-                                     expar::make_view(z.view().row(4 * r), 4, 3), n, {.tokens = 4});
-  REQUIRE_THAT(parts, WithinRel(whole, 1e-13));
+      expar::sequence_balance_loss(ctx, softmax, two, z.view(), counts.view(), lengths, valid, o);
+  expar::sequence_balance_loss_backward(ctx, softmax, two, z.view(), counts.view(), lengths, valid,
+                                        o, whole_gradient.view());
+  REQUIRE_THAT(whole,
+               WithinRel(by_definition(z, even(2, 5, true), counts, {3, 4}, valid, o), 1e-13));
+
+  std::vector<double> parts(2);
+  expar::run_ranks(2, [&](expar::thread_communicator& comm) {
+    int const first = comm.rank() == 0 ? 0 : 4, n = comm.rank() == 0 ? 4 : 6;
+    auto const rows = [&](matrix<double>& m) {
+      return expar::make_view(m.view().row(first), n, experts);
+    };
+    auto const marks = expar::make_view(valid.data() + first, n);
+    int_matrix mine(2, experts);
+    std::vector<std::int64_t> own(2);
+    expar::count_sequence_choices(ctx, two, expar::make_view(ids.data() + first * k, n, k), k,
+                                  marks, mine.view());
+    expar::count_sequence_tokens(ctx, two, n, marks, own);
+    expar::sum_counts(ctx, comm, mine.data);
+    expar::sum_counts(ctx, comm, own);
+    parts[static_cast<std::size_t>(comm.rank())] =
+        expar::sequence_balance_loss(ctx, softmax, two, rows(z), mine.view(), own, marks, o);
+    expar::sequence_balance_loss_backward(ctx, softmax, two, rows(z), mine.view(), own, marks, o,
+                                          rows(gradient));
+  });
+  REQUIRE_THAT(parts[0] + parts[1], WithinRel(whole, 1e-13));
+  REQUIRE(gradient.data == whole_gradient.data);
 }
 
 TEST_CASE("the number of threads does not show in the loss of sequences", "[router]") {
@@ -140,11 +183,15 @@ TEST_CASE("the number of threads does not show in the loss of sequences", "[rout
   for (int& n : counts) n = static_cast<int>(rng.integer(0, 99));
   auto const n = expar::make_view(counts.data(), 10, 17);
   expar::even_sequences const ten{10};
+  std::vector<int> const lengths(10, 333);
   expar::host_context const threads(3);
-  REQUIRE(expar::sequence_balance_loss(ctx, softmax, ten, z.view(), n, {}) ==
-          expar::sequence_balance_loss(threads, softmax, ten, z.view(), n, {}));
-  expar::sequence_balance_loss_backward(ctx, softmax, ten, z.view(), n, {}, one.view());
-  expar::sequence_balance_loss_backward(threads, softmax, ten, z.view(), n, {}, three.view());
+  REQUIRE(
+      expar::sequence_balance_loss(ctx, softmax, ten, z.view(), n, lengths, {.choices = 1}) ==
+      expar::sequence_balance_loss(threads, softmax, ten, z.view(), n, lengths, {.choices = 1}));
+  expar::sequence_balance_loss_backward(ctx, softmax, ten, z.view(), n, lengths, {.choices = 1},
+                                        one.view());
+  expar::sequence_balance_loss_backward(threads, softmax, ten, z.view(), n, lengths, {.choices = 1},
+                                        three.view());
   REQUIRE(one.data == three.data);
 }
 
@@ -158,40 +205,47 @@ TEST_CASE("the loss of sequences refuses what does not fit", "[router]") {
     return sentence_of([&] { (void)expar::sequence_balance_loss(ctx, softmax, arguments...); });
   };
   expar::even_sequences const two{2}, three{3};
-  expar::sequence_balance_options const plain;
+  expar::sequence_balance_options const plain{.choices = 1};
+  std::vector<int> const lengths(2, 1), short_lengths(1), three_lengths(3);
   using options = expar::sequence_balance_options;
   REQUIRE(
-      loss(three, z.view(), n, plain) ==
+      loss(three, z.view(), n, lengths, plain) ==
       "expar: sequence_balance_loss: sequences is 3; it is at least 1 and divides the 2 tokens");
   REQUIRE(
-      loss(expar::interleaved_sequences{0}, z.view(), n, plain) ==
+      loss(expar::interleaved_sequences{0}, z.view(), n, lengths, plain) ==
       "expar: sequence_balance_loss: sequences is 0; it is at least 1 and divides the 2 tokens");
-  REQUIRE(loss(two, z.view(), flat, plain) ==
+  REQUIRE(loss(two, z.view(), flat, lengths, plain) ==
           "expar: sequence_balance_loss: counts has extent 3 in dimension 0, but the number of "
           "sequences is 2");
-  REQUIRE(loss(expar::even_sequences{1}, z.view(), expar::make_view(counts.data(), 1, 2), plain) ==
+  REQUIRE(loss(expar::even_sequences{1}, z.view(), expar::make_view(counts.data(), 1, 2), lengths,
+               plain) ==
           "expar: sequence_balance_loss: counts has extent 2 in dimension 1, but the number of "
           "experts is 3");
-  REQUIRE(loss(two, z.view(), n, options{.choices = 0}) ==
-          "expar: sequence_balance_loss: choices is 0; it is at least 1");
-  REQUIRE(loss(two, z.view(), n, options{.tokens = -1}) ==
-          "expar: sequence_balance_loss: tokens is -1; it is at least 0");
-  REQUIRE(loss(two, z.view(), n, options{.sequences = -1}) ==
+  REQUIRE(loss(two, z.view(), n, lengths, options{}) ==
+          "expar: sequence_balance_loss: choices is 0; options.choices must be given, and is at "
+          "least 1");
+  REQUIRE(loss(two, z.view(), n, short_lengths, plain) ==
+          "expar: sequence_balance_loss: lengths has extent 1 in dimension 0, but the number of "
+          "sequences is 2");
+  REQUIRE(loss(two, z.view(), n, lengths, options{.choices = 1, .sequences = -1}) ==
           "expar: sequence_balance_loss: sequences is -1; it is at least 0");
-  REQUIRE(loss(two, z.view(), n, valid, plain) ==
+  REQUIRE(loss(two, z.view(), n, lengths, valid, plain) ==
           "expar: sequence_balance_loss: valid has extent 1 in dimension 0, but the number of "
           "tokens is 2");
   std::vector<int> down{0, 2, 1, 2}, short_of{0, 1, 1};
-  REQUIRE(loss(expar::packed_sequences{expar::make_view(down.data(), 4)}, z.view(), n, plain) ==
+  REQUIRE(loss(expar::packed_sequences{expar::make_view(down.data(), 4)}, z.view(), n,
+               three_lengths, plain) ==
           "expar: sequence_balance_loss: offsets(2) is 1; offsets ascend from 0 to the number of "
           "tokens, 2");
-  REQUIRE(loss(expar::packed_sequences{expar::make_view(short_of.data(), 3)}, z.view(), n, plain) ==
+  REQUIRE(loss(expar::packed_sequences{expar::make_view(short_of.data(), 3)}, z.view(), n, lengths,
+               plain) ==
           "expar: sequence_balance_loss: offsets(2) is 1; offsets ascend from 0 to the number of "
           "tokens, 2");
-  REQUIRE(loss(expar::packed_sequences{expar::make_view(down.data(), 0)}, z.view(), n, plain) ==
+  REQUIRE(loss(expar::packed_sequences{expar::make_view(down.data(), 0)}, z.view(), n, lengths,
+               plain) ==
           "expar: sequence_balance_loss: offsets has 0 entries; there is one more than sequences");
   REQUIRE(sentence_of([&] {
-            expar::sequence_balance_loss_backward(ctx, softmax, two, z.view(), n, plain,
+            expar::sequence_balance_loss_backward(ctx, softmax, two, z.view(), n, lengths, plain,
                                                   expar::make_view(dz.data.data(), 2, 2));
           }) ==
           "expar: sequence_balance_loss_backward: d_logits has extent 2 in dimension 1, but the "

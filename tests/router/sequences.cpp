@@ -41,39 +41,63 @@ TEST_CASE("tokens fall into sequences", "[router]") {
   REQUIRE(expar::packed_sequences{expar::make_view(none.data(), 1)}.count(0) == 0);
 }
 
-TEST_CASE("choices are counted in each sequence for itself", "[router]") {
+TEST_CASE("choices and tokens are counted in each sequence for itself", "[router]") {
   router_test::random rng(314);
-  for (int round = 0; round < 60; ++round) {
-    int const count = static_cast<int>(rng.integer(1, 4)),
-              tokens = count * static_cast<int>(rng.integer(0, 5));
+  for (int round = 0; round < 90; ++round) {
+    int const count = static_cast<int>(rng.integer(1, 4)), kind = round % 3;
+    std::vector<std::int64_t> offsets{0};
+    for (int b = 0; b < count; ++b) offsets.push_back(offsets.back() + rng.integer(0, 5));
+    int const tokens =
+        kind == 2 ? static_cast<int>(offsets.back()) : count * static_cast<int>(rng.integer(0, 5));
+    auto const sequence_of = [&](int t) {
+      if (kind == 0) return t / (tokens / count);
+      if (kind == 1) return t % count;
+      int b = 0;
+      while (offsets[static_cast<std::size_t>(b + 1)] <= t) ++b;
+      return b;
+    };
     int const experts = static_cast<int>(rng.integer(1, 6)),
               k = static_cast<int>(rng.integer(1, 4));
     int const choices = static_cast<int>(rng.integer(1, k));
-    bool const even = rng.chance(.5);
     std::vector<std::int32_t> ids;
     for (int i = 0; i < tokens * k; ++i)
       ids.push_back(static_cast<std::int32_t>(rng.integer(-1, experts - 1)));
     mask const valid = router_test::random_mask(rng, tokens);
     std::vector<std::int32_t> expected(static_cast<std::size_t>(count * (experts + 1)), 0),
-        got(expected);
-    for (int b = 0; b < count; ++b) {
+        got(expected.size(), 77), lengths(static_cast<std::size_t>(count), 0),
+        got_lengths(lengths.size(), 77);
+    for (int b = 0; b < count; ++b)  // the gap behind each row
       expected[static_cast<std::size_t>(b * (experts + 1) + experts)] = 77;
-      for (int e = 0; e <= experts; ++e) got[static_cast<std::size_t>(b * (experts + 1) + e)] = 77;
-    }
-    for (int t = 0; t < tokens; ++t)
+    for (int t = 0; t < tokens; ++t) {
+      if (!valid[static_cast<std::size_t>(t)]) continue;
+      ++lengths[static_cast<std::size_t>(sequence_of(t))];
       for (int j = 0; j < choices; ++j)
-        if (auto const e = ids[static_cast<std::size_t>(t * k + j)];
-            e >= 0 && valid[static_cast<std::size_t>(t)])
-          ++expected[static_cast<std::size_t>(
-              (even ? t / (tokens / count) : t % count) * (experts + 1) + e)];
+        if (auto const e = ids[static_cast<std::size_t>(t * k + j)]; e >= 0)
+          ++expected[static_cast<std::size_t>(sequence_of(t) * (experts + 1) + e)];
+    }
     auto const i = expar::make_view(ids.data(), tokens, k);
     auto const n = expar::make_view(got.data(), count, experts, experts + 1);
-    if (even)
-      expar::count_sequence_choices(ctx, expar::even_sequences{count}, i, choices, valid, n);
-    else
-      expar::count_sequence_choices(ctx, expar::interleaved_sequences{count}, i, choices, valid, n);
+    auto const counted = [&](auto const& sequences) {
+      expar::count_sequence_choices(ctx, sequences, i, choices, valid, n);
+      expar::count_sequence_tokens(ctx, sequences, tokens, valid, got_lengths);
+    };
+    if (kind == 0) counted(expar::even_sequences{count});
+    if (kind == 1) counted(expar::interleaved_sequences{count});
+    if (kind == 2) counted(expar::packed_sequences{expar::make_view(offsets.data(), count + 1)});
     REQUIRE(got == expected);
+    REQUIRE(got_lengths == lengths);
   }
+}
+
+TEST_CASE("offsets are of any integer type", "[router]") {
+  std::vector<std::uint64_t> const wide{0, 1, 3};
+  std::vector<std::uint32_t> const narrow{0, 1, 3};
+  std::vector<int> lengths(2);
+  expar::count_sequence_tokens(ctx, expar::packed_sequences{expar::make_view(wide.data(), 3)}, 3,
+                               lengths);
+  REQUIRE(lengths == std::vector<int>{1, 2});
+  REQUIRE(sequences_of(expar::packed_sequences{expar::make_view(narrow.data(), 3)}, 3) ==
+          std::vector<int>{0, 1, 1});
 }
 
 TEST_CASE("counting in sequences refuses what does not fit", "[router]") {
@@ -92,4 +116,14 @@ TEST_CASE("counting in sequences refuses what does not fit", "[router]") {
   REQUIRE(sentence_of([&] { expar::count_sequence_choices(ctx, two, i, 1, flat); }) ==
           "expar: count_sequence_choices: counts has extent 3 in dimension 0, but the number of "
           "sequences is 2");
+  REQUIRE(sentence_of([&] { expar::count_sequence_tokens(ctx, two, 2, counts); }) ==
+          "expar: count_sequence_tokens: lengths has extent 6 in dimension 0, but the number of "
+          "sequences is 2");
+  REQUIRE(sentence_of([&] { expar::count_sequence_tokens(ctx, two, -2, counts); }) ==
+          "expar: count_sequence_tokens: tokens is -2; it is at least 0");
+  std::vector<int> const offsets{0, 7, 1, 7, 2};
+  expar::packed_sequences const strided{expar::tensor_view<int const, 1>{offsets.data(), {3}, {2}}};
+  REQUIRE(sentence_of([&] { expar::count_sequence_tokens(ctx, strided, 2, counts); }) ==
+          "expar: count_sequence_tokens: offsets has stride 2 in its last dimension; it must be "
+          "contiguous there (stride 1)");
 }

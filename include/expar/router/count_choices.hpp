@@ -13,8 +13,8 @@ namespace expar {
 inline namespace v0 {
 namespace detail {
 
-template <class T>
-void check_counts(char const* what, tensor_view<T, 1> const& v) {
+template <class T, int Rank>
+void check_counts(char const* what, tensor_view<T, Rank> const& v) {
   static_assert(std::is_integral_v<T> && sizeof(T) >= 4,
                 "expar: counts are integers of at least 32 bits");
   check_view(what, v);

@@ -105,6 +105,7 @@ score_sum<Score> make_device_term(char const* op, host_context const& ctx, Score
   index_t const experts = logits.extents[1], devices = n.extents[0];
   check_devices(op, of, experts, devices);
   check_balance_options(op, o);
+  check_score(op, score, experts, logits.extents[0]);
   slopes.assign(static_cast<std::size_t>(std::max(experts, devices)), 0);
   for (index_t e = 0; e < experts; ++e) ++slopes[of.data[e]];
   for (index_t d = 0; d < devices; ++d)
@@ -127,7 +128,8 @@ score_sum<Score> make_device_term(char const* op, host_context const& ctx, Score
 ///   communication-level   device_counts by count_device_tokens, choices = the most devices to
 ///                         which a token may go
 ///   score: makes q of a token's logits; softmax_score for DeepSeek-V2
-///   logits: [T, experts], any element type; NaN and -inf have q = 0
+///   logits: [T, experts], any element type, after the transforms of the router; NaN and -inf have
+///           q = 0
 ///   device_of: [experts] std::int32_t; every device has as many experts
 ///   device_counts: [devices] integers. They have no gradient
 ///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out

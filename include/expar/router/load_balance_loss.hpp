@@ -14,12 +14,13 @@ inline namespace v0 {
 
 struct load_balance_options {
   double coefficient = 1;
+  /// By how many choices of each token the counts are divided, at least 1: systems differ, see the
+  /// table below. It must be given.
+  int choices = 0;
   /// How many tokens the loss is a mean over; 0: the valid tokens of this call, at least 1. Where
   /// the counts are summed over ranks, the tokens of all ranks: then the ranks' parts add up to the
   /// loss.
   index_t tokens = 0;
-  /// How many choices of each token the counts hold.
-  int choices = 1;
   /// How many tokens the counts are of, where these are others than `tokens`, as in counts that are
   /// summed over micro-batches; 0: `tokens`.
   index_t counted_tokens = 0;
@@ -27,9 +28,14 @@ struct load_balance_options {
 
 namespace detail {
 
+/// `choices` of a balancing loss is never a silent choice: 0 says that nobody gave it.
+inline void check_divisor(char const* op, int choices) {
+  expects(choices >= 1, op, ": choices is ", choices,
+          "; options.choices must be given, and is at least 1");
+}
 inline void check_balance_options(char const* op, load_balance_options const& o) {
+  check_divisor(op, o.choices);
   expects(o.tokens >= 0, op, ": tokens is ", o.tokens, "; it is at least 0");
-  expects(o.choices >= 1, op, ": choices is ", o.choices, "; it is at least 1");
   expects(o.counted_tokens >= 0, op, ": counted_tokens is ", o.counted_tokens,
           "; it is at least 0");
 }
@@ -55,6 +61,7 @@ score_sum<Score> make_balance_term(char const* op, host_context const& ctx, Scor
   index_t const experts = logits.extents[1];
   check_extent(what, n, 0, experts, "the number of experts");
   check_balance_options(op, o);
+  check_score(op, score, experts, logits.extents[0]);
   double const unit = balance_unit(o, experts, logits.extents[0], valid);
   slopes.resize(experts);
   for (index_t e = 0; e < experts; ++e) slopes[e] = unit * static_cast<double>(n.data[e]);
@@ -69,12 +76,14 @@ score_sum<Score> make_balance_term(char const* op, host_context const& ctx, Scor
 /// as load_balance_loss(ctx, [score,] logits, counts, [valid,] options):
 ///   score: the score policy that makes q of a token's logits; softmax_score unless given. A router
 ///          that scores each expert for itself takes normalized_score; ReMoE takes relu_score
-///   logits: [T, experts], any element type; NaN and -inf have q = 0
+///   logits: [T, experts], any element type, as the score gets them in the system that is meant:
+///           after the transforms of its router, see transform_logits. NaN and -inf have q = 0
 ///   counts: [experts] integers, how many routes name each expert; see count_choices. They have no
 ///           gradient
 ///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
-/// Returns this call's part: the sum over its tokens, divided by options.tokens. For any
-/// probabilities it is 1 if the load is uniform. Systems differ in what they count and divide by:
+/// Returns this call's part: the sum over its tokens, divided by options.tokens. Where q sums to 1
+/// and `choices` of every token are counted, a uniform load makes the loss the coefficient.
+/// Systems differ in what they count and divide by:
 ///
 ///   system                            counts          choices  coefficient; tokens
 ///   Megatron-LM aux_loss, OLMo-core,  all k choices   k        c
@@ -85,8 +94,8 @@ score_sum<Score> make_balance_term(char const* op, host_context const& ctx, Scor
 ///   Hugging Face                      all k choices   1        c; tokens: those of all layers
 ///   load_balancing_loss_func          of all layers            together
 ///   flaxformer                        all k choices   1        c
-///   Switch, GShard, Tutel, V-MoE,     first choices   1        c
-///   DeepSpeed top1gating, top2gating
+///   Switch, GShard, Tutel, V-MoE,     first choices   1        c; logits of Tutel and V-MoE are
+///   DeepSpeed top1gating, top2gating                           the noisy ones
 ///   Mesh TensorFlow, second place     second choices  1        1 / 2
 ///   fairscale                         first choices   1        1 / experts^2
 ///   fastmoe GShard                    first choices   1        (local experts / experts)^2
@@ -98,7 +107,7 @@ score_sum<Score> make_balance_term(char const* op, host_context const& ctx, Scor
 inline constexpr struct load_balance_loss_fn {
   template <class Logits, class Counts>
   double operator()(host_context const& ctx, Logits const& logits, Counts const& counts,
-                    load_balance_options const& options = {}) const {
+                    load_balance_options const& options) const {
     return part(ctx, softmax_score{}, logits, counts, detail::every_token{}, options);
   }
   template <class Logits, class Counts, class Valid>
@@ -108,7 +117,7 @@ inline constexpr struct load_balance_loss_fn {
   }
   template <score_policy Score, class Logits, class Counts>
   double operator()(host_context const& ctx, Score const& score, Logits const& logits,
-                    Counts const& counts, load_balance_options const& options = {}) const {
+                    Counts const& counts, load_balance_options const& options) const {
     return part(ctx, score, logits, counts, detail::every_token{}, options);
   }
   template <score_policy Score, class Logits, class Counts, class Valid>
@@ -133,7 +142,7 @@ inline constexpr struct load_balance_loss_fn {
 } load_balance_loss{};
 
 /// ADDS the gradient of load_balance_loss() to d_logits [T, experts]; the last argument, after
-/// those of the loss (options are not left out). Tokens that are not valid stay as they are.
+/// those of the loss. Tokens that are not valid stay as they are.
 inline constexpr struct load_balance_loss_backward_fn {
   template <class Logits, class Counts, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits, Counts const& counts,

@@ -58,18 +58,21 @@ struct packed_sequences {
   index_t count(index_t /*tokens*/) const { return offsets.extents[0] - 1; }
   index_t of(index_t t, index_t /*tokens*/) const {
     I const* const first = offsets.data;
-    I const* const behind = std::upper_bound(first, first + offsets.extents[0], t,
-                                             [](index_t a, I b) { return a < index_t{b}; });
+    I const* const behind =
+        std::upper_bound(first, first + offsets.extents[0], t,
+                         [](index_t a, I b) { return a < static_cast<index_t>(b); });
     return behind - first - 1;
   }
   void check(char const* what, index_t tokens) const {
     static_assert(std::is_integral_v<I> && sizeof(I) >= 4,
                   "expar: offsets are integers of at least 32 bits");
     index_t const n = offsets.extents[0];
-    detail::expects(n >= 1 && offsets.data != nullptr, what, ": offsets has ", n,
+    detail::check_view(detail::argument(what, "offsets"), offsets);
+    detail::expects(n >= 1, what, ": offsets has ", n,
                     " entries; there is one more than sequences");
     for (index_t b = 0; b < n; ++b) {
-      index_t const at = offsets.data[b], low = b == 0 ? 0 : index_t{offsets.data[b - 1]};
+      auto const at = static_cast<index_t>(offsets.data[b]);
+      index_t const low = b == 0 ? 0 : static_cast<index_t>(offsets.data[b - 1]);
       bool const fits = (b == 0 ? at == 0 : at >= low) && (b + 1 < n || at == tokens);
       detail::expects(fits, what, ": offsets(", b, ") is ", at,
                       "; offsets ascend from 0 to the number of tokens, ", tokens);
@@ -93,22 +96,50 @@ inline constexpr struct count_sequence_choices_fn {
     constexpr char const* op = "count_sequence_choices";
     auto const i = detail::as_view<2>(ctx, ids);
     auto const n = detail::as_output<2>(ctx, counts);
-    using Count = detail::element_of<decltype(n)>;
-    static_assert(std::is_integral_v<Count> && sizeof(Count) >= 4,
-                  "expar: counts are integers of at least 32 bits");
     index_t const tokens = i.extents[0], experts = n.extents[1];
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
     sequences.check(op, tokens);
     detail::argument const what(op, "counts");
+    detail::check_counts(what, n);
     detail::check_output(what, n);
     detail::check_extent(what, n, 0, sequences.count(tokens), "the number of sequences");
     detail::check_choices(op, i, choices, experts, marks);
-    for (index_t b = 0; b < n.extents[0]; ++b) std::fill_n(n.row(b), experts, Count{});
+    for (index_t b = 0; b < n.extents[0]; ++b)
+      std::fill_n(n.row(b), experts, detail::element_of<decltype(n)>{});
     for (index_t t = 0; t < tokens; ++t)
       for (index_t j = 0; marks(t) && j < choices; ++j)
         if (std::int32_t const id = i.row(t)[j]; id >= 0) ++n.row(sequences.of(t, tokens))[id];
   }
 } count_sequence_choices{};
+
+/// How many tokens each sequence has: count_sequence_tokens(ctx, sequences, tokens, [valid,]
+/// lengths).
+///   tokens: T, of which the sequences are made
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+///   lengths: [sequences] integers, overwritten. They add up over ranks that share sequences
+/// Cost: one pass, on the caller's thread.
+inline constexpr struct count_sequence_tokens_fn {
+  template <sequence_policy Sequences, class Lengths>
+  void operator()(host_context const& ctx, Sequences const& sequences, index_t tokens,
+                  Lengths&& lengths) const {
+    (*this)(ctx, sequences, tokens, detail::every_token{}, lengths);
+  }
+  template <sequence_policy Sequences, class Valid, class Lengths>
+  void operator()(host_context const& ctx, Sequences const& sequences, index_t tokens,
+                  Valid const& valid, Lengths&& lengths) const {
+    constexpr char const* op = "count_sequence_tokens";
+    auto const n = detail::as_output<1>(ctx, lengths);
+    detail::expects(tokens >= 0, op, ": tokens is ", tokens, "; it is at least 0");
+    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
+    sequences.check(op, tokens);
+    detail::argument const what(op, "lengths");
+    detail::check_counts(what, n);
+    detail::check_extent(what, n, 0, sequences.count(tokens), "the number of sequences");
+    std::fill_n(n.data, n.extents[0], detail::element_of<decltype(n)>{});
+    for (index_t t = 0; t < tokens; ++t)
+      if (marks(t)) ++n.data[sequences.of(t, tokens)];
+  }
+} count_sequence_tokens{};
 
 }  // namespace v0
 }  // namespace expar

@@ -179,6 +179,13 @@ struct score_sum {
   }
 };
 
+/// A score's own checks, as a router makes them.
+template <class Score>
+void check_score(char const* op, Score const& score, index_t experts, index_t tokens) {
+  int const n = static_cast<int>(experts);
+  if constexpr (requires { score.check(op, n, n, tokens); }) score.check(op, n, n, tokens);
+}
+
 template <class T>
 void check_loss_logits(char const* what, tensor_view<T, 2> const& logits) {
   static_assert(element<std::remove_cv_t<T>>,
