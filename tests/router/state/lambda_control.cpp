@@ -34,14 +34,15 @@ TEMPLATE_TEST_CASE("ReMoE: the loss of ReLU routes, and the lambda after it", "[
                WithinAbs(3.90625, 1e-12));
   expar::load_balance_loss_backward(ctx, expar::relu_score{}, z.view(), counts, o, dz.view());
   for (int t = 0; t < 4; ++t) REQUIRE(dz.row(t) == expected[static_cast<std::size_t>(t)]);
-  expar::lambda_control const control{.target = .75};
+  expar::lambda_control const control{.experts = 4, .top_k = 1};
+  REQUIRE(control.target() == .75);
   double const sparse = expar::route_sparsity(ctx, counts, 4);
   REQUIRE(sparse == .5);
   REQUIRE_THAT(control.next(1e-8, sparse), WithinRel(1.2e-8, 1e-14));
 }
 
 TEST_CASE("lambda grows below the target, shrinks above, and stays on it", "[router]") {
-  constexpr expar::lambda_control control{.target = .5, .factor = 2};
+  constexpr expar::lambda_control control{.experts = 4, .top_k = 2, .factor = 2};
   static_assert(control.next(3, .25) == 6);
   static_assert(control.next(3, .75) == 1.5);
   static_assert(control.next(3, .5) == 3);
@@ -54,4 +55,13 @@ TEST_CASE("sparsity refuses what does not fit", "[router]") {
           "expar: route_sparsity: tokens is 0; it is at least 1");
   REQUIRE(sentence_of([] { (void)expar::route_sparsity(ctx, counts_type{}, 1); }) ==
           "expar: route_sparsity: counts has no experts; at least 1 is needed");
+  auto const next = [](expar::lambda_control const& control) {
+    return sentence_of([&] { (void)control.next(1, .5); });
+  };
+  REQUIRE(next({.experts = 4, .top_k = 0}) ==
+          "expar: lambda_control: top_k is 0; it is at least 1 and at most the 4 experts");
+  REQUIRE(next({.experts = 4, .top_k = 5}) ==
+          "expar: lambda_control: top_k is 5; it is at least 1 and at most the 4 experts");
+  REQUIRE(next({.experts = 4, .top_k = 2, .factor = 1}) ==
+          "expar: lambda_control: factor is 1; it is greater than 1");
 }

@@ -106,8 +106,13 @@ TEST_CASE("Megatron-LM: targets are averaged, blended and centered", "[router]")
   REQUIRE_THAT(bias[0], WithinAbs(1.5 - mean, 1e-15));
   REQUIRE_THAT(bias[1], WithinAbs(-.5 - mean, 1e-15));
   REQUIRE_THAT(bias[2], WithinAbs(1.5 - mean, 1e-15));
-  std::vector<expar::bfloat16> none;
+  row_type none;
   expar::blend_bias(ctx, row_type{}, 1, 0, none);
+  // Rounded once, though the bias before its mean is taken off is no number of float.
+  std::vector<float> narrow{1, 0};
+  double const third = 1 / 3.;
+  expar::blend_bias(ctx, row_type{16777216 + third, 16777216 - third}, 1, 0, narrow);
+  REQUIRE(narrow == std::vector<float>{static_cast<float>(third), static_cast<float>(-third)});
 }
 
 TEST_CASE("a bias without a quantile stays", "[router]") {

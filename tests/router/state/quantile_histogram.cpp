@@ -96,9 +96,25 @@ TEST_CASE("histograms of parts add up to that of the whole, for any number of th
                                   {-1, 1}, view(parts));
   REQUIRE(parts == whole);
   REQUIRE(three == whole);
-  matrix<expar::bfloat16> narrow(4, 16);
-  expar::add_quantile_histogram(ctx, sigmoid, narrow.view(), bias, 2, {-1, 1}, view(parts));
-  REQUIRE(parts != whole);
+}
+
+TEST_CASE("histograms of narrow logits are those of the same logits", "[router]") {
+  router_test::random rng(423);
+  matrix<expar::bfloat16> narrow(40, 16, 1);
+  matrix<float> wide(40, 16);
+  for (int t = 0; t < 40; ++t)
+    for (int e = 0; e < 16; ++e) {
+      narrow.set(t, e, rng.normal());
+      wide.set(t, e, narrow.get(t, e));
+    }
+  std::vector<float> const bias(16, .1f);
+  histogram_type a(16 * 50), b(a);
+  expar::add_quantile_histogram(ctx, sigmoid, narrow.view(), bias, 2, {-1, 1},
+                                expar::make_view(a.data(), 16, 50));
+  expar::add_quantile_histogram(ctx, sigmoid, wide.view(), bias, 2, {-1, 1},
+                                expar::make_view(b.data(), 16, 50));
+  REQUIRE(a == b);
+  REQUIRE(std::accumulate(a.begin(), a.end(), 0) == 40 * 16);
 }
 
 TEST_CASE("Megatron-LM: the bias and the bins that a histogram gives", "[router]") {
@@ -137,6 +153,23 @@ TEST_CASE("histograms balance a load", "[router]") {
   REQUIRE(busiest() < 290);  // 256 is even
 }
 
+TEST_CASE("a token for which an expert is masked is in the share of none", "[router]") {
+  // Expert 0 is masked for half of the tokens. quantile_bias() asks for half of all 8 tokens.
+  matrix<double> z(8, 2);
+  for (int t = 0; t < 8; ++t) {
+    z.set(t, 0, t < 4 ? -inf : t - 4);
+    z.set(t, 1, 0);
+  }
+  row_type bias(2, 0), target(2);
+  expar::quantile_bias(ctx, z.view(), bias, 1, target);
+  REQUIRE(target[0] == 0);  // the fifth largest difference is that of a masked expert: it stays
+  histogram_type h(8, 0);
+  auto const view = expar::make_view(h.data(), 2, 4);
+  expar::add_quantile_histogram(ctx, sigmoid, z.view(), bias, 1, {-1, 1}, view);
+  REQUIRE(std::accumulate(h.begin(), h.begin() + 4, 0) == 4);
+  REQUIRE(std::accumulate(h.begin() + 4, h.end(), 0) == 8);
+}
+
 TEST_CASE("the quantile of a histogram at its ends", "[router]") {
   histogram_type const h{0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 3};
   row_type bias{5, 0, 0};
@@ -170,7 +203,14 @@ TEST_CASE("histograms refuse what does not fit", "[router]") {
           "expar: add_quantile_histogram: bias has extent 2 in dimension 0, but the number of "
           "experts is 3");
   REQUIRE(add(three, 1, {1, 1}, view) ==
-          "expar: add_quantile_histogram: the bins reach from 1 to 1; their range is not empty");
+          "expar: add_quantile_histogram: the bins reach from 1 to 1; their range is finite and "
+          "not empty");
+  REQUIRE(add(three, 1, {-1, inf}, view) ==
+          "expar: add_quantile_histogram: the bins reach from -1 to inf; their range is finite and "
+          "not empty");
+  REQUIRE(add(three, 1, {-1e308, 1e308}, view) ==
+          "expar: add_quantile_histogram: the bins reach from -1e+308 to 1e+308; their range is "
+          "finite and not empty");
   REQUIRE(add(three, 1, {-1, 1}, expar::make_view(h.data(), 2, 4)) ==
           "expar: add_quantile_histogram: histogram has extent 2 in dimension 0, but the number of "
           "experts is 3");

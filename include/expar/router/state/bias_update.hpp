@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <type_traits>
+
 #include <expar/context.hpp>
-#include <expar/element.hpp>
 #include <expar/router/count_choices.hpp>
 #include <expar/tensor.hpp>
 
@@ -15,12 +16,27 @@ struct bias_update_options {
   bool centered = false;
 };
 
+namespace detail {
+
+/// A bias that is moved from step to step.
+template <class B>
+void check_moved_bias(char const* what, tensor_view<B, 1> const& bias, index_t experts,
+                      char const* because = "the number of experts") {
+  static_assert(std::is_same_v<B, float> || std::is_same_v<B, double>,
+                "expar: a bias that is moved is float or double; in fewer bits, small steps would "
+                "be lost");
+  check_view(what, bias);
+  check_extent(what, bias, 0, experts, because);
+}
+
+}  // namespace detail
+
 /// Moves the selection bias towards a balanced load, without a loss (DeepSeek-V3,
 /// arXiv:2408.15664), as update_bias(ctx, counts, options, bias):
 ///   bias[e] += rate * (s[e] - m),  s[e] = sign(mean(counts) - counts[e]),
 ///   m = mean of s where centered, else 0
 ///   counts: [experts] integers, how many routes each expert has got; see count_choices
-///   bias: [experts], any element type
+///   bias: [experts] of float or double
 /// Megatron-LM (get_updated_expert_bias) and OLMo-core do not center, torchtitan does; their rate
 /// is 1e-3. Call it once per optimizer step, after it, with counts of the actual selection, bias
 /// and all, that are summed over all micro-batches and ranks of the step; then every rank makes the
@@ -32,12 +48,9 @@ inline constexpr struct update_bias_fn {
     auto const n = detail::as_view<1>(ctx, counts);
     auto const b = detail::as_output<1>(ctx, bias);
     using T = detail::element_of<decltype(b)>;
-    static_assert(element<T>,
-                  "expar: a bias is of an element type; specialize expar::element_traits for it");
     detail::check_counts("update_bias: counts", n);
-    detail::check_view("update_bias: bias", b);
     index_t const experts = n.extents[0];
-    detail::check_extent("update_bias: bias", b, 0, experts, "the number of experts");
+    detail::check_moved_bias("update_bias: bias", b, experts);
     index_t sum = 0, signs = 0;
     for (index_t e = 0; e < experts; ++e) sum += static_cast<index_t>(n.data[e]);
     auto const sign = [&](index_t e) {
@@ -48,7 +61,7 @@ inline constexpr struct update_bias_fn {
     double const mean = signs == 0 ? 0 : static_cast<double>(signs) / static_cast<double>(experts);
     for (index_t e = 0; e < experts; ++e) {
       double const step = options.rate * (sign(e) - mean);
-      b.data[e] = narrow<T>(widen(b.data[e]) + static_cast<accumulator_t<T>>(step));
+      b.data[e] += static_cast<T>(step);
     }
   }
 } update_bias{};

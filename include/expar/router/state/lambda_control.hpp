@@ -30,13 +30,25 @@ inline constexpr struct route_sparsity_fn {
 /// What keeps a ReLU router as sparse as one that selects top_k (ReMoE, arXiv:2412.14711, whose
 /// lambda starts at 1e-8): the coefficient of its L1 loss, by the sparsity of the step before.
 struct lambda_control {
-  double target;        ///< the sparsity aimed at: 1 - top_k / experts
+  int experts;
+  int top_k;            ///< how many routes a token is to have on average
   double factor = 1.2;  ///< how much lambda changes in a step
+
+  /// The sparsity aimed at.
+  constexpr double target() const { return 1 - static_cast<double>(top_k) / experts; }
 
   /// lambda * factor below the target, lambda / factor above it. Call it once per optimizer step,
   /// with the sparsity over all layers and ranks.
   constexpr double next(double lambda, double sparsity) const {
-    return sparsity < target ? lambda * factor : sparsity > target ? lambda / factor : lambda;
+    if (top_k < 1 || top_k > experts || !(factor > 1)) refuse();
+    return sparsity < target() ? lambda * factor : sparsity > target() ? lambda / factor : lambda;
+  }
+
+ private:
+  void refuse() const {
+    detail::expects(top_k >= 1 && top_k <= experts, "lambda_control: top_k is ", top_k,
+                    "; it is at least 1 and at most the ", experts, " experts");
+    detail::expects(factor > 1, "lambda_control: factor is ", factor, "; it is greater than 1");
   }
 };
 

@@ -10,6 +10,7 @@
 #include <expar/element.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
+#include <expar/router/state/bias_update.hpp>  // check_moved_bias
 #include <expar/router/token_loss.hpp>
 #include <expar/router/top_k.hpp>
 #include <expar/tensor.hpp>
@@ -38,16 +39,14 @@ void check_quantile(char const* op, tensor_view<T, 2> const& logits, tensor_view
           "; it is at least 1 and less than the ", logits.extents[1], " experts");
 }
 
-/// Takes the mean off.
+/// The bias becomes what `now` [experts] holds, minus the mean over experts, rounded once.
 template <class B>
-void center(tensor_view<B, 1> bias) {
+void set_centered(buffer<double> const& now, tensor_view<B, 1> bias) {
   index_t const n = bias.extents[0];
   double sum = 0;
-  for (index_t e = 0; e < n; ++e) sum += static_cast<double>(widen(bias.data[e]));
+  for (index_t e = 0; e < n; ++e) sum += now[e];
   double const mean = n > 0 ? sum / static_cast<double>(n) : 0;
-  for (index_t e = 0; e < n; ++e)
-    bias.data[e] =
-        narrow<B>(static_cast<accumulator_t<B>>(static_cast<double>(widen(bias.data[e])) - mean));
+  for (index_t e = 0; e < n; ++e) bias.data[e] = static_cast<B>(now[e] - mean);
 }
 
 }  // namespace detail
@@ -62,8 +61,11 @@ void center(tensor_view<B, 1> bias) {
 ///   valid: [T] of bool or std::uint8_t; T above is the number of tokens whose mark is not 0
 ///   target: [experts], any element type, overwritten. Where there is no such value, or it is not
 ///           finite, it is the bias
-/// All tokens that share a cutoff of load take part: Megatron-LM gathers the logits of a sequence
-/// over ranks. The targets of micro-batches and ranks are averaged, see blend_bias.
+/// A token for which the expert is masked counts as one that no bias wins: an expert that is masked
+/// for many gets its share of all tokens from those that are left, unlike in histogram_bias(),
+/// which gives it a share of the tokens for which it is not masked. All tokens that share a cutoff
+/// of load take part: Megatron-LM gathers the logits of a sequence over ranks. The targets of
+/// micro-batches and ranks are averaged, see blend_bias.
 inline constexpr struct quantile_bias_fn {
   template <class Logits, class Bias, class Target>
   void operator()(host_context const& ctx, Logits const& logits, Bias const& bias, int top_k,
@@ -121,7 +123,8 @@ inline constexpr struct quantile_bias_fn {
         }
         A at = detail::infinity<A>;
         if (n > 0) {
-          std::nth_element(column, column + rank, column + n, [](A a, A b) { return a > b; });
+          std::nth_element(column, column + rank, column + n,
+                           [](A left, A right) { return left > right; });
           at = column[rank];
         }
         bool const finite = at > -detail::infinity<A> && at < detail::infinity<A>;
@@ -137,7 +140,7 @@ inline constexpr struct quantile_bias_fn {
 ///   bias = keep * bias + (1 - keep) * sums / parts, and then minus its mean over experts
 ///   sums: [experts] of double
 ///   keep: from 0 to 1; Megatron-LM's moe_router_quantile_balancing_ema
-///   bias: [experts], any element type
+///   bias: [experts] of float or double
 /// Call it once per optimizer step.
 inline constexpr struct blend_bias_fn {
   template <class Sums, class Bias>
@@ -145,20 +148,18 @@ inline constexpr struct blend_bias_fn {
                   Bias&& bias) const {
     auto const s = detail::as_view<1>(ctx, sums);
     auto const b = detail::as_output<1>(ctx, bias);
-    using B = detail::element_of<decltype(b)>;
     static_assert(std::is_same_v<detail::element_of<decltype(s)>, double>,
                   "expar: these sums are double");
     detail::check_view("blend_bias: sums", s);
-    detail::check_view("blend_bias: bias", b);
-    detail::check_extent("blend_bias: bias", b, 0, s.extents[0], "the number of sums");
+    detail::check_moved_bias("blend_bias: bias", b, s.extents[0], "the number of sums");
     detail::expects(parts >= 1, "blend_bias: parts is ", parts, "; it is at least 1");
     detail::expects(keep >= 0 && keep <= 1, "blend_bias: keep is ", keep, "; it is from 0 to 1");
-    for (index_t e = 0; e < s.extents[0]; ++e) {
-      double const old = static_cast<double>(widen(b.data[e]));
-      double const now = keep * old + (1 - keep) * (s.data[e] / static_cast<double>(parts));
-      b.data[e] = narrow<B>(static_cast<accumulator_t<B>>(now));
-    }
-    detail::center(b);
+    detail::buffer<double> now(ctx.memory());
+    now.resize(s.extents[0]);
+    for (index_t e = 0; e < s.extents[0]; ++e)
+      now[e] = keep * static_cast<double>(b.data[e]) +
+               (1 - keep) * (s.data[e] / static_cast<double>(parts));
+    detail::set_centered(now, b);
   }
 } blend_bias{};
 

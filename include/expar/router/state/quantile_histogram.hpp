@@ -2,12 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include <expar/context.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
+#include <expar/router/count_choices.hpp>  // check_counts
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
 #include <expar/router/state/quantile_balance.hpp>
@@ -25,8 +25,9 @@ struct quantile_bins {
 namespace detail {
 
 inline void check_bins(char const* op, quantile_bins const& bins) {
-  expects(bins.lower < bins.upper, op, ": the bins reach from ", bins.lower, " to ", bins.upper,
-          "; their range is not empty");
+  double const range = bins.upper - bins.lower;
+  expects(range > 0 && range < infinity<double>, op, ": the bins reach from ", bins.lower, " to ",
+          bins.upper, "; their range is finite and not empty");
 }
 
 template <class A>
@@ -38,10 +39,7 @@ std::int32_t bin_of(A x, A lower, A per_bin, std::int32_t bins) {
 
 template <class View>
 void check_histogram(char const* what, View const& h, index_t experts) {
-  using Count = element_of<View>;
-  static_assert(std::is_integral_v<Count> && sizeof(Count) >= 4,
-                "expar: counts are integers of at least 32 bits");
-  check_view(what, h);
+  check_counts(what, h);
   check_extent(what, h, 0, experts, "the number of experts");
   expects(h.extents[1] >= 1 && h.extents[1] < 2147483647, what, " has ", h.extents[1],
           " bins; there is at least 1, and fewer than 2147483647");
@@ -132,10 +130,11 @@ inline constexpr struct add_quantile_histogram_fn {
 /// The bias at which each expert gets its share, from a histogram, as
 /// histogram_bias(ctx, histogram, top_k, bins, bias): bias[e] = the value below which lie
 /// top_k / experts of the tokens in histogram[e], where the tokens of a bin lie evenly in it, and
-/// then minus the mean over experts.
+/// then minus the mean over experts. A token for which an expert is masked is not in its histogram:
+/// the share is one of the others, unlike in quantile_bias(), where it is one of all tokens.
 ///   histogram: [experts, n] integers, summed over all micro-batches and ranks of the step
 ///   bins: those that the histogram was made with
-///   bias: [experts], any element type; where an expert has no tokens, its bias stays, until the
+///   bias: [experts] of float or double; where an expert has no tokens, its bias stays, until the
 ///         mean is taken off
 /// Call it once per optimizer step. Source: Megatron-LM, moe_utils.py,
 /// get_updated_expert_bias_with_quantile.
@@ -146,19 +145,19 @@ inline constexpr struct histogram_bias_fn {
     constexpr char const* op = "histogram_bias";
     auto const h = detail::as_view<2>(ctx, histogram);
     auto const b = detail::as_output<1>(ctx, bias);
-    using B = detail::element_of<decltype(b)>;
-    static_assert(element<B>,
-                  "expar: a bias is of an element type; specialize expar::element_traits for it");
     index_t const experts = b.extents[0], n = h.extents[1];
-    detail::check_view(detail::argument(op, "bias"), b);
+    detail::check_moved_bias(detail::argument(op, "bias"), b, experts);
     detail::check_histogram(detail::argument(op, "histogram"), h, experts);
     detail::expects(top_k >= 1 && top_k <= experts, op, ": top_k is ", top_k,
                     "; it is at least 1 and at most the ", experts, " experts");
     detail::check_bins(op, bins);
     double const width = (bins.upper - bins.lower) / static_cast<double>(n);
+    detail::buffer<double> now(ctx.memory());
+    now.resize(experts);
     for (index_t e = 0; e < experts; ++e) {
       auto const* const row = h.row(e);
       double all = 0, below = 0;
+      now[e] = static_cast<double>(b.data[e]);
       for (index_t i = 0; i < n; ++i) all += static_cast<double>(row[i]);
       if (!(all > 0)) continue;
       double const share = all * top_k / static_cast<double>(experts);
@@ -166,10 +165,9 @@ inline constexpr struct histogram_bias_fn {
       while (bin + 1 < n && (row[bin] == 0 || below + static_cast<double>(row[bin]) < share))
         below += static_cast<double>(row[bin++]);
       double const inside = row[bin] > 0 ? (share - below) / static_cast<double>(row[bin]) : 1;
-      double const at = bins.lower + width * (static_cast<double>(bin) + inside);
-      b.data[e] = narrow<B>(static_cast<accumulator_t<B>>(at));
+      now[e] = bins.lower + width * (static_cast<double>(bin) + inside);
     }
-    detail::center(b);
+    detail::set_centered(now, b);
   }
 } histogram_bias{};
 
