@@ -5,7 +5,9 @@
 #include "../support.hpp"
 
 using Catch::Matchers::WithinAbs;
+using router_test::inf;
 using router_test::matrix;
+using router_test::qnan;
 using router_test::row_type;
 using router_test::sentence_of;
 
@@ -91,6 +93,39 @@ TEST_CASE("attention logits of large numbers are finite", "[router]") {
   REQUIRE(z.row(0) == row_type{5, 7});
 }
 
+TEST_CASE("attention logits of what is not finite are NaN, and have no gradient", "[router]") {
+  matrix<double> q(std::vector<row_type>{{qnan, 1, 0}}), k(std::vector<row_type>{{1, 2, .5}});
+  matrix<double> v(std::vector<row_type>{{3, 4, 5}}), z(1, 3), d(std::vector<row_type>{{1, 1, 1}});
+  matrix<double> dq(1, 3), dk(1, 3), dv(1, 3);
+  expar::attention_logits(ctx, q.view(), k.view(), v.view(), z.view());
+  REQUIRE(std::isnan(z.get(0, 0)));
+  row_type const plain = by_definition({1, 0}, k.row(0), v.row(0));
+  REQUIRE_THAT(z.get(0, 1), WithinAbs(plain[0], 1e-14));
+  REQUIRE_THAT(z.get(0, 2), WithinAbs(plain[1], 1e-14));
+
+  // The gradients are those without the first logit.
+  expar::attention_logits_backward(ctx, q.view(), k.view(), v.view(), d.view(), dq.view(),
+                                   dk.view(), dv.view());
+  matrix<double> zero(std::vector<row_type>{{0, 1, 0}}), d0(std::vector<row_type>{{0, 1, 1}});
+  matrix<double> eq(1, 3), ek(1, 3), ev(1, 3);
+  expar::attention_logits_backward(ctx, zero.view(), k.view(), v.view(), d0.view(), eq.view(),
+                                   ek.view(), ev.view());
+  REQUIRE(dq.get(0, 0) == 0);
+  REQUIRE(dq.get(0, 1) == eq.get(0, 1));
+  REQUIRE(dk.row(0) == ek.row(0));
+  REQUIRE(dv.row(0) == ev.row(0));
+
+  for (double bad : {inf, -inf, qnan}) {  // 0 * inf is no number either
+    k.set(0, 1, bad);
+    expar::attention_logits(ctx, q.view(), k.view(), v.view(), z.view());
+    for (int e = 0; e < 3; ++e) REQUIRE(std::isnan(z.get(0, e)));
+  }
+  matrix<float> large(std::vector<row_type>{{1e30, 1}}), w(std::vector<row_type>{{1, 2}}), y(1, 2);
+  expar::attention_logits(ctx, large.view(), large.view(), w.view(), y.view());
+  REQUIRE(std::isnan(y.get(0, 0)));  // 1e60 is infinite in float
+  REQUIRE(y.get(0, 1) == 1);
+}
+
 TEST_CASE("the number of threads does not show in attention logits", "[router]") {
   router_test::random rng(162);
   matrix<float> q(2000, 8), k(2000, 8), v(2000, 8), one(2000, 8), three(2000, 8);
@@ -126,4 +161,20 @@ TEST_CASE("attention logits refuse what does not fit", "[router]") {
           }) ==
           "expar: attention_logits_backward: dv has extent 4 in dimension 1, but the number of "
           "experts in q is 3");
+  matrix<float> a(2, 3), b(2, 3);
+  auto const backward = [&](auto& dq, auto& dk, auto& dv) {
+    return sentence_of([&] {
+      expar::attention_logits_backward(ctx, q.view(), q.view(), q.view(), q.view(), dq.view(),
+                                       dk.view(), dv.view());
+    });
+  };
+  REQUIRE(backward(a, a, b) ==
+          "expar: attention_logits_backward: dk overlaps dq in memory; the operation cannot work "
+          "in place");
+  REQUIRE(backward(a, b, a) ==
+          "expar: attention_logits_backward: dv overlaps dq in memory; the operation cannot work "
+          "in place");
+  REQUIRE(backward(a, b, b) ==
+          "expar: attention_logits_backward: dv overlaps dk in memory; the operation cannot work "
+          "in place");
 }

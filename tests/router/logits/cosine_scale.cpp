@@ -56,6 +56,18 @@ TEMPLATE_TEST_CASE("Tutel: logits from cosines", "[router][cases]", double, floa
           static_cast<double>(scale.of(cosines.at(t, e), e)),
           WithinAbs(logits[static_cast<std::size_t>(t)][static_cast<std::size_t>(e)], accuracy<T>));
 
+  std::vector<row_type> const scores{
+      {0.04976244751678223, 0.018901916518222463, 0.6115721294811474, 0.31976350648384805},
+      {0.5229404825855338, 0.37275535310128405, 0.017539937738263865, 0.0867642265749182}};
+  for (int t = 0; t < 2; ++t) {
+    std::vector<T> scaled(4);
+    for (int e = 0; e < 4; ++e) scaled[static_cast<std::size_t>(e)] = scale.of(cosines.at(t, e), e);
+    expar::softmax_score{}(static_cast<T const*>(scaled.data()), scaled.data(), 4);
+    for (std::size_t e = 0; e < 4; ++e)
+      REQUIRE_THAT(static_cast<double>(scaled[e]),
+                   WithinAbs(scores[static_cast<std::size_t>(t)][e], accuracy<T>));
+  }
+
   expar::router const r({4, 2}, scale, expar::softmax_score{}, expar::renormalize{});
   expar::routes<T> routes(2, 2);
   expar::route(ctx, r, cosines.view(), routes);
@@ -75,6 +87,7 @@ TEST_CASE("the cosine scale is at most 100", "[router]") {
   REQUIRE_THAT(expar::cosine_scale(-2).factor, WithinRel(std::exp(-2), 1e-14));
   REQUIRE_THAT(expar::cosine_scale(4.6).factor, WithinRel(std::exp(4.6), 1e-14));
   REQUIRE_THAT(expar::cosine_scale(9).factor, WithinRel(100, 1e-14));
+  REQUIRE(std::isnan(expar::cosine_scale(qnan).factor));
 }
 
 TEST_CASE("the gradients of the cosine scale agree with differences", "[router]") {

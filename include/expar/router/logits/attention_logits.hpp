@@ -17,30 +17,38 @@ namespace expar {
 inline namespace v0 {
 namespace detail {
 
-/// p [experts]: how much expert e attends to each, the softmax of q_e * k.
 template <class A>
-EXPAR_HD void attention_of(A q, A const* k, A* p, int experts) {
-  for (int j = 0; j < experts; ++j) p[j] = multiply(q, k[j]);
+EXPAR_HD bool is_finite(A x) {
+  return x > -infinity<A> && x < infinity<A>;
+}
+
+/// The logit of an expert with q, and p [experts], how much it attends to each: the softmax of
+/// q * k. NaN where a product is not finite, which a softmax of logits would take for masked.
+template <class A>
+EXPAR_HD A attended_logit(A q, A const* k, A const* v, A* p, int experts) {
+  bool finite = true;
+  for (int j = 0; j < experts; ++j) {
+    p[j] = multiply(q, k[j]);
+    finite = finite && is_finite(p[j]);
+  }
+  if (!finite) return infinity<A> - infinity<A>;
   softmax_score{}(static_cast<A const*>(p), p, experts);
+  return interleaved_sum<A>(experts, [p, v](int j) { return multiply(p[j], v[j]); });
 }
 
 /// The logits z of one token; p [experts] is scratch.
 template <class A>
 EXPAR_HD void attend(A const* q, A const* k, A const* v, A* z, A* p, int experts) {
-  for (int e = 0; e < experts; ++e) {
-    attention_of(q[e], k, p, experts);
-    z[e] = interleaved_sum<A>(experts, [p, v](int j) { return multiply(p[j], v[j]); });
-  }
+  for (int e = 0; e < experts; ++e) z[e] = attended_logit(q[e], k, v, p, experts);
 }
 template <class A>
 EXPAR_HD void attend_vjp(A const* q, A const* k, A const* v, A const* dz, A* dq, A* dk, A* dv, A* p,
                          int experts) {
   for (int e = 0; e < experts; ++e) dk[e] = dv[e] = A(0);
   for (int e = 0; e < experts; ++e) {
-    attention_of(q[e], k, p, experts);
-    A const z = interleaved_sum<A>(experts, [p, v](int j) { return multiply(p[j], v[j]); });
+    A const z = attended_logit(q[e], k, v, p, experts);
     A sum = 0;
-    for (int j = 0; j < experts; ++j) {
+    for (int j = 0; is_finite(z) && j < experts; ++j) {
       A const d = multiply(dz[e], p[j]);
       A const ds = multiply(d, add(v[j], -z));
       dv[j] = add(dv[j], d);
@@ -65,7 +73,8 @@ void check_attention(char const* name, tensor_view<T, 2> const& q, tensor_view<U
 /// The logits of an attention router (Yuan 2.0-M32, ParallelAttention_router): of each token,
 /// logit_e = sum over j of softmax_j(q_e * k_j) * v_j, where q, k and v are linear in the token.
 /// `attention_logits(ctx, q, k, v, logits)`, all [T, experts], the last of them overwritten and not
-/// the memory of the others. Computes in the accumulator of q, O(T * experts^2).
+/// the memory of the others. A logit is NaN where one of its q_e * k_j is not finite. Computes in
+/// the accumulator of q, O(T * experts^2).
 inline constexpr struct attention_logits_fn {
   template <class Q, class K, class V, class Logits>
   void operator()(host_context const& ctx, Q const& q, K const& k, V const& v,
@@ -98,7 +107,8 @@ inline constexpr struct attention_logits_fn {
 } attention_logits{};
 
 /// The adjoint of attention_logits(): overwrites dq, dk and dv, the gradients for q, k and v, given
-/// d_logits; all [T, experts].
+/// d_logits; all [T, experts]. dq, dk and dv do not overlap each other. A logit that is not finite
+/// has no gradient.
 inline constexpr struct attention_logits_backward_fn {
   template <class Q, class K, class V, class DLogits, class DQ, class DK, class DV>
   void operator()(host_context const& ctx, Q const& q, K const& k, V const& v,
@@ -121,6 +131,9 @@ inline constexpr struct attention_logits_backward_fn {
     detail::check_output("attention_logits_backward: dq", dqv);
     detail::check_output("attention_logits_backward: dk", dkv);
     detail::check_output("attention_logits_backward: dv", dvv);
+    detail::check_apart("attention_logits_backward: dk", dkv, "dq", dqv);
+    detail::check_apart("attention_logits_backward: dv", dvv, "dq", dqv);
+    detail::check_apart("attention_logits_backward: dv", dvv, "dk", dkv);
     detail::expects(qv.extents[1] <= INT32_MAX, "attention_logits_backward: q has ", qv.extents[1],
                     " experts; at most ", INT32_MAX, " are possible");
     int const n = static_cast<int>(qv.extents[1]);

@@ -14,15 +14,17 @@ namespace expar {
 inline namespace v0 {
 
 /// A transform of routers whose logits are cosines (Tutel, gates/cosine_top.py; SwinV2-MoE): z
-/// times exp(min(temperature, ln 100)), where the temperature is learned. Cosines are the products
-/// of rows that normalize_rows() made of unit length.
+/// times exp(min(temperature, ln 100)), where the temperature is learned; NaN stays NaN. Cosines
+/// are the products of rows that normalize_rows() made of unit length.
 struct cosine_scale {
   static constexpr double largest = 4.605170185988092;  // ln 100
 
   double factor;
 
   EXPAR_HD explicit cosine_scale(double temperature)
-      : factor(detail::exponential(temperature < largest ? temperature : largest)) {}
+      : factor(temperature != temperature
+                   ? temperature
+                   : detail::exponential(temperature < largest ? temperature : largest)) {}
 
   template <class A>
   EXPAR_HD A of(A z, int /*expert*/) const {
