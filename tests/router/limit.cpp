@@ -68,34 +68,12 @@ TEST_CASE("of groups with equal sums the lower one stays", "[router]") {
   REQUIRE(keys == std::vector<double>{1, 1, 1, 1, none, none});
 }
 
-TEST_CASE("experts above zero alone, or the best", "[router]") {
-  double const none = -router_test::inf;
-  auto const left = [](bool or_best, std::vector<double> keys) {
-    expar::positive_keys{or_best}.limit(keys.data(), static_cast<int>(keys.size()), keys.data());
-    return keys;
+TEST_CASE("groups have room for k", "[router]") {
+  auto const sentence = [](int top_k) {
+    return router_test::sentence_of([&] {
+      expar::group_limited{4, 2, 1}.check("route", 8, top_k, 1);
+    });
   };
-  REQUIRE(left(false, {1, 0, -1, 2}) == std::vector<double>{1, none, none, 2});
-  REQUIRE(left(false, {0, -1}) == std::vector<double>{none, none});
-  REQUIRE(left(true, {1, 0, -1, 2}) == std::vector<double>{1, none, none, 2});
-  REQUIRE(left(true, {-3, -1, -1}) == std::vector<double>{none, -1, none});
-  REQUIRE(left(true, {router_test::qnan, -2, none}) == std::vector<double>{none, -2, none});
-  REQUIRE(left(true, {none, none}) == std::vector<double>{none, none});
-}
-
-TEST_CASE("a token chooses among the experts of its class", "[router]") {
-  double const none = -router_test::inf;
-  std::vector<std::int32_t> const classes{1, 0, 2}, bounds{0, 2, 5};
-  expar::class_limited const limit{expar::make_view(classes.data(), 3),
-                                   expar::make_view(bounds.data(), 3)};
-  auto const left = [&](expar::index_t token) {
-    std::vector<double> keys{1, 2, 3, 4, 5};
-    limit.at(token).limit(keys.data(), 5, keys.data());
-    return keys;
-  };
-  REQUIRE(left(0) == std::vector<double>{none, none, 3, 4, 5});
-  REQUIRE(left(1) == std::vector<double>{1, 2, none, none, none});
-  REQUIRE(router_test::sentence_of([&] { limit.check("route", 5, 1, 2); }) ==
-          "expar: route: classes has 3 entries, but there are 2 tokens");
-  REQUIRE(router_test::sentence_of([&] { limit.check_entries("route", 5, 1, 3); }) ==
-          "expar: route: classes(2) is 2; a class is 0 to 1");
+  REQUIRE(sentence(4) == "nothing was thrown");
+  REQUIRE(sentence(5) == "expar: route: top_k is 5, but 2 groups have only 4 experts");
 }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/route.hpp>
 
+#include <expar/router/models.hpp>
+#include <expar/router/noise.hpp>
+
 #include <cstring>
 #include <memory_resource>
 
@@ -257,8 +260,8 @@ TEST_CASE("routing takes its memory from the context and gives it back", "[route
   std::vector<expar::half> const other_bias(3, expar::half{0});
   expar::route(own, biased(3, 2), z.view(), other_bias, routes);  // widened in memory
   REQUIRE(memory.calls == 1);
-  matrix<float> wide(1, 5000);  // more than the stack is asked for
-  expar::route(own, mixtral(5000, 2), wide.view(), routes);
+  matrix<float> wide(1, 50000);  // more than the stack is asked for
+  expar::route(own, mixtral(50000, 2), wide.view(), routes);
   REQUIRE(memory.calls == 2);
   REQUIRE(memory.held == 0);
 }
@@ -355,4 +358,46 @@ TEST_CASE("the adjoint of routing refuses what does not fit", "[router]") {
   REQUIRE(backward(r, z.view(), good, good.weights, dz.view()) ==
           "expar: route_backward: ids(1, 0) is -2; an expert id is -1 (no expert) or 0 to 3");
   REQUIRE(dz.get(0, 0) == 77);
+}
+
+TEST_CASE("routing refuses memory that would be read after it is written", "[router]") {
+  std::vector<float> memory(64);
+  auto const logits = expar::make_view(memory.data(), 4, 8);
+  auto const shifted = expar::make_view(memory.data() + 8, 4, 8);
+  std::vector<std::int32_t> ids(8);
+  expar::routes_view<float> const on_logits{expar::make_view(ids.data(), 4, 2),
+                                            expar::make_view(memory.data(), 4, 2)};
+  REQUIRE(router_test::sentence_of([&] { expar::route(ctx, mixtral(8, 2), logits, on_logits); }) ==
+          "expar: route: weights overlaps route: logits in memory; the operation cannot work in "
+          "place");
+  expar::routes<float> routes(4, 2);
+  REQUIRE(router_test::sentence_of([&] {
+            expar::route_backward(ctx, mixtral(8, 2), logits, routes, routes.weights, shifted);
+          }).find("expar: route_backward: d_logits overlaps route_backward: logits") == 0);
+  expar::route_backward(ctx, mixtral(8, 2), logits, routes, routes.weights, logits);
+}
+
+TEST_CASE("routing asks policies whether their values and tensors fit", "[router]") {
+  matrix<float> z(4, 8);
+  expar::routes<float> routes(4, 2);
+  std::vector<float> few(8);
+  expar::given_numbers const one_token{expar::make_view(few.data(), 1, 8)};
+  auto const sentence = [&](auto const& r) {
+    return router_test::sentence_of([&] { expar::route(ctx, r, z.view(), routes); });
+  };
+  namespace models = expar::models;
+  std::string const wrong = "expar: route: given numbers are 1 x 8, but 4 x 8 are needed";
+  REQUIRE(sentence(models::fairscale_top2(8, expar::add_noise{1, one_token})) == wrong);
+  REQUIRE(sentence(expar::router({8, 2}, expar::softmax_score{},
+                                 expar::perturbed_key{expar::add_noise{1, one_token}})) == wrong);
+  REQUIRE(sentence(models::phi_3_5_moe(8, .01, one_token, one_token, one_token)) == wrong);
+  std::vector<std::int32_t> const classes{0, 0, 0, 9}, bounds{0, 8};
+  expar::experts_of_class const modality{expar::make_view(classes.data(), 4),
+                                         expar::make_view(bounds.data(), 2)};
+  expar::router const by_class({8, 2}, modality, expar::softmax_score{});
+  REQUIRE(sentence(by_class) == "expar: route: classes(3) is 9; a class is 0 to 0");
+  matrix<float> dz(4, 8);
+  REQUIRE(router_test::sentence_of([&] {
+            expar::route_backward(ctx, by_class, z.view(), routes, routes.weights, dz.view());
+          }) == "expar: route_backward: classes(3) is 9; a class is 0 to 0");
 }

@@ -47,11 +47,18 @@ TEST_CASE("top p takes experts until they exceed p", "[router]") {
   REQUIRE(select(expar::top_p{0}, {-inf, qnan}, 2) == ids_type{-1, -1});
 }
 
-TEST_CASE("every expert that has a key, by its id", "[router]") {
-  REQUIRE(select(expar::every_key{}, {-inf, 2, qnan, 1, 3}, 5) == ids_type{1, 3, 4, -1, -1});
-  REQUIRE(select(expar::every_key{}, {1, 0}, 2) == ids_type{0, 1});
-  REQUIRE(router_test::sentence_of([] { expar::every_key{}.check("route", 4, 3, 1); }) ==
-          "expar: route: top_k is 3, but every_key selects any number of the 4 experts");
+TEST_CASE("every expert with a positive key, or the best score", "[router]") {
+  expar::positive_keys const fires{}, best{.or_best = true};
+  REQUIRE(select(fires, {-inf, 2, qnan, 1, 0}, 5) == ids_type{1, 3, -1, -1, -1});
+  REQUIRE(select(fires, {0, -1}, 2) == ids_type{-1, -1});
+  REQUIRE(select(best, {1, -1}, 2) == ids_type{0, -1});
+  // The fallback compares scores, not keys.
+  REQUIRE(select(best, {-.05, -.2}, 2, {.3, .4}) == ids_type{1, -1});
+  REQUIRE(select(best, {-.05, -inf}, 2, {.3, .4}) == ids_type{0, -1});
+  REQUIRE(select(best, {-1, -2}, 2, {.3, .3}) == ids_type{0, -1});
+  REQUIRE(select(best, {-inf, qnan}, 2, {.3, .4}) == ids_type{-1, -1});
+  REQUIRE(router_test::sentence_of([] { expar::positive_keys{}.check("route", 4, 3, 1); }) ==
+          "expar: route: top_k is 3, but any number of the 4 experts may have a positive key");
 }
 
 TEST_CASE("experts that the caller names", "[router]") {
@@ -63,6 +70,11 @@ TEST_CASE("experts that the caller names", "[router]") {
   REQUIRE(select(hash.at(0), keys, 2) == ids_type{0, 3});
   REQUIRE(select(hash.at(1), keys, 2) == ids_type{1, 2});
   REQUIRE(select(expar::round_robin{}.at(3), keys, 3) == ids_type{1, 2, 3});
+  // An expert that is masked cannot be named.
+  row_type const masked{0, 0, -inf, qnan};
+  REQUIRE(select(expar::given_ids{table}.at(0), masked, 2) == ids_type{1, -1});
+  REQUIRE(select(hash.at(0), masked, 2) == ids_type{0, -1});
+  REQUIRE(select(expar::round_robin{}.at(3), masked, 3) == ids_type{1, -1, -1});
 }
 
 TEST_CASE("experts that the caller names are checked", "[router]") {
@@ -85,6 +97,10 @@ TEST_CASE("experts that the caller names are checked", "[router]") {
   REQUIRE(sentence(table, 2, 5, false) ==
           "expar: route: names has 2 entries, but there are 5 tokens");
   REQUIRE(sentence(table, 2, 2, true) == "expar: route: names(1) is 2; the table has 2 rows");
+  expar::tensor_view<std::int32_t const, 2> const columns{ids.data(), {2, 2}, {1, 2}};
+  REQUIRE(sentence(expar::given_ids{columns}, 2, 2, false).find("expar: given ids") == 0);
+  REQUIRE(router_test::sentence_of([] { expar::top_p{-1}.check("route", 4, 4, 1); }) ==
+          "expar: route: p is -1; it is at least 0 and finite");
   REQUIRE(router_test::sentence_of([] { expar::top_k_per_group{3}.check("route", 6, 4, 1); }) ==
           "expar: route: groups is 3; it divides the 6 experts and top_k, 4");
 }

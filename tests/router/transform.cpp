@@ -31,3 +31,43 @@ TEST_CASE("transforms follow their formulas", "[router]") {
   compare_slope(expar::temperature{.25});
   compare_slope(add.at(0));
 }
+
+TEST_CASE("experts of a range, and of the token's class", "[router]") {
+  expar::expert_range const range{2, 4};
+  for (int e = 0; e < 6; ++e)
+    REQUIRE(range.of(1.5, e) == (e == 2 || e == 3 ? 1.5 : -router_test::inf));
+  std::vector<std::int32_t> const classes{1, 0, 2}, bounds{0, 2, 5}, falling{0, 6, 5};
+  expar::experts_of_class const by{expar::make_view(classes.data(), 3),
+                                   expar::make_view(bounds.data(), 3)};
+  REQUIRE(by.at(0).first == 2);
+  REQUIRE(by.at(0).last == 5);
+  REQUIRE(by.at(1).last == 2);
+  using router_test::sentence_of;
+  REQUIRE(sentence_of([&] { by.check("route", 5, 1, 2); }) ==
+          "expar: route: classes has 3 entries, but there are 2 tokens");
+  REQUIRE(sentence_of([&] { by.check_entries("route", 5, 1, 3); }) ==
+          "expar: route: classes(2) is 2; a class is 0 to 1");
+  REQUIRE(sentence_of([&] { by.check_entries("route", 4, 1, 3); }) ==
+          "expar: route: bounds(2) of classes is 5; bounds ascend from 0 to 4");
+  expar::experts_of_class const wrong{by.classes, expar::make_view(falling.data(), 3)};
+  REQUIRE(sentence_of([&] { wrong.check_entries("route", 8, 1, 3); }) ==
+          "expar: route: bounds(2) of classes is 5; bounds ascend from 0 to 8");
+}
+
+TEST_CASE("values of transforms are checked", "[router]") {
+  using router_test::sentence_of;
+  auto const sentence = [](auto const& step) {
+    return sentence_of([&] { step.check("route", 8, 2, 1); });
+  };
+  REQUIRE(sentence(expar::soft_cap{0}) == "expar: route: cap is 0; it is above 0 and finite");
+  REQUIRE(sentence(expar::soft_cap{router_test::qnan}).find("expar: route: cap is ") == 0);
+  REQUIRE(sentence(expar::temperature{0}) ==
+          "expar: route: temperature is 0; it is above 0 and finite");
+  REQUIRE(sentence(expar::temperature{router_test::inf}) ==
+          "expar: route: temperature is inf; it is above 0 and finite");
+  REQUIRE(sentence(expar::expert_range{3, 9}) ==
+          "expar: route: experts 3 to 9 are no range of the 8 experts");
+  std::vector<float> const numbers(8);
+  expar::tensor_view<float const, 2> const columns{numbers.data(), {1, 8}, {1, 2}};
+  REQUIRE(sentence(expar::add_rows<float>{columns}).find("expar: addend") == 0);
+}

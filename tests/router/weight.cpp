@@ -99,7 +99,14 @@ TEST_CASE("steps run in the order in which they are written", "[router]") {
 
 TEST_CASE("weights are normalized by norms, and by softmax and sigmoid", "[router]") {
   REQUIRE(weigh({0, 1}, {1, -3}, expar::normalize{}) == row_type{.25, -.75});
-  REQUIRE(weigh({0, 1}, {3, 4}, expar::normalize{2}) == row_type{.6, .8});
+  row_type const cubic = weigh({0, 1}, {1, 2}, expar::normalize{3});
+  REQUIRE_THAT(cubic[0], WithinAbs(1 / std::cbrt(9.), 1e-14));
+  REQUIRE_THAT(cubic[1], WithinAbs(2 / std::cbrt(9.), 1e-14));
+  for (double const unit : {1e-200, 1., 1e200}) {  // the squares of two are no numbers
+    row_type const far = weigh({0, 1}, {3 * unit, 4 * unit}, expar::normalize{2});
+    REQUIRE_THAT(far[0], WithinAbs(.6, 1e-15));
+    REQUIRE_THAT(far[1], WithinAbs(.8, 1e-15));
+  }
   row_type const soft = weigh({4, -1, 7}, {1, 0, 3}, expar::softmax_weights{});
   double const e = std::exp(2.);
   REQUIRE_THAT(soft[0], WithinAbs(1 / (1 + e), 1e-15));
@@ -146,9 +153,31 @@ TEST_CASE("gradients of weights agree with differences", "[router]") {
   compare_with_differences(scale{.5}, renormalize{.epsilon = .1}, scale{3}, renormalize{});
   compare_with_differences(expar::normalize{}, scale{2});
   compare_with_differences(expar::normalize{2});
+  compare_with_differences(expar::normalize{3});
+  compare_with_differences(expar::normalize{1.5}, expar::offset{.25}, renormalize{});
   compare_with_differences(expar::softmax_weights{});
   compare_with_differences(expar::sigmoid_weights{}, renormalize{});
   compare_with_differences(renormalize{}, by);
   compare_with_differences(expar::zero_weights_of{1, 3}, renormalize{});
   compare_with_differences(scale{2}, expar::on_input{});
+}
+
+TEST_CASE("values of weight policies are checked", "[router]") {
+  auto const sentence = [](auto const& step) {
+    return router_test::sentence_of([&] { step.check("route", 8, 2, 1); });
+  };
+  REQUIRE(sentence(renormalize{-1}) == "expar: route: epsilon is -1; it is at least 0 and finite");
+  REQUIRE(sentence(renormalize{router_test::qnan}).find("expar: route: epsilon is ") == 0);
+  REQUIRE(sentence(scale{router_test::inf}) == "expar: route: scale is inf; it is finite");
+  REQUIRE(sentence(expar::offset{router_test::inf}) == "expar: route: offset is inf; it is finite");
+  REQUIRE(sentence(expar::normalize{.5}) == "expar: route: p is 0.5; it is at least 1 and finite");
+  REQUIRE(sentence(expar::zero_weights_of{7, 9}) ==
+          "expar: route: zero experts 7 to 9 are no range of the 8 experts");
+  std::vector<float> const factors(5);
+  REQUIRE(sentence(expar::expert_scale{expar::make_view(factors.data(), 5)}) ==
+          "expar: route: factors has 5 entries, but there are 8 experts");
+}
+
+TEST_CASE("an offset is added to the weights of experts", "[router]") {
+  REQUIRE(weigh({4, -1}, {1, 0}, expar::offset{.5}) == row_type{1.5, 0});
 }

@@ -16,6 +16,8 @@ template <class A>
 inline constexpr A infinity = std::numeric_limits<A>::infinity();
 template <class A>
 inline constexpr A largest_number = std::numeric_limits<A>::max();
+template <class A>
+inline constexpr A smallest_normal = std::numeric_limits<A>::min();
 
 // x = n ln 2 + r with |r| <= ln 2 / 2; the product of n with the upper part of ln 2 is exact. The
 // polynomial in r is that of the Cephes library for float, and Taylor's for double. Free of

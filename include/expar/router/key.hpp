@@ -122,6 +122,10 @@ struct perturbed_key {
     for (int e = 0; e < experts; ++e)
       keys[e] = detail::masked(z[e]) ? -detail::infinity<A> : transform.of(z[e], e);
   }
+  void check(char const* what, int experts, int top_k, index_t tokens) const {
+    if constexpr (requires { transform.check(what, experts, top_k, tokens); })
+      transform.check(what, experts, top_k, tokens);
+  }
 };
 template <class Transform>
 perturbed_key(Transform) -> perturbed_key<Transform>;
@@ -148,6 +152,7 @@ struct given_keys {
 
   EXPAR_HD constexpr detail::keys_of_row<T> at(index_t token) const { return {keys.row(token)}; }
   void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
+    detail::check_view("given keys", keys);
     detail::expects(keys.extents[0] == tokens && keys.extents[1] == experts, what,
                     ": given keys are ", keys.extents[0], " x ", keys.extents[1],
                     ", but the logits are ", tokens, " x ", experts);

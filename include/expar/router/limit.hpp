@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-
 #include <expar/config.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/error.hpp>
@@ -61,13 +59,16 @@ struct group_limited {
         for (int i = 0; i < size; ++i) keys[g * size + i] = -detail::infinity<A>;
   }
 
-  void check(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
+  void check(char const* what, int experts, int top_k, index_t /*tokens*/) const {
     detail::expects(groups >= 1 && experts % groups == 0, what, ": groups is ", groups,
                     "; it divides the ", experts, " experts");
     detail::expects(top_groups >= 1 && top_groups <= groups, what, ": top_groups is ", top_groups,
                     "; it is at least 1 and at most the ", groups, " groups");
     detail::expects(best_of >= 1 && best_of <= experts / groups, what, ": best_of is ", best_of,
                     "; it is at least 1 and at most the ", experts / groups, " experts of a group");
+    index_t const left = index_t{top_groups} * (experts / groups);
+    detail::expects(top_k <= left, what, ": top_k is ", top_k, ", but ", top_groups,
+                    " groups have only ", left, " experts");
   }
 
  private:
@@ -101,56 +102,6 @@ struct group_limited {
       last = best, last_at = best_at;
     }
     return sum;
-  }
-};
-
-/// Experts whose key is above 0 alone: with relu_score, as many as fire (ReMoE); with a bias that
-/// is minus a threshold, those above theirs (DynMoE). With `or_best`, a token for which none is
-/// above 0 keeps its largest key, of equal ones the lower id.
-struct positive_keys {
-  bool or_best = false;
-
-  template <class A>
-  EXPAR_HD void limit(A* keys, int experts, A* /*scratch*/) const {
-    int best = 0;
-    for (int e = 1; e < experts; ++e)
-      if (keys[e] > keys[best] || !(keys[best] == keys[best])) best = e;
-    bool const none = or_best && !(keys[best] > A(0));
-    for (int e = 0; e < experts; ++e)
-      if (!(keys[e] > A(0)) && !(none && e == best)) keys[e] = -detail::infinity<A>;
-  }
-};
-
-/// Experts [first, last) alone.
-struct expert_range {
-  int first, last;
-
-  template <class A>
-  EXPAR_HD void limit(A* keys, int experts, A* /*scratch*/) const {
-    for (int e = 0; e < experts; ++e)
-      if (e < first || e >= last) keys[e] = -detail::infinity<A>;
-  }
-};
-
-/// The experts of the token's class alone: those from bounds[c] up to bounds[c + 1] for a token of
-/// class c = classes[token]. ERNIE-4.5-VL: text and vision experts.
-struct class_limited {
-  tensor_view<std::int32_t const, 1> classes;  // [T]
-  tensor_view<std::int32_t const, 1> bounds;   // [classes + 1], ascending
-
-  EXPAR_HD constexpr expert_range at(index_t token) const {
-    std::int32_t const* const from = bounds.data + classes.data[token];
-    return {from[0], from[1]};
-  }
-  void check(char const* what, int /*experts*/, int /*top_k*/, index_t tokens) const {
-    detail::expects(classes.extents[0] == tokens, what, ": classes has ", classes.extents[0],
-                    " entries, but there are ", tokens, " tokens");
-  }
-  void check_entries(char const* what, int /*experts*/, int /*top_k*/, index_t tokens) const {
-    index_t const count = bounds.extents[0] - 1;
-    for (index_t t = 0; t < tokens; ++t)
-      detail::expects(classes.data[t] >= 0 && classes.data[t] < count, what, ": classes(", t,
-                      ") is ", classes.data[t], "; a class is 0 to ", count - 1);
   }
 };
 

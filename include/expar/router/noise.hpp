@@ -45,6 +45,7 @@ struct add_noise {
     return add_noise<detail::bound<Numbers>>{scale, numbers.at(token)};
   }
   void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
+    detail::expects(scale - scale == 0, what, ": scale of the noise is ", scale, "; it is finite");
     numbers.check(what, experts, tokens);
   }
 };
@@ -69,6 +70,7 @@ struct add_uniform {
     return add_uniform<detail::bound<Numbers>>{eps, numbers.at(token)};
   }
   void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
+    detail::expects(eps >= 0 && eps <= 1, what, ": eps is ", eps, "; it is 0 to 1");
     numbers.check(what, experts, tokens);
   }
 };
@@ -93,6 +95,7 @@ struct multiply_uniform {
     return multiply_uniform<detail::bound<Numbers>>{eps, numbers.at(token)};
   }
   void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
+    detail::expects(eps >= 0 && eps <= 1, what, ": eps is ", eps, "; it is 0 to 1");
     numbers.check(what, experts, tokens);
   }
 };
@@ -171,6 +174,7 @@ struct add_learned_noise {
                                                                      detail::bind(numbers, token)};
   }
   void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
+    detail::check_view("raw", raw);
     detail::expects(raw.extents[0] == tokens && raw.extents[1] == experts, what, ": raw is ",
                     raw.extents[0], " x ", raw.extents[1], ", but the logits are ", tokens, " x ",
                     experts);

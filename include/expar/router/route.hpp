@@ -6,6 +6,7 @@
 
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/router/detail/block_gate.hpp>
 #include <expar/router/per_token.hpp>
@@ -17,9 +18,13 @@ namespace expar {
 inline namespace v0 {
 namespace detail {
 
-/// The steps' own checks; `entries`: also of what is in their tensors.
+/// The steps' own checks, or those of a router of another kind; `entries`: also of what is in their
+/// tensors.
 template <class Router>
-void check_steps(char const*, Router const&, index_t, bool) {}
+void check_steps(char const* what, Router const& r, index_t tokens, bool) {
+  if constexpr (requires { r.check(what, r.experts, r.top_k, tokens); })
+    r.check(what, r.experts, r.top_k, tokens);
+}
 template <int I = 0, class... Steps>
 void check_steps(char const* what, router<Steps...> const& r, index_t tokens, bool entries) {
   if constexpr (I < static_cast<int>(sizeof...(Steps))) {
@@ -56,13 +61,15 @@ void check_choices(char const* what, Router const& r, tensor_view<T, 2> const& v
 }  // namespace detail
 
 /// Gives every token its experts: `route(ctx, router, logits, bias, routes)`.
-///   logits: [T, experts], any element type. What is NaN or -inf is never selected
+///   logits: [T, experts], any element type. What is NaN or -inf is masked, and never selected,
+///           whatever selects
 ///   bias: [experts], of which only the selection knows, or expar::no_bias. May be left out where
 ///         the router's key takes none
 ///   routes: `ids` [T, top_k] and `weights` [T, top_k] of any element type are written; see
 ///           routes_like
 /// Computes in float, or in double for logits of double, and rounds the weights once. Choices are
-/// in descending order of the key; equal keys by ascending expert id. Memory: some 64 KiB per
+/// in the order of the selection: of top_k_selection, descending keys, and equal keys by ascending
+/// expert id. Memory: some 64 KiB per
 /// thread on its stack, or from the context where there are more than some thousand experts or the
 /// bias has another type than float (double for logits of double). Throws where shapes do not fit,
 /// or unless 1 <= top_k <= experts. Fastest for float and at most 16 choices by a router whose
@@ -97,6 +104,7 @@ inline constexpr struct route_fn {
     detail::check_choices("route: weights", r, weights, tokens);
     detail::check_output("route: ids", ids);
     detail::check_output("route: weights", weights);
+    detail::check_apart("route: weights", weights, "route: logits", z);
     detail::check_steps("route", r, tokens, true);
     detail::buffer<A> wide_bias(ctx.memory());
     A const* const b = widen_bias(ctx, r, bias, wide_bias);
@@ -170,7 +178,8 @@ inline constexpr struct route_fn {
 /// gradient for the weights that route() wrote. The logits are those that route() read; of the
 /// routes only the ids are read, and taken as constants, so an id that is set to -1 on the way
 /// takes no part at all. A route that is dropped for want of capacity keeps its id and has a
-/// d_weights of 0. The bias gets no gradient. Element types are free. Memory: as route(). Throws
+/// d_weights of 0. The bias gets no gradient. Element types are free; d_logits may be logits.
+/// Memory: as route(). Throws
 /// where shapes do not fit, or if an id is not -1 .. experts - 1; then d_logits is untouched.
 inline constexpr struct route_backward_fn {
   template <class Router, class Logits, class Routes, class DWeights, class DLogits>
@@ -196,6 +205,9 @@ inline constexpr struct route_backward_fn {
     detail::check_extent("route_backward: d_logits", dz, 0, tokens, "the number of tokens");
     detail::check_extent("route_backward: d_logits", dz, 1, r.experts,
                          "the router's number of experts");
+    detail::check_in_place("route_backward: d_logits", dz, "route_backward: logits", z);
+    detail::check_apart("route_backward: d_logits", dz, "route_backward: d_weights", dw);
+    detail::check_steps("route_backward", r, tokens, true);
     index_t const k = r.top_k;
     for (index_t t = 0; t < tokens; ++t)
       for (index_t j = 0; j < k; ++j)

@@ -47,6 +47,9 @@ struct router {
                     order::count(detail::stage::selection) <= 1,
                 "expar: a router has one score, and at most one key and one selection");
 
+  static_assert((detail::scratch_as_bound<Steps> && ...),
+                "expar: a policy of a router and what its at() gives both have scratch(), or none");
+
   static constexpr int transform_count = order::count(detail::stage::transform);
   static constexpr int limit_count = order::count(detail::stage::limit);
   static constexpr int weight_count = order::count(detail::stage::weight);
@@ -161,7 +164,7 @@ struct router {
       if (ids[j] >= 0) dz[ids[j]] = detail::add(dz[ids[j]], d[j]);
     score().vjp(x, static_cast<A const*>(s), static_cast<A const*>(dz), dz, experts);
     for (int e = 0; e < experts; ++e) {
-      if (detail::masked(z[e]))
+      if (detail::masked(x[e]))
         dz[e] = 0;
       else if constexpr (transform_count > 0)
         dz[e] = detail::multiply(dz[e], slope(z[e], e));

@@ -33,20 +33,27 @@ struct top_k_selection {
   }
 };
 
-/// Selects all experts that can be selected, by ascending id, for a router whose top_k is the
-/// number of experts. In O(experts), where top_k_selection sorts them.
-struct every_key {
+/// All experts whose key is above 0, by ascending id, for a router whose top_k is the number of
+/// experts: with relu_score, as many as fire (ReMoE); with a bias that is minus a threshold, those
+/// above theirs (DynMoE). With `or_best`, a token for which none is takes the one with the largest
+/// score, of equal ones the lower id. O(experts).
+struct positive_keys {
+  bool or_best = false;
+
   template <class A>
-  EXPAR_HD void select(A const* keys, A const* /*s*/, int experts, int k, std::int32_t* ids,
+  EXPAR_HD void select(A const* keys, A const* s, int experts, int k, std::int32_t* ids,
                        A* /*scratch*/) const {
-    int found = 0;
-    for (int e = 0; e < experts; ++e)
-      if (!detail::masked(keys[e])) ids[found++] = e;
+    int found = 0, best = -1;
+    for (int e = 0; e < experts; ++e) {
+      if (keys[e] > A(0)) ids[found++] = e;
+      if (!detail::masked(keys[e]) && (best < 0 || s[e] > s[best])) best = e;
+    }
+    if (or_best && found == 0 && best >= 0) ids[found++] = best;
     for (; found < k; ++found) ids[found] = -1;
   }
   void check(char const* what, int experts, int top_k, index_t /*tokens*/) const {
-    detail::expects(top_k == experts, what, ": top_k is ", top_k,
-                    ", but every_key selects any number of the ", experts, " experts");
+    detail::expects(top_k == experts, what, ": top_k is ", top_k, ", but any number of the ",
+                    experts, " experts may have a positive key");
   }
 };
 
@@ -92,6 +99,10 @@ struct top_p {
         sum = detail::add(sum, s[ids[j]]);
     }
   }
+  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+    detail::expects(p >= 0 && p < detail::infinity<double>, what, ": p is ", p,
+                    "; it is at least 0 and finite");
+  }
 };
 
 namespace detail {
@@ -103,26 +114,34 @@ inline void check_ids(char const* what, char const* name, std::int32_t const* ro
             "; an expert id is -1 (no expert) or 0 to ", experts - 1);
 }
 
-/// The ids that stand there, whatever the keys are.
+/// The id, or -1 where that expert is not to be selected.
+template <class A>
+EXPAR_HD std::int32_t unless_out(A const* keys, std::int32_t id) {
+  return id >= 0 && masked(keys[id]) ? -1 : id;
+}
+
+/// The ids that stand there, whatever the keys are, but for experts that are out.
 struct ids_of_row {
   std::int32_t const* row;
 
   template <class A>
-  EXPAR_HD void select(A const* /*keys*/, A const* /*s*/, int /*experts*/, int k, std::int32_t* ids,
+  EXPAR_HD void select(A const* keys, A const* /*s*/, int /*experts*/, int k, std::int32_t* ids,
                        A* /*scratch*/) const {
-    for (int j = 0; j < k; ++j) ids[j] = row[j];
+    for (int j = 0; j < k; ++j) ids[j] = unless_out(keys, row[j]);
   }
 };
 
 }  // namespace detail
 
 /// The experts that the caller names, ids [T, top_k]: a choice that was recorded and is replayed,
-/// or made elsewhere. The weights are those of the logits at hand.
+/// or made elsewhere. The weights are those of the logits at hand; the id of an expert that is
+/// masked becomes -1.
 struct given_ids {
   tensor_view<std::int32_t const, 2> ids;
 
   EXPAR_HD constexpr detail::ids_of_row at(index_t token) const { return {ids.row(token)}; }
   void check(char const* what, int /*experts*/, int top_k, index_t tokens) const {
+    detail::check_view("given ids", ids);
     detail::expects(ids.extents[0] == tokens && ids.extents[1] == top_k, what, ": given ids are ",
                     ids.extents[0], " x ", ids.extents[1], ", but ", tokens, " x ", top_k,
                     " are needed");
@@ -135,7 +154,7 @@ struct given_ids {
 
 /// The experts of the token's entry in a fixed table: table[names[token]], where table is
 /// [entries, top_k] and names [T] is, say, the vocabulary id of each token (Hash Layers,
-/// DeepSeek-V4) or its position.
+/// DeepSeek-V4) or its position. The id of an expert that is masked becomes -1.
 struct table_ids {
   tensor_view<std::int32_t const, 2> table;
   tensor_view<std::int32_t const, 1> names;
@@ -144,6 +163,8 @@ struct table_ids {
     return {table.row(names.data[token])};
   }
   void check(char const* what, int /*experts*/, int top_k, index_t tokens) const {
+    detail::check_view("table", table);
+    detail::check_view("names", names);
     detail::expects(table.extents[1] == top_k, what, ": table has ", table.extents[1],
                     " ids in a row, but top_k is ", top_k);
     detail::expects(names.extents[0] == tokens, what, ": names has ", names.extents[0],
@@ -165,9 +186,10 @@ struct experts_in_turn {
   index_t first;
 
   template <class A>
-  EXPAR_HD void select(A const* /*keys*/, A const* /*s*/, int experts, int k, std::int32_t* ids,
+  EXPAR_HD void select(A const* keys, A const* /*s*/, int experts, int k, std::int32_t* ids,
                        A* /*scratch*/) const {
-    for (int j = 0; j < k; ++j) ids[j] = static_cast<std::int32_t>((first * k + j) % experts);
+    for (int j = 0; j < k; ++j)
+      ids[j] = unless_out(keys, static_cast<std::int32_t>((first * k + j) % experts));
   }
 };
 
@@ -195,7 +217,8 @@ struct round_robin {
 };
 
 /// The expert with the largest key first, and the others by keys on which a transform has worked:
-/// GShard's second expert by Gumbel noise (fairscale, DeepSpeed, NLLB).
+/// GShard's second expert by Gumbel noise (fairscale, DeepSpeed, NLLB). The keys are the logits
+/// where the router compares those, which it does by score_key without a limit.
 template <class Noise>
 struct perturbed_rest {
   Noise noise;
@@ -206,6 +229,10 @@ struct perturbed_rest {
       return detail::first_then_perturbed<decltype(noise.at(token))>{noise.at(token)};
     else
       return detail::first_then_perturbed<Noise>{noise};
+  }
+  void check(char const* what, int experts, int top_k, index_t tokens) const {
+    if constexpr (requires { noise.check(what, experts, top_k, tokens); })
+      noise.check(what, experts, top_k, tokens);
   }
 };
 template <class Noise>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <type_traits>
 
 #include <expar/config.hpp>
@@ -15,7 +16,7 @@ inline namespace v0 {
 
 /// What happens to logits before they are scored, expert by expert:
 ///   t.of(z, e)     what becomes of the logit z of expert e; not called for a masked one, which
-///                  stays masked
+///                  stays masked. -inf: the expert is masked from here on
 ///   t.slope(z, e)  the derivative of that for z
 /// What depends on the token has at(token), which gives the transform of that token.
 template <class T>
@@ -39,6 +40,10 @@ struct soft_cap {
     A const t = detail::hyperbolic_tangent(detail::divide(z, static_cast<A>(cap)));
     return detail::multiply(detail::add(A(1), -t), detail::add(A(1), t));
   }
+  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+    detail::expects(cap > 0 && cap < detail::infinity<double>, what, ": cap is ", cap,
+                    "; it is above 0 and finite");
+  }
 };
 
 /// z / value: a value below 1 sharpens, one above flattens.
@@ -52,6 +57,58 @@ struct temperature {
   template <class A>
   EXPAR_HD A slope(A /*z*/, int /*expert*/) const {
     return detail::divide(A(1), static_cast<A>(value));
+  }
+  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+    detail::expects(value > 0 && value < detail::infinity<double>, what, ": temperature is ", value,
+                    "; it is above 0 and finite");
+  }
+};
+
+/// Experts [first, last) alone; the others are masked.
+struct expert_range {
+  int first, last;
+
+  template <class A>
+  EXPAR_HD A of(A z, int expert) const {
+    return expert >= first && expert < last ? z : -detail::infinity<A>;
+  }
+  template <class A>
+  EXPAR_HD A slope(A /*z*/, int /*expert*/) const {
+    return A(1);
+  }
+  void check(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
+    detail::expects(first >= 0 && first <= last && last <= experts, what, ": experts ", first,
+                    " to ", last, " are no range of the ", experts, " experts");
+  }
+};
+
+/// The experts of the token's class alone, so that scores are those among them: experts bounds[c]
+/// to bounds[c + 1] - 1 for a token of class c = classes[token]. ERNIE-4.5-VL, whose text and
+/// vision experts have gates of their own, side by side in the logits.
+struct experts_of_class {
+  tensor_view<std::int32_t const, 1> classes;  // [T]
+  tensor_view<std::int32_t const, 1> bounds;   // [classes + 1], ascending
+
+  EXPAR_HD constexpr expert_range at(index_t token) const {
+    std::int32_t const* const from = bounds.data + classes.data[token];
+    return {from[0], from[1]};
+  }
+  void check(char const* what, int /*experts*/, int /*top_k*/, index_t tokens) const {
+    detail::check_view("classes", classes);
+    detail::check_view("bounds of classes", bounds);
+    detail::expects(classes.extents[0] == tokens, what, ": classes has ", classes.extents[0],
+                    " entries, but there are ", tokens, " tokens");
+  }
+  void check_entries(char const* what, int experts, int /*top_k*/, index_t tokens) const {
+    index_t const count = bounds.extents[0] - 1;
+    for (index_t c = 0; c <= count; ++c)
+      detail::expects(
+          bounds.data[c] >= (c == 0 ? 0 : bounds.data[c - 1]) && bounds.data[c] <= experts, what,
+          ": bounds(", c, ") of classes is ", bounds.data[c], "; bounds ascend from 0 to ",
+          experts);
+    for (index_t t = 0; t < tokens; ++t)
+      detail::expects(classes.data[t] >= 0 && classes.data[t] < count, what, ": classes(", t,
+                      ") is ", classes.data[t], "; a class is 0 to ", count - 1);
   }
 };
 
@@ -81,6 +138,7 @@ struct add_rows {
 
   EXPAR_HD constexpr detail::row_addend<T> at(index_t token) const { return {addend.row(token)}; }
   void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
+    detail::check_view("addend", addend);
     detail::expects(addend.extents[0] == tokens && addend.extents[1] == experts, what,
                     ": addend is ", addend.extents[0], " x ", addend.extents[1],
                     ", but the logits are ", tokens, " x ", experts);

@@ -212,7 +212,7 @@ inline constexpr struct to_fixed_fn {
 /// router's top_k is the most that a token may have, up to all experts; what it does not select
 /// does not appear in `out`, a variable_routes.
 ///
-///   ReMoE:        router({E, E}, relu_score{}, score_key{}, positive_keys{}, every_key{})
+///   ReMoE:        router({E, E}, relu_score{}, score_key{}, positive_keys{})
 ///   Dynamic_MoE:  router({E, E}, softmax_score{}, top_p{.4})
 ///
 /// Memory: [T, top_k] ids and weights, from the context, while it runs. Throws as route() does.

@@ -46,6 +46,10 @@ struct renormalize {
     A const divisor = denominator(w, k);
     for (int j = 0; j < k; ++j) w[j] = divisor == A(0) ? A(0) : detail::divide(w[j], divisor);
   }
+  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+    detail::expects(epsilon >= 0 && epsilon < detail::infinity<double>, what, ": epsilon is ",
+                    epsilon, "; it is at least 0 and finite");
+  }
   template <class A>
   EXPAR_HD void vjp(std::int32_t const* ids, A const* in, A const* out, A* d, int k) const {
     if (k == 1 && !single) return;
@@ -89,42 +93,85 @@ struct scale {
                     int k) const {
     for (int j = 0; j < k; ++j) d[j] = detail::multiply(d[j], static_cast<A>(factor));
   }
+  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+    detail::expects(factor - factor == 0, what, ": scale is ", factor, "; it is finite");
+  }
 };
 
-/// Divides the weights by their p-norm, (sum of |w|^p)^(1/p), p = 1 or 2 (DBRX, MegaBlocks). A norm
-/// of 0 gives weights of 0.
+/// Adds a constant to the weights (OLMo-core, whose sigmoid scores are larger by 1e-7).
+struct offset {
+  double value;
+
+  template <class A>
+  EXPAR_HD void operator()(std::int32_t const* ids, A* w, int k) const {
+    for (int j = 0; j < k; ++j)
+      if (ids[j] >= 0) w[j] = detail::add(w[j], static_cast<A>(value));
+  }
+  template <class A>
+  EXPAR_HD void vjp(std::int32_t const*, A const*, A const*, A*, int) const {}
+  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+    detail::expects(value - value == 0, what, ": offset is ", value, "; it is finite");
+  }
+};
+
+/// Divides the weights by their norm of order p >= 1, (sum of |w|^p)^(1/p) (DBRX, MegaBlocks,
+/// OLMo-core). A norm of 0 gives weights of 0. Computed relative to the largest weight, so that no
+/// power is too large or too small.
 struct normalize {
-  int p = 1;
+  double p = 1;
 
   template <class A>
   EXPAR_HD void operator()(std::int32_t const* /*ids*/, A* w, int k) const {
-    A const n = norm(w, k);
-    for (int j = 0; j < k; ++j) w[j] = n == A(0) ? A(0) : detail::divide(w[j], n);
+    A const most = largest(w, k);
+    if (most == A(0)) return;
+    A const n = norm(w, k, most);
+    for (int j = 0; j < k; ++j) w[j] = detail::divide(detail::divide(w[j], most), n);
   }
-  /// The slope of the norm for w is sign(w) for p = 1, and w / norm = out for p = 2.
+  /// The slope of the norm for w is sign(w) * |w / norm|^(p - 1).
   template <class A>
   EXPAR_HD void vjp(std::int32_t const* ids, A const* in, A const* out, A* d, int k) const {
-    A const n = norm(in, k);
+    A const most = largest(in, k), n = most == A(0) ? A(1) : norm(in, k, most);
     A mean = 0;
     for (int j = 0; j < k; ++j) mean = detail::add(mean, detail::multiply(d[j], out[j]));
     for (int j = 0; j < k; ++j) {
-      A const slope = p == 2 ? out[j] : in[j] < A(0) ? A(-1) : A(1);
-      d[j] = ids[j] < 0 || n == A(0)
-                 ? A(0)
-                 : detail::divide(detail::add(d[j], -detail::multiply(mean, slope)), n);
+      A const size = power(magnitude(out[j]), p - 1);
+      A const rest = detail::add(d[j], -detail::multiply(mean, out[j] < A(0) ? -size : size));
+      d[j] = ids[j] < 0 || most == A(0) ? A(0) : detail::divide(detail::divide(rest, most), n);
     }
   }
   void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
-    detail::expects(p == 1 || p == 2, what, ": p is ", p, "; it is 1 or 2");
+    detail::expects(p >= 1 && p < detail::infinity<double>, what, ": p is ", p,
+                    "; it is at least 1 and finite");
   }
 
  private:
   template <class A>
-  EXPAR_HD A norm(A const* w, int k) const {
+  EXPAR_HD static A magnitude(A x) {
+    return x < A(0) ? -x : x;
+  }
+  template <class A>
+  EXPAR_HD static A largest(A const* w, int k) {
+    A most = 0;
+    for (int j = 0; j < k; ++j) most = magnitude(w[j]) > most ? magnitude(w[j]) : most;
+    return most;
+  }
+  /// The norm of w / most.
+  template <class A>
+  EXPAR_HD A norm(A const* w, int k, A most) const {
     A sum = 0;
     for (int j = 0; j < k; ++j)
-      sum = detail::add(sum, p == 2 ? detail::multiply(w[j], w[j]) : w[j] < A(0) ? -w[j] : w[j]);
-    return p == 2 ? detail::square_root(sum) : sum;
+      sum = detail::add(sum, power(detail::divide(magnitude(w[j]), most), p));
+    return power(sum, 1 / p);
+  }
+  /// x^y for x >= 0 and y >= 0; 0^0 is 1.
+  template <class A>
+  EXPAR_HD static A power(A x, double y) {
+    if (y == 0) return A(1);
+    if (y == 1) return x;
+    if (y == 2) return detail::multiply(x, x);
+    if (y == 0.5) return detail::square_root(x);
+    if (!(x >= detail::smallest_normal<A>)) return A(0);
+    return detail::exponential(detail::multiply(static_cast<A>(y), detail::logarithm(x)));
   }
 };
 
@@ -137,7 +184,7 @@ struct softmax_weights {
     for (int j = 0; j < k; ++j)
       if (ids[j] >= 0 && w[j] > most) most = w[j];
     for (int j = 0; j < k; ++j) {
-      w[j] = ids[j] < 0 || detail::masked(w[j]) ? A(0) : detail::shifted_exp(w[j], most);
+      w[j] = ids[j] < 0 ? A(0) : detail::shifted_exp(w[j], most);
       sum = detail::add(sum, w[j]);
     }
     for (int j = 0; sum > A(0) && j < k; ++j) w[j] = detail::divide(w[j], sum);
@@ -178,6 +225,7 @@ struct expert_scale {
     for (int j = 0; j < k; ++j) d[j] = ids[j] < 0 ? A(0) : detail::multiply(d[j], of<A>(ids[j]));
   }
   void check(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
+    detail::check_view("factors", factors);
     detail::expects(factors.extents[0] == experts, what, ": factors has ", factors.extents[0],
                     " entries, but there are ", experts, " experts");
   }
@@ -203,6 +251,10 @@ struct zero_weights_of {
   template <class A>
   EXPAR_HD void vjp(std::int32_t const* ids, A const* /*in*/, A const* /*out*/, A* d, int k) const {
     (*this)(ids, d, k);
+  }
+  void check(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
+    detail::expects(first >= 0 && first <= last && last <= experts, what, ": zero experts ", first,
+                    " to ", last, " are no range of the ", experts, " experts");
   }
 };
 

@@ -41,7 +41,7 @@ TEST_CASE("every router of expar::models has the bits of the host on the device"
     std::vector<float> w, dz;
   };
   std::vector<routed> on_host;
-  model_list::for_each(2, [&](char const*, auto const& r) {
+  auto const route_here = [&](char const*, auto const& r) {
     routed out;
     auto const k = static_cast<std::size_t>(r.top_k);
     std::vector<float> scratch(
@@ -55,10 +55,12 @@ TEST_CASE("every router of expar::models has the bits of the host on the device"
                 static_cast<float const*>(&out.w[t * k]), scratch.data(), &out.dz[t * experts]);
     }
     on_host.push_back(out);
-  });
+  };
+  model_list::for_each(2, route_here);
+  model_list::for_each_drawn(model_list::tables::here(), route_here);
 
   std::size_t at = 0;
-  model_list::for_each(2, there, [&](char const* name, auto const& r) {
+  auto const route_there = [&](char const* name, auto const& r) {
     CAPTURE(name);
     routed const& host = on_host[at++];
     auto const room = static_cast<int>(std::max(r.forward_scratch(), r.vjp_scratch()));
@@ -72,5 +74,7 @@ TEST_CASE("every router of expar::models has the bits of the host on the device"
     REQUIRE(ids.read() == host.ids);
     REQUIRE(same_bytes(w.read(), host.w));
     REQUIRE(same_bytes(dz.read(), host.dz));
-  });
+  };
+  model_list::for_each(2, there, route_there);
+  model_list::for_each_drawn(there, route_there);
 }

@@ -110,7 +110,8 @@ void compare(std::uint64_t seed, int rounds, int most_experts) {
     check(e::sqrt_softplus_score{}, e::biased_logit_key{}, e::renormalize{});
     for (int groups = 1; groups <= experts; ++groups) {
       if (experts % groups != 0 || rng.chance(.5)) continue;
-      int const top_groups = static_cast<int>(rng.integer(1, groups)), size = experts / groups;
+      int const size = experts / groups;
+      int const top_groups = static_cast<int>(rng.integer((k + size - 1) / size, groups));
       for (int best_of = 1; best_of <= (size < 3 ? size : 3); ++best_of) {
         e::group_limited const limit{groups, top_groups, best_of};
         check(e::sigmoid_score{}, e::biased_key{}, limit, e::renormalize{1e-20}, e::scale{2.5});

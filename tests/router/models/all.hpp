@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/router/models.hpp>
+#include <expar/router/noise.hpp>
 
 #include <cstdint>
 
@@ -35,10 +36,10 @@ void for_each(int k, tables const& t, F f) {
   expar::expert_scale<float> const factors{make_view(t.factors, 8)};
   expar::table_ids const table{make_view(t.ids, 16 / k, k), make_view(&t.name, 1)};
   expar::given_ids const given{make_view(t.ids, 1, k)}, one{make_view(t.ids, 1, 1)};
-  expar::class_limited const classes{make_view(&t.classes, 1), make_view(t.bounds, 3)};
+  expar::experts_of_class const classes{make_view(&t.classes, 1), make_view(t.bounds, 3)};
   expar::router_shape const shape{8, k};
   m::scaled_shape const scaled{8, k, 2.5};
-  m::grouped_shape const grouped{8, k, 4, 2, 2.5};
+  m::grouped_shape const grouped{8, k, 4, k > 4 ? 4 : 2, 2.5};
 
   f("mixtral", m::mixtral(shape));
   f("qwen2_moe", m::qwen2_moe(shape));
@@ -47,11 +48,13 @@ void for_each(int k, tables const& t, F f) {
   f("jamba", m::jamba(shape));
   f("grok_1", m::grok_1(shape));
   f("grok_2", m::grok_2(shape));
-  f("dbrx", m::dbrx(shape, 2));
+  f("grok_2_biased", m::grok_2_biased(shape));
+  f("dbrx", m::dbrx(shape, 3));
   f("megablocks", m::megablocks(shape));
   f("deepseek_v2", m::deepseek_v2(grouped));
   f("ernie_4_5", m::ernie_4_5(shape));
   f("ernie_4_5_vl", m::ernie_4_5_vl(shape, classes));
+  f("ernie_4_5_vl", m::ernie_4_5_vl(shape, classes, expar::sigmoid_score{}));
   f("longcat_flash", m::longcat_flash(scaled));
   f("gemma_4", m::gemma_4(shape, factors));
   f("pangu_pro", m::pangu_pro(shape, k));
@@ -107,6 +110,7 @@ void for_each(int k, tables const& t, F f) {
   f("st_moe", m::st_moe(shape));
 
   f("megatron_softmax", m::megatron_softmax(scaled));
+  f("megatron_softmax_grouped", m::megatron_softmax_grouped({8, 2, 4, 2, 2.5}));
   f("megatron_post_softmax", m::megatron_post_softmax(scaled));
   f("megatron_sigmoid", m::megatron_sigmoid(scaled));
   f("megatron_sigmoid", m::megatron_sigmoid(scaled, expar::sqrt_softplus_score{}));
@@ -116,10 +120,14 @@ void for_each(int k, tables const& t, F f) {
   f("megatron_sinkhorn", m::megatron_sinkhorn(shape, keys));
   f("megatron_sinkhorn", m::megatron_sinkhorn(shape));
   f("megatron_quantile", m::megatron_quantile(scaled));
+  f("megatron_quantile_sigmoid", m::megatron_quantile_sigmoid(scaled));
   f("transformer_engine_quantile", m::transformer_engine_quantile(scaled));
   f("torchtitan", m::torchtitan(scaled));
+  f("torchtitan", m::torchtitan(scaled, expar::softmax_score{}));
+  f("torchtitan_grouped", m::torchtitan_grouped({8, k, 2, 2, 2.5}));
   f("maxtext", m::maxtext(shape));
   f("olmo_core", m::olmo_core(shape));
+  f("olmo_core_sigmoid", m::olmo_core_sigmoid(shape));
   f("flashinfer_default", m::flashinfer_default(shape));
   f("flashinfer_renormalize", m::flashinfer_renormalize(shape));
   f("flashinfer_deepseek_v3", m::flashinfer_deepseek_v3(grouped));
@@ -127,6 +135,7 @@ void for_each(int k, tables const& t, F f) {
   f("flashinfer_sigmoid_renorm", m::flashinfer_sigmoid_renorm(shape));
   f("flashinfer_minimax2", m::flashinfer_minimax2(scaled));
   f("flashinfer_sigmoid", m::flashinfer_sigmoid(shape));
+  f("flashinfer_top_k_sigmoid", m::flashinfer_top_k_sigmoid(shape));
   f("flashinfer_top_k", m::flashinfer_top_k(shape));
   f("forced_random", m::forced_random(shape, noise));
   f("forced_round_robin", m::forced_round_robin(shape));
@@ -135,7 +144,7 @@ void for_each(int k, tables const& t, F f) {
   f("hash_layers", m::hash_layers(shape, table));
   f("dense_to_sparse", m::dense_to_sparse(shape, noise, 2));
   f("top_p_moe", m::top_p_moe(8));
-  f("dynmoe", m::dynmoe(8));
+  f("dynmoe", m::dynmoe(8, true));
   f("remoe", m::remoe(8));
   f("base_layer", m::base_layer(8, one));
   f("base_layer", m::base_layer(8));
@@ -143,6 +152,26 @@ void for_each(int k, tables const& t, F f) {
 template <class F>
 void for_each(int k, F f) {
   for_each(k, tables::here(), f);
+}
+
+/// The same for some that draw their noise, and for routers of another kind than policies.
+template <class F>
+void for_each_drawn(tables const& t, F f) {
+  namespace m = expar::models;
+  expar::random_stream const stream{.seed = 3, .step = 5, .layer = 1, .first_token = 1000};
+  expar::add_learned_noise const learned{expar::make_view(t.numbers, 1, 8), .01,
+                                         expar::normals{stream}};
+  f("switch_sampled", m::switch_sampled(8, expar::add_noise{1, expar::gumbels{stream}}));
+  f("fairscale_top2", m::fairscale_top2(8, expar::add_noise{1, expar::gumbels{stream}}));
+  f("v_moe", m::v_moe({8, 2}, expar::add_noise{.125, expar::normals{stream}}));
+  f("noisy_top_k", m::noisy_top_k({8, 2}, learned));
+  f("smoe_dropout", m::smoe_dropout({8, 2}, expar::random_logits{false, expar::uniforms{stream}}));
+  f("fastmoe_switch", m::fastmoe_switch(8, expar::add_uniform{.1, expar::uniforms{stream}}));
+  f("tutel", m::tutel({8, 2}, expar::multiply_uniform{.1, expar::uniforms{stream}}));
+  f("phi_3_5_moe", m::phi_3_5_moe(8));
+  f("phi_3_5_moe",
+    m::phi_3_5_moe(8, .01, expar::gumbels{stream},
+                   expar::gumbels{stream, expar::random_purpose{128}}, expar::uniforms{stream}));
 }
 
 }  // namespace model_list

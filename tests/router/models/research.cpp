@@ -21,8 +21,10 @@ TEST_CASE("hash layers weigh alike", "[router][models]") {
   std::vector<std::int32_t> const table{0, 3, 2, 5}, name{1};
   expar::table_ids const experts_of{expar::make_view(table.data(), 2, 2),
                                     expar::make_view(name.data(), 1)};
-  compare(models::hash_layers({8, 2}, experts_of), [](row_type const&, row_type const&) {
-    return choice{{2, 5}, {.5, .5}};
+  compare(models::hash_layers({8, 2}, experts_of), [](row_type const& z, row_type const&) {
+    ids_type const ids = named(z, {2, 5});
+    double const n = (ids[0] >= 0) + (ids[1] >= 0);
+    return choice{ids, {ids[0] < 0 ? 0 : 1 / n, ids[1] < 0 ? 0 : 1 / n}};
   });
 }
 
@@ -56,21 +58,19 @@ TEST_CASE("top p takes the prefix that exceeds p", "[router][models]") {
 }
 
 TEST_CASE("DynMoE takes every expert above its threshold", "[router][models]") {
-  auto const by = [](bool or_best) {
-    return [=](row_type const& z, row_type const& bias) {
-      row_type key = keys(z, sigmoid(z), bias);
-      ids_type const best = top(key, 1);
-      bool fires = false;
-      for (double const x : key) fires = fires || x > 0;
-      for (std::size_t e = 0; e < key.size(); ++e)
-        if (!(key[e] > 0) && !(or_best && !fires && best[0] == static_cast<std::int32_t>(e)))
-          key[e] = -inf;
-      ids_type const ids = ascending(top(key, static_cast<int>(z.size())));
-      double n = 0;
-      for (auto const id : ids) n += id >= 0;
-      row_type w;
-      for (auto const id : ids) w.push_back(id < 0 ? 0 : 1 / n);
-      return choice{ids, w};
+  // sharded_moe.py: those with score > threshold, and in evaluation else the largest score.
+  auto const by = [](bool evaluates) {
+    return [=](row_type const& z, row_type const& minus_threshold) {
+      row_type const score = sigmoid(z);
+      ids_type on;
+      for (std::size_t e = 0; e < z.size(); ++e)
+        if (!masked(z[e]) && score[e] > -minus_threshold[e])
+          on.push_back(static_cast<std::int32_t>(e));
+      if (on.empty() && evaluates)
+        if (std::int32_t const best = top(keys(z, score), 1)[0]; best >= 0) on.push_back(best);
+      row_type w(on.size(), 1 / std::max<double>(1, static_cast<double>(on.size())));
+      on.resize(z.size(), -1), w.resize(z.size(), 0);
+      return choice{on, w};
     };
   };
   compare(models::dynmoe(8, true), by(true));
@@ -94,7 +94,8 @@ TEST_CASE("BASE weighs the assigned expert by its sigmoid", "[router][models]") 
   std::vector<std::int32_t> const assigned{3};
   compare(models::base_layer(8, {expar::make_view(assigned.data(), 1, 1)}),
           [](row_type const& z, row_type const&) {
-            return choice{{3}, gather(sigmoid(z), {3})};
+            ids_type const ids = named(z, {3});
+            return choice{ids, gather(sigmoid(z), ids)};
           });
   compare(models::base_layer(8), [](row_type const& z, row_type const&) {
     ids_type const ids = top(z, 1);

@@ -45,12 +45,12 @@ TEST_CASE("Llama 4 weighs its tokens by the sigmoid", "[router][models]") {
 
 TEST_CASE("FasterGate selects among what topology allows", "[router][models]") {
   std::vector<std::int32_t> const classes{0}, bounds{0, 4, 8};
-  compare(models::fastmoe_faster(
-              {8, 2}, {expar::make_view(classes.data(), 1), expar::make_view(bounds.data(), 3)}),
-          [](row_type const& z, row_type const&) {
-            ids_type const ids = top(row_type(z.begin(), z.begin() + 4), 2);
-            return choice{ids, softmax_of(z, ids)};
-          });
+  expar::experts_of_class const reachable{expar::make_view(classes.data(), 1),
+                                          expar::make_view(bounds.data(), 3)};
+  compare(models::fastmoe_faster({8, 2}, reachable), [](row_type const& z, row_type const&) {
+    ids_type const ids = top(row_type(z.begin(), z.begin() + 4), 2);
+    return choice{ids, softmax_of(z, ids)};
+  });
 }
 
 TEST_CASE("noisy top k, and random numbers in place of logits", "[router][models]") {

@@ -57,7 +57,7 @@ TEST_CASE("DeepSeek-V4 has square roots of softplus", "[router][models]") {
   compare(
       models::deepseek_v4_hash({8, 2, 1.5}, experts_of),
       [](row_type const& z, row_type const&) {
-        ids_type const ids{7, 1};
+        ids_type const ids = named(z, {7, 1});
         return choice{ids, times(over_sum(gather(sqrt_softplus(z), ids), 1e-20), 1.5)};
       },
       false);

@@ -46,11 +46,25 @@ TEST_CASE("Grok-2 caps its logits", "[router][models]") {
   });
 }
 
+TEST_CASE("Grok-2 with a correction bias", "[router][models]") {
+  compare(models::grok_2_biased({8, 2}, 3), [](row_type z, row_type const& bias) {
+    for (double& x : z)
+      if (!masked(x)) x = 3 * std::tanh(x / 3);
+    ids_type const ids = top(keys(z, softmax(z), bias), 2);
+    return choice{ids, gather(softmax(z), ids)};
+  });
+}
+
 TEST_CASE("DBRX divides by a norm", "[router][models]") {
   compare(models::dbrx(), softmax_then(4, [](row_type const& w) { return over_sum(w); }));
   compare(models::dbrx({16, 4}, 2), softmax_then(4, [](row_type const& w) {
             double const norm = std::sqrt(std::inner_product(w.begin(), w.end(), w.begin(), 0.));
             return times(w, norm == 0 ? 0 : 1 / norm);
+          }));
+  compare(models::dbrx({16, 4}, 3), softmax_then(4, [](row_type const& w) {
+            double sum = 0;
+            for (double const x : w) sum += x * x * x;
+            return times(w, sum == 0 ? 0 : 1 / std::cbrt(sum));
           }));
 }
 
@@ -76,15 +90,25 @@ TEST_CASE("ERNIE-4.5 and LongCat select by probability and bias", "[router][mode
     ids_type const ids = ids_of(z, bias, 12);
     return choice{ids, times(gather(softmax(z), ids), 6)};
   });
+}
+
+TEST_CASE("ERNIE-4.5-VL has a gate for each modality", "[router][models]") {
+  // Text has experts 0 to 9 and vision those behind; the token is an image's.
   std::vector<std::int32_t> const classes{1}, bounds{0, 10, 16};
-  compare(models::ernie_4_5_vl(
-              {16, 3}, {expar::make_view(classes.data(), 1), expar::make_view(bounds.data(), 3)}),
-          [&](row_type const& z, row_type const& bias) {
-            row_type key = keys(z, softmax(z), bias);
-            for (std::size_t e = 0; e < 10; ++e) key[e] = -inf;
-            ids_type const ids = top(key, 3);
-            return choice{ids, over_sum_at_least(gather(softmax(z), ids), 1e-12)};
-          });
+  expar::experts_of_class const modality{expar::make_view(classes.data(), 1),
+                                         expar::make_view(bounds.data(), 3)};
+  auto const by = [](auto score) {
+    return [=](row_type const& z, row_type const& bias) {
+      row_type const own(z.begin() + 10, z.end()), b(bias.begin() + 10, bias.end());
+      row_type const s = score(own);
+      ids_type const local = top(keys(own, s, b), 3);
+      choice out{{}, over_sum_at_least(gather(s, local), 1e-12)};
+      for (auto const id : local) out.ids.push_back(id < 0 ? -1 : id + 10);
+      return out;
+    };
+  };
+  compare(models::ernie_4_5_vl({16, 3}, modality), by(softmax));
+  compare(models::ernie_4_5_vl({16, 3}, modality, expar::sigmoid_score{}), by(sigmoid));
 }
 
 TEST_CASE("Gemma 4 multiplies by a factor of each expert", "[router][models]") {

@@ -94,6 +94,12 @@ inline row_type in_groups(row_type key, int groups, int top_groups, int best_of)
   return key;
 }
 
+/// Ids that somebody names, but for experts that are masked.
+inline ids_type named(row_type const& z, ids_type ids) {
+  for (auto& id : ids)
+    if (id >= 0 && masked(z[at(id)])) id = -1;
+  return ids;
+}
 inline row_type gather(row_type const& s, ids_type const& ids) {
   row_type w;
   for (auto id : ids) w.push_back(id < 0 ? 0 : s[at(id)]);

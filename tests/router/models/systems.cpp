@@ -47,6 +47,16 @@ TEST_CASE("Megatron's score functions", "[router][models]") {
           });
 }
 
+TEST_CASE("Megatron's softmax in groups is not renormalized", "[router][models]") {
+  compare(models::megatron_softmax_grouped({24, 6, 4, 2, 1.5}),
+          [](row_type const& z, row_type const&) {
+            row_type const p = softmax(z);
+            ids_type const ids = top(in_groups(keys(z, p), 4, 2, 3), 6);
+            return choice{ids, times(gather(p, ids), 1.5)};
+          });
+  REQUIRE(models::megatron_groups({24, 6, 4, 0}).best_of == 0);
+}
+
 TEST_CASE("Megatron selects by a Sinkhorn plan, and by balanced quantiles", "[router][models]") {
   std::vector<double> plan(16);
   for (std::size_t e = 0; e < 16; ++e) plan[e] = static_cast<double>(e * 11 % 16) / 16;
@@ -68,11 +78,29 @@ TEST_CASE("Megatron selects by a Sinkhorn plan, and by balanced quantiles", "[ro
     ids_type const ids = top(keys(z, z, bias), 3);
     return choice{ids, times(gather(softmax(z), ids), 2)};
   });
+  compare(models::megatron_quantile_sigmoid({16, 3, 2}),
+          [](row_type const& z, row_type const& bias) {
+            ids_type const ids = top(keys(z, z, bias), 3);
+            return choice{ids, times(over_sum(gather(sigmoid(z), ids), 1e-20), 2)};
+          });
   compare(models::transformer_engine_quantile({96, 8, 2}), biased(8, 1e-20, 2, sigmoid));
 }
 
 TEST_CASE("torchtitan, MaxText, OLMo-core", "[router][models]") {
   compare(models::torchtitan({64, 4, 2}), biased(4, 1e-20, 2, sigmoid));
+  compare(models::torchtitan({64, 4, 2}, expar::softmax_score{}), biased(4, 1e-20, 2, softmax));
+  compare(models::torchtitan_grouped({64, 4, 8, 4, 2}),
+          [](row_type const& z, row_type const& bias) {
+            row_type const s = sigmoid(z);
+            ids_type const ids = top(in_groups(keys(z, s, bias), 8, 4, 2), 4);
+            return choice{ids, times(over_sum(gather(s, ids), 1e-20), 2)};
+          });
+  compare(models::olmo_core_sigmoid({64, 4}), [](row_type const& z, row_type const& bias) {
+    ids_type const ids = top(keys(z, sigmoid(z), bias), 4);
+    row_type w = gather(sigmoid(z), ids);
+    for (std::size_t j = 0; j < 4; ++j) w[j] += ids[j] < 0 ? 0 : 1e-7;
+    return choice{ids, w};
+  });
   compare(models::maxtext({64, 4}), softmax_times(4, 1));
   compare(models::olmo_core({64, 4}), softmax_times(4, 1));
 }
@@ -112,13 +140,13 @@ TEST_CASE("routers for benchmarks and replay", "[router][models]") {
   std::vector<double> numbers(8);
   for (std::size_t e = 0; e < 8; ++e) numbers[e] = static_cast<double>(e * 5 % 8) / 8;
   compare(models::forced_round_robin({8, 3}), [](row_type const& z, row_type const&) {
-    ids_type const ids{0, 1, 2};
+    ids_type const ids = named(z, {0, 1, 2});
     return choice{ids, gather(sigmoid(z), ids)};
   });
   std::vector<std::int32_t> const recorded{5, -1, 2};
   compare(models::replayed({8, 3}, {expar::make_view(recorded.data(), 1, 3)}),
           [](row_type const& z, row_type const&) {
-            ids_type const ids{5, -1, 2};
+            ids_type const ids = named(z, {5, -1, 2});
             return choice{ids, over_sum(gather(softmax(z), ids))};
           });
 }

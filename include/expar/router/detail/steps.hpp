@@ -142,6 +142,13 @@ inline constexpr weight_site site_of = ((site_of_step<Steps>() == weight_site::i
                                            ? weight_site::input
                                            : weight_site::output;
 
+template <class Step>
+inline constexpr bool has_scratch = requires(Step const& s) {
+  s.scratch(1, 1);
+};
+template <class Step>
+inline constexpr bool scratch_as_bound = has_scratch<Step> == has_scratch<bound<Step>>;
+
 /// Numbers that a step may overwrite behind what it is given.
 template <class Step>
 EXPAR_HD constexpr int scratch_of(Step const& step, int experts, int top_k) {

@@ -89,7 +89,7 @@ constexpr auto fastmoe_switch(int experts, Noise noise) {
 }
 /// FastMoE's ZeroGate: everything to expert 0, w = 1. Source: fmoe/gates/zero_gate.py, k = 1.
 constexpr auto fastmoe_zero(int experts) {
-  return router({.experts = experts, .top_k = 1}, softmax_score{}, score_key{}, expert_range{0, 1},
+  return router({.experts = experts, .top_k = 1}, expert_range{0, 1}, softmax_score{}, score_key{},
                 equal_weights{});
 }
 

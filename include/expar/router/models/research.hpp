@@ -32,17 +32,17 @@ constexpr auto top_p_moe(int experts, double p = 0.4) {
 
 /// DynMoE's top-any gate: every expert with sigmoid(z) + bias > 0, by ascending id, where z is the
 /// scaled cosine and the bias is -sigmoid(tau * threshold); w = 1 / (how many), with a
-/// straight-through gradient. In evaluation (or_best) a token for which none fires takes the best.
+/// straight-through gradient. That for the bias is, at each expert, the sum of d_weights / (how
+/// many) over its routes. In evaluation (or_best) a token for which none fires takes the largest z.
 /// Source: LINs-lab/DynMoE, sharded_moe.py.
-constexpr auto dynmoe(int experts, bool or_best = true) {
+constexpr auto dynmoe(int experts, bool or_best) {
   return router({.experts = experts, .top_k = experts}, sigmoid_score{}, biased_key{},
-                positive_keys{or_best}, every_key{}, equal_weights{.straight_through = true});
+                positive_keys{or_best}, equal_weights{.straight_through = true});
 }
 
 /// ReMoE: every expert with z > 0, by ascending id, w = z. Source: thu-ml/ReMoE.
 constexpr auto remoe(int experts) {
-  return router({.experts = experts, .top_k = experts}, relu_score{}, score_key{}, positive_keys{},
-                every_key{});
+  return router({.experts = experts, .top_k = experts}, relu_score{}, score_key{}, positive_keys{});
 }
 
 /// BASE: the expert that balanced_assignment() gives the token, w = alpha = sigmoid(z)[id]; the

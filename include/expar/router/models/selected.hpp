@@ -45,8 +45,8 @@ constexpr auto fastmoe_naive(router_shape shape) {
 }
 /// FastMoE's FasterGate: the same among the experts of the token's class, which topology makes.
 /// Source: fmoe/gates/faster_gate.py.
-constexpr auto fastmoe_faster(router_shape shape, class_limited reachable) {
-  return router(shape, logit_score{}, score_key{}, reachable, softmax_weights{});
+constexpr auto fastmoe_faster(router_shape shape, experts_of_class reachable) {
+  return router(shape, reachable, logit_score{}, score_key{}, softmax_weights{});
 }
 
 /// Noisy top-k of Shazeer et al. 2017: w = softmax(h[ids]), h = z + noise; see learned_noise.

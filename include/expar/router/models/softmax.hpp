@@ -50,9 +50,14 @@ constexpr auto grok_2(router_shape shape = {.experts = 8, .top_k = 2}, double ca
   return router(shape, soft_cap{cap}, softmax_score{}, score_key{});
 }
 
-/// DBRX: w = p[ids] / norm(p[ids]), the norm of order p, of which 1 is the released one.
+/// Grok-2 with SGLang's correction bias: selected by p + bias.
+constexpr auto grok_2_biased(router_shape shape = {.experts = 8, .top_k = 2}, double cap = 30) {
+  return router(shape, soft_cap{cap}, softmax_score{}, biased_key{});
+}
+
+/// DBRX: w = p[ids] / norm(p[ids]), the norm of order `norm`, of which 1 is the released one.
 /// Source: databricks/dbrx, modeling_dbrx.py.
-constexpr auto dbrx(router_shape shape = {.experts = 16, .top_k = 4}, int norm = 1) {
+constexpr auto dbrx(router_shape shape = {.experts = 16, .top_k = 4}, double norm = 1) {
   return router(shape, softmax_score{}, score_key{}, normalize{norm});
 }
 
@@ -77,10 +82,13 @@ constexpr auto ernie_4_5(router_shape shape = {.experts = 64, .top_k = 6}) {
                 renormalize{.epsilon = 1e-12, .kind = renormalize::guard::at_least});
 }
 
-/// ERNIE-4.5-VL: the same among the experts of the token's modality; classes [T] says which it is,
-/// and bounds which experts a class has. Source: PaddlePaddle ERNIE, the family of top2_gate.py.
-constexpr auto ernie_4_5_vl(router_shape shape, class_limited modality) {
-  return router(shape, softmax_score{}, biased_key{}, modality,
+/// ERNIE-4.5-VL: the same among the experts of the token's modality, whose gate is its own: the
+/// logits of all modalities stand side by side. Score: sigmoid_score for moe_gate_act "sigmoid".
+/// Source: Hugging Face transformers, ernie4_5_vl_moe; PaddlePaddle ERNIE, the family of
+/// top2_gate.py.
+template <class Score = softmax_score>
+constexpr auto ernie_4_5_vl(router_shape shape, experts_of_class modality, Score score = {}) {
+  return router(shape, modality, score, biased_key{},
                 renormalize{.epsilon = 1e-12, .kind = renormalize::guard::at_least});
 }
 
@@ -119,8 +127,9 @@ constexpr auto grove_moe(router_shape shape = {.experts = 128, .top_k = 8}) {
 }
 
 /// MoE++: w = p[ids], 0 for the zero experts [first, last), then w / sum(w). The logits are those
-/// of the layer plus a map of the layer before, which add_rows adds; the layer's input is
-/// multiplied by k elsewhere. Source: SkyworkAI/MoE-plus-plus, moe_plus_plus_layer.py.
+/// of the layer, perhaps divided by their deviation (normalize_rows()), plus a map of the layer
+/// before, which add_rows adds; the layer's input is multiplied by k elsewhere. Source:
+/// SkyworkAI/MoE-plus-plus, moe_plus_plus_layer.py.
 constexpr auto moe_plus_plus(router_shape shape, zero_weights_of zero_experts) {
   return router(shape, softmax_score{}, score_key{}, zero_experts, renormalize{});
 }

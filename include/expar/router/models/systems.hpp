@@ -9,10 +9,21 @@ namespace models {
 
 // The routers of training and inference systems, which serve many models. z are the logits.
 
+/// Groups as Megatron-LM and Transformer Engine take them.
+constexpr group_limited megatron_groups(grouped_shape shape) {
+  return {shape.groups, shape.top_groups,
+          shape.top_groups > 0 ? shape.top_k / shape.top_groups : 0};
+}
+
 /// Megatron-LM, softmax before top-k: p = softmax(z), w = scale * p[ids].
 /// Source: megatron/core/transformer/moe/moe_utils.py, topk_routing_with_score_function.
 constexpr auto megatron_softmax(scaled_shape shape) {
   return router(shape, softmax_score{}, score_key{}, scale{shape.scale});
+}
+/// The same in groups of experts, of which each counts as the sum of its top_k / top_groups largest
+/// probabilities; top_k is at least top_groups.
+constexpr auto megatron_softmax_grouped(grouped_shape shape) {
+  return router(shape, softmax_score{}, score_key{}, megatron_groups(shape), scale{shape.scale});
 }
 /// Megatron-LM, softmax after top-k: w = scale * softmax(z[ids]).
 constexpr auto megatron_post_softmax(scaled_shape shape) {
@@ -26,11 +37,10 @@ constexpr auto megatron_sigmoid(scaled_shape shape, Score score = {}) {
                 scale{shape.scale});
 }
 /// The same in groups of experts, of which each counts as the sum of its top_k / top_groups largest
-/// keys.
+/// keys; top_k is at least top_groups.
 template <class Score = sigmoid_score>
 constexpr auto megatron_grouped(grouped_shape shape, Score score = {}) {
-  return router(shape, score, biased_key{},
-                group_limited{shape.groups, shape.top_groups, shape.top_k / shape.top_groups},
+  return router(shape, score, biased_key{}, megatron_groups(shape),
                 renormalize{.epsilon = 1e-20, .single = false}, scale{shape.scale});
 }
 /// Megatron-LM, Sinkhorn (S-BASE): selected by the plan of sinkhorn(), w = sigmoid(z)[ids] for k =
@@ -51,10 +61,15 @@ constexpr auto megatron_sinkhorn(router_shape shape) {
   return router(shape, softmax_score{}, score_key{});
 }
 /// Megatron-LM, quantile balancing: selected by z + bias, where the bias is -beta, which
-/// quantile_balance() makes; weights by the score function, w = scale * s[ids].
-template <class Score = softmax_score>
-constexpr auto megatron_quantile(scaled_shape shape, Score score = {}) {
-  return router(shape, score, biased_logit_key{}, scale{shape.scale});
+/// quantile_bias() makes; weights as of megatron_softmax().
+constexpr auto megatron_quantile(scaled_shape shape) {
+  return router(shape, softmax_score{}, biased_logit_key{}, scale{shape.scale});
+}
+/// The same with weights as of megatron_sigmoid().
+template <class Score = sigmoid_score>
+constexpr auto megatron_quantile_sigmoid(scaled_shape shape, Score score = {}) {
+  return router(shape, score, biased_logit_key{}, renormalize{.epsilon = 1e-20, .single = false},
+                scale{shape.scale});
 }
 /// Transformer Engine's quantile-balancing router: the formula of glm_4_5; what balances is a
 /// histogram of the distance from the cutoff, the (k + 1)-th key. Source:
@@ -64,11 +79,17 @@ constexpr auto transformer_engine_quantile(scaled_shape shape) {
                 scale{shape.scale});
 }
 
-/// torchtitan: s = sigmoid(z), selected by s + bias, w = scale * s[ids] / (sum(s[ids]) + 1e-20).
-/// Source: torchtitan, models/moe.py, with route_norm.
-constexpr auto torchtitan(scaled_shape shape) {
-  return router(shape, sigmoid_score{}, biased_key{}, renormalize{.epsilon = 1e-20},
-                scale{shape.scale});
+/// torchtitan: s = sigmoid(z), or softmax_score, selected by s + bias, w = scale * s[ids] /
+/// (sum(s[ids]) + 1e-20). Source: torchtitan, models/moe.py, with route_norm.
+template <class Score = sigmoid_score>
+constexpr auto torchtitan(scaled_shape shape, Score score = {}) {
+  return router(shape, score, biased_key{}, renormalize{.epsilon = 1e-20}, scale{shape.scale});
+}
+/// The same in groups of experts, of which each counts as the sum of its two largest keys.
+template <class Score = sigmoid_score>
+constexpr auto torchtitan_grouped(grouped_shape shape, Score score = {}) {
+  return router(shape, score, biased_key{}, group_limited{shape.groups, shape.top_groups, 2},
+                renormalize{.epsilon = 1e-20}, scale{shape.scale});
 }
 /// MaxText: p = softmax(z), w = p[ids], or divided by their sum (norm_topk_prob): qwen3_moe().
 /// Source: maxtext, layers/moe.py.
@@ -79,6 +100,10 @@ constexpr auto maxtext(router_shape shape) {
 /// OLMo-core, nn/moe/router.py.
 constexpr auto olmo_core(router_shape shape) {
   return router(shape, softmax_score{}, score_key{});
+}
+/// OLMo-core, sigmoid: w = s[ids], s = sigmoid(z) + 1e-7, selected by s + bias.
+constexpr auto olmo_core_sigmoid(router_shape shape) {
+  return router(shape, sigmoid_score{}, biased_key{}, offset{1e-7});
 }
 
 /// FlashInfer's RoutingMethodType (include/flashinfer/trtllm/fused_moe/runner.h): Default: w =
@@ -115,13 +140,18 @@ constexpr auto flashinfer_minimax2(scaled_shape shape) {
 constexpr auto flashinfer_sigmoid(router_shape shape) {
   return router(shape, sigmoid_score{}, score_key{});
 }
+/// TopKSigmoid: w = sigmoid(z[ids]).
+constexpr auto flashinfer_top_k_sigmoid(router_shape shape) {
+  return router(shape, logit_score{}, score_key{}, sigmoid_weights{});
+}
 /// TopK: w = z[ids].
 constexpr auto flashinfer_top_k(router_shape shape) {
   return router(shape, logit_score{}, score_key{});
 }
 
-/// Megatron-LM's forced load balancing (apply_random_logits): random numbers in place of the
-/// logits; see random_logits. Any router does: this one is softmax of the selected.
+/// Megatron-LM's forced load balancing (apply_random_logits): normal numbers in place of the
+/// logits; see random_logits. With a bias of each expert on top (apply_biased_logits), an add_rows
+/// of pitch 0 behind them. Any router does: this one is softmax of the selected.
 template <class Random>
 constexpr auto forced_random(router_shape shape, Random numbers) {
   return router(shape, numbers, logit_score{}, score_key{}, softmax_weights{});
