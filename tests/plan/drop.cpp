@@ -10,10 +10,12 @@
 #include <tuple>
 
 #include "../support/catch.hpp"
+#include "../support/exhausted_resource.hpp"
 #include "support.hpp"
 
 using namespace drop_test;
 using Catch::Matchers::WithinAbs;
+using expar_test::exhausted_resource;
 using router_test::sentence_of;
 
 namespace {
@@ -26,8 +28,8 @@ void check_laws(problem const& p, Order const& order, Key key) {
   id_matrix ids(p.ids, at(p.k)), kept(p.tokens, p.k, 2);
   auto const before = ids.data;
   std::vector<std::int32_t> dropped(at(p.experts), -5);
-  auto const needed =
-      expar::drop_to_capacity(ctx, ids.view(), p.capacity, order, p.valid, kept.view(), dropped);
+  auto const needed = expar::drop_to_capacity(ctx, ids.view(), p.experts, p.capacity, order,
+                                              p.valid, kept.view(), dropped);
   REQUIRE(ids.data == before);
   REQUIRE(needed == *std::max_element(p.routes.begin(), p.routes.end()));
   id_rows const out = kept.rows();
@@ -57,11 +59,12 @@ void check_laws(problem const& p, Order const& order, Key key) {
   }
   // What would have sufficed suffices, and with one place more nothing more is dropped.
   id_matrix all(p.tokens, p.k), more(p.tokens, p.k);
-  expar::drop_to_capacity(ctx, ids.view(), needed, order, p.valid, all.view(), dropped);
+  expar::drop_to_capacity(ctx, ids.view(), p.experts, needed, order, p.valid, all.view(), dropped);
   REQUIRE(std::count(dropped.begin(), dropped.end(), 0) == p.experts);
   for (std::int64_t t = 0; t < p.tokens; ++t)
     if (p.valid[at(t)] != 0) REQUIRE(all.rows()[at(t)] == p.ids[at(t)]);
-  expar::drop_to_capacity(ctx, ids.view(), p.capacity + 1, order, p.valid, more.view(), dropped);
+  expar::drop_to_capacity(ctx, ids.view(), p.experts, p.capacity + 1, order, p.valid, more.view(),
+                          dropped);
   for (std::int64_t t = 0; t < p.tokens; ++t)
     for (int j = 0; j < p.k; ++j)
       if (out[at(t)][at(j)] >= 0) REQUIRE(more.rows()[at(t)][at(j)] >= 0);
@@ -72,7 +75,8 @@ void check_laws(problem const& p, Order const& order, Key key) {
   bool const some = std::any_of(held.begin(), held.end(), [](auto n) { return n > 0; });
   REQUIRE(plan.rows() == (some ? p.experts * (p.capacity + 1) : 0));
   // In place.
-  expar::drop_to_capacity(ctx, ids.view(), p.capacity, order, p.valid, ids.view(), dropped);
+  expar::drop_to_capacity(ctx, ids.view(), p.experts, p.capacity, order, p.valid, ids.view(),
+                          dropped);
   REQUIRE(ids.rows() == out);
 }
 
@@ -109,17 +113,17 @@ TEST_CASE("without a mask all tokens count", "[plan]") {
     id_matrix ids(p.ids, at(p.k)), some(p.tokens, p.k), all(p.tokens, p.k);
     counts a(at(p.experts)), b(at(p.experts));
     p.valid.assign(at(p.tokens), 1);
-    auto const n = expar::drop_to_capacity(ctx, ids.view(), p.capacity, expar::by_choice{}, p.valid,
-                                           some.view(), a);
-    REQUIRE(expar::drop_to_capacity(ctx, ids.view(), p.capacity, expar::by_choice{}, all.view(),
-                                    b) == n);
+    auto const n = expar::drop_to_capacity(ctx, ids.view(), p.experts, p.capacity,
+                                           expar::by_choice{}, p.valid, some.view(), a);
+    REQUIRE(expar::drop_to_capacity(ctx, ids.view(), p.experts, p.capacity, expar::by_choice{},
+                                    all.view(), b) == n);
     REQUIRE(all.data == some.data);
     REQUIRE(a == b);
   }
   id_matrix ids(id_rows{{0}, {0}, {0}}), kept(3, 1);
   counts dropped(1);
   std::array<bool, 3> const valid{false, true, true};
-  expar::drop_to_capacity(ctx, ids.view(), 1, expar::by_choice{}, valid, kept.view(), dropped);
+  expar::drop_to_capacity(ctx, ids.view(), 1, 1, expar::by_choice{}, valid, kept.view(), dropped);
   REQUIRE(kept.rows() == id_rows{{-1}, {0}, {-1}});
 }
 
@@ -137,8 +141,8 @@ TEST_CASE("the number of threads does not show in what is dropped", "[plan]") {
         for (int threads : {1, 2, 3}) {
           id_matrix kept(tokens, 3);
           counts dropped(at(experts));
-          expar::drop_to_capacity(expar::host_context(threads), ids.view(), capacity, order,
-                                  kept.view(), dropped);
+          expar::drop_to_capacity(expar::host_context(threads), ids.view(), experts, capacity,
+                                  order, kept.view(), dropped);
           if (threads == 1) first = kept.data;
           if (kept.data != first) return false;
         }
@@ -160,8 +164,8 @@ TEST_CASE("what dropping needs comes from the context", "[plan]") {
   id_matrix ids(p.ids, at(p.k)), kept(p.tokens, p.k);
   counts dropped(at(p.experts));
   expar::host_context const own(1, std::pmr::new_delete_resource());
-  CHECK_NOTHROW(
-      expar::drop_to_capacity(own, ids.view(), 0, expar::by_choice{}, kept.view(), dropped));
+  CHECK_NOTHROW(expar::drop_to_capacity(own, ids.view(), p.experts, 0, expar::by_choice{},
+                                        kept.view(), dropped));
   std::pmr::set_default_resource(usual);
 }
 
@@ -176,7 +180,7 @@ TEMPLATE_TEST_CASE("Switch keeps the first tokens of an expert", "[plan]", doubl
   expar::route(ctx, r, logits.view(), routes);
   id_matrix kept(4, 1);
   counts dropped(4);
-  expar::drop_to_capacity(ctx, routes.ids, 1, expar::by_choice{}, kept.view(), dropped);
+  expar::drop_to_capacity(ctx, routes.ids, 4, 1, expar::by_choice{}, kept.view(), dropped);
   CHECK(kept.rows() == id_rows{{0}, {1}, {-1}, {2}});
   CHECK(dropped == counts{1, 0, 0, 0});
   // The weights that rows get, and the gradients that come back.
@@ -209,8 +213,8 @@ TEMPLATE_TEST_CASE("Tutel keeps first choices before second choices", "[plan]", 
   CHECK(capacity == 2);
   id_matrix kept(4, 2);
   counts dropped(4);
-  auto const needed =
-      expar::drop_to_capacity(ctx, routes.ids, capacity, expar::by_choice{}, kept.view(), dropped);
+  auto const needed = expar::drop_to_capacity(ctx, routes.ids, 4, capacity, expar::by_choice{},
+                                              kept.view(), dropped);
   CHECK(kept.rows() == id_rows{{0, 1}, {1, -1}, {0, 2}, {-1, -1}});
   CHECK(dropped == counts{2, 1, 0, 0});
   CHECK(needed == 4);
@@ -242,11 +246,11 @@ TEMPLATE_TEST_CASE("Megatron keeps the largest weights, or the first tokens", "[
   CHECK(capacity == 1);
   id_matrix kept(4, 2);
   counts dropped(4);
-  expar::drop_to_capacity(ctx, routes.ids, capacity, expar::by_value{routes.weights}, kept.view(),
-                          dropped);
+  expar::drop_to_capacity(ctx, routes.ids, 4, capacity, expar::by_value{routes.weights},
+                          kept.view(), dropped);
   CHECK(kept.rows() == id_rows{{-1, -1}, {1, -1}, {0, -1}, {2, -1}});
   CHECK(dropped == counts{3, 1, 1, 0});
-  expar::drop_to_capacity(ctx, routes.ids, capacity, expar::by_token{}, kept.view(), dropped);
+  expar::drop_to_capacity(ctx, routes.ids, 4, capacity, expar::by_token{}, kept.view(), dropped);
   CHECK(kept.rows() == id_rows{{0, 1}, {-1, -1}, {-1, 2}, {-1, -1}});
   // Padded to the capacity, every expert has that many rows, and to a multiple, a multiple.
   auto const padded = expar::make_plan(ctx, kept.view(), 4, expar::fixed_capacity{0, 1});
@@ -255,47 +259,103 @@ TEMPLATE_TEST_CASE("Megatron keeps the largest weights, or the first tokens", "[
   CHECK(expar::make_plan(ctx, kept.view(), 4, expar::ragged{16}).rows() == 3 * 16);
 }
 
+TEST_CASE("ids of tokens that are not valid can be anything", "[plan]") {
+  id_matrix ids(id_rows{{0, 1}, {1 << 30, -77}, {0, 1}, {3, INT32_MIN}}), kept(4, 2);
+  counts dropped(2);
+  flags const valid{1, 0, 1, 0};
+  CHECK(expar::drop_to_capacity(ctx, ids.view(), 2, 1, expar::by_token{}, valid, kept.view(),
+                                dropped) == 2);
+  CHECK(kept.rows() == id_rows{{0, 1}, {-1, -1}, {-1, -1}, {-1, -1}});
+  CHECK(dropped == counts{1, 1});
+}
+
+TEST_CASE("where memory runs out, nothing is dropped", "[plan]") {
+  id_matrix ids(id_rows{{0, 1}, {0, 7}, {0, 1}}), kept(3, 2);
+  auto const before = ids.data;
+  flags const valid{1, 0, 1};
+  bool done = false;
+  int failed = 0;
+  for (int allowed = 0; !done; ++allowed) {
+    exhausted_resource memory(allowed);
+    expar::host_context const own(1, &memory);
+    counts dropped(2, 9);
+    try {
+      expar::drop_to_capacity(own, ids.view(), 2, 1, expar::by_choice{}, valid, ids.view(),
+                              dropped);
+      done = true;
+    } catch (std::bad_alloc const&) {
+      ++failed;
+      REQUIRE(ids.data == before);
+      REQUIRE(dropped == counts{9, 9});
+    }
+  }
+  CHECK(failed >= 3);
+  CHECK(ids.rows() == id_rows{{0, 1}, {-1, -1}, {-1, -1}});
+}
+
+TEST_CASE("any capacity will do", "[plan]") {
+  id_matrix ids(id_rows{{0}, {0}}), kept(2, 1);
+  counts dropped(1);
+  CHECK(expar::drop_to_capacity(ctx, ids.view(), 1, PTRDIFF_MAX, expar::by_choice{}, kept.view(),
+                                dropped) == 2);
+  CHECK(kept.rows() == id_rows{{0}, {0}});
+  CHECK(dropped == counts{0});
+}
+
 TEST_CASE("dropping refuses what does not fit", "[plan]") {
   id_matrix ids(id_rows{{0, 1}, {1, 2}}), kept(2, 2);
   counts dropped(3, 9);
-  auto const drop = [&](auto const& i, expar::index_t capacity, auto const& k, auto& d) {
+  auto const drop = [&](auto const& i, int experts, expar::index_t capacity, auto const& k,
+                        auto& d) {
     return sentence_of(
-        [&] { expar::drop_to_capacity(ctx, i, capacity, expar::by_choice{}, k, d); });
+        [&] { expar::drop_to_capacity(ctx, i, experts, capacity, expar::by_choice{}, k, d); });
   };
   using expar::make_view;
   auto* const data = kept.data.data();
-  CHECK(drop(ids.view(), -1, kept.view(), dropped) ==
+  CHECK(drop(ids.view(), 3, -1, kept.view(), dropped) ==
         "expar: drop_to_capacity: capacity is -1; it is at least 0");
-  CHECK(drop(make_view<std::int32_t>(nullptr, 2, 2), 1, kept.view(), dropped) ==
+  CHECK(drop(make_view<std::int32_t>(nullptr, 2, 2), 3, 1, kept.view(), dropped) ==
         "expar: drop_to_capacity: ids has 4 elements but its data is null");
-  CHECK(drop(ids.view(), 1, make_view<std::int32_t>(nullptr, 2, 2), dropped) ==
+  CHECK(drop(ids.view(), 3, 1, make_view<std::int32_t>(nullptr, 2, 2), dropped) ==
         "expar: drop_to_capacity: kept has 4 elements but its data is null");
-  CHECK(drop(ids.view(), 1, make_view(data, 1, 2), dropped) ==
+  CHECK(drop(ids.view(), 3, 1, make_view(data, 1, 2), dropped) ==
         "expar: drop_to_capacity: kept has extent 1 in dimension 0, but the number of tokens is 2");
-  CHECK(drop(ids.view(), 1, make_view(data, 2, 1), dropped) ==
+  CHECK(drop(ids.view(), 3, 1, make_view(data, 2, 1), dropped) ==
         "expar: drop_to_capacity: kept has extent 1 in dimension 1, but the number of choices per "
         "token is 2");
-  CHECK(drop(ids.view(), 1, make_view(data, 2, 2, 1), dropped) ==
+  CHECK(drop(ids.view(), 3, 1, make_view(data, 2, 2, 1), dropped) ==
         "expar: drop_to_capacity: kept has rows of 2 elements only 1 elements apart; rows that are "
         "written must not overlap");
   counts none, two(2, 9);
-  CHECK(drop(ids.view(), 1, kept.view(), none) ==
-        "expar: drop_to_capacity: dropped has 0 entries, one per expert; at least 1 is needed");
-  CHECK(drop(ids.view(), 1, kept.view(), two) ==
+  CHECK(drop(ids.view(), 0, 1, kept.view(), none) ==
+        "expar: drop_to_capacity: experts is 0; at least 1 is needed");
+  CHECK(drop(ids.view(), 3, 1, kept.view(), two) ==
+        "expar: drop_to_capacity: dropped has extent 2 in dimension 0, but experts is 3");
+  CHECK(drop(ids.view(), 2, 1, kept.view(), two) ==
         "expar: drop_to_capacity: ids(1, 1) is 2; an expert id is -1 (no expert) or 0 to 1");
   ids.data[0] = -2;
-  CHECK(drop(ids.view(), 1, kept.view(), dropped) ==
+  CHECK(drop(ids.view(), 3, 1, kept.view(), dropped) ==
         "expar: drop_to_capacity: ids(0, 0) is -2; an expert id is -1 (no expert) or 0 to 2");
   auto const huge = make_view(data, expar::index_t{1} << 30, 2);
-  CHECK(drop(huge, 1, huge, dropped) ==
+  CHECK(drop(huge, 3, 1, huge, dropped) ==
         "expar: drop_to_capacity: ids has 1073741824 x 2 routes; at most 2147483647 are possible");
   flags const valid{1};
   CHECK(sentence_of([&] {
-          expar::drop_to_capacity(ctx, ids.view(), 1, expar::by_choice{}, valid, kept.view(),
+          expar::drop_to_capacity(ctx, ids.view(), 3, 1, expar::by_choice{}, valid, kept.view(),
                                   dropped);
         }) ==
         "expar: drop_to_capacity: valid has extent 1 in dimension 0, but the number of "
         "tokens is 2");
   CHECK(kept.data == std::vector<std::int32_t>(4, -7));
   CHECK(dropped == counts{9, 9, 9});
+  // One row behind the ids, and one where the counts are.
+  std::vector<std::int32_t> shared{0, 1, 1, 2, -7, -7};
+  CHECK(drop(make_view(shared.data(), 2, 2), 3, 1, make_view(shared.data() + 2, 2, 2), dropped) ==
+        "expar: drop_to_capacity: kept overlaps ids in memory; it is that very tensor, or apart "
+        "from it");
+  auto const count = make_view(shared.data() + 3, 3);
+  CHECK(drop(ids.view(), 3, 1, make_view(shared.data(), 2, 2), count) ==
+        "expar: drop_to_capacity: dropped overlaps kept in memory; the operation cannot work in "
+        "place");
+  CHECK(shared == std::vector<std::int32_t>{0, 1, 1, 2, -7, -7});
 }

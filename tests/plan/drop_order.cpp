@@ -155,7 +155,8 @@ template <class Order>
 id_rows kept_by(problem const& p, Order const& order) {
   id_matrix ids(p.ids, at(p.k)), kept(p.tokens, p.k, 2);
   counts dropped(at(p.experts));
-  expar::drop_to_capacity(ctx, ids.view(), p.capacity, order, p.valid, kept.view(), dropped);
+  expar::drop_to_capacity(ctx, ids.view(), p.experts, p.capacity, order, p.valid, kept.view(),
+                          dropped);
   return kept.rows();
 }
 
@@ -191,7 +192,7 @@ TEST_CASE("a random number per token selects tokens at random", "[plan]") {
     for (double& x : u.data) x = rng.uniform();
     id_matrix ids(id_rows{{0}, {0}, {1}, {0}, {0}, {1}}), kept(6, 1);
     counts dropped(2);
-    expar::drop_to_capacity(ctx, ids.view(), 2, expar::by_value{u.view()}, kept.view(), dropped);
+    expar::drop_to_capacity(ctx, ids.view(), 2, 2, expar::by_value{u.view()}, kept.view(), dropped);
     REQUIRE(dropped == counts{2, 0});
     for (int t = 0; t < 6; ++t) kept_count[at(t)] += static_cast<int>(kept.rows()[at(t)][0] >= 0);
   }
@@ -199,13 +200,25 @@ TEST_CASE("a random number per token selects tokens at random", "[plan]") {
   for (int t : {2, 5}) CHECK(kept_count[at(t)] == 2000);
 }
 
-TEST_CASE("the score of a token is the first of its row", "[plan]") {
-  matrix<float> weights(std::vector<router_test::row_type>{{.2f, .9f}, {.7f, .1f}, {.7f, .8f}});
+TEMPLATE_TEST_CASE("the score of a token is the largest of its row", "[plan]", float, double,
+                   expar::bfloat16) {
+  using router_test::inf;
+  using router_test::qnan;
   id_matrix ids(id_rows{{0, 1}, {0, 1}, {0, 1}}), kept(3, 2);
   counts dropped(2);
-  expar::drop_to_capacity(ctx, ids.view(), 1, expar::by_choice_and_score{weights.view()},
-                          kept.view(), dropped);
-  REQUIRE(kept.rows() == id_rows{{-1, -1}, {0, 1}, {-1, -1}});
+  auto const best = [&](std::vector<router_test::row_type> const& rows) {
+    matrix<TestType> scores(rows, 1);
+    expar::drop_to_capacity(ctx, ids.view(), 2, 1, expar::by_choice_and_score{scores.view()},
+                            kept.view(), dropped);
+    for (int t = 0; t < 3; ++t)
+      if (kept.rows()[at(t)][0] >= 0) return t;
+    return -1;
+  };
+  // The scores of all experts, in the order of their ids.
+  CHECK(best({{.125, .25, .625}, {.5, .25, .25}, {0, .75, .25}}) == 2);
+  CHECK(best({{.25, .75}, {.625, .125}, {.75, .25}}) == 0);
+  CHECK(best({{qnan, .5}, {.625, qnan}, {qnan, qnan}}) == 1);
+  CHECK(best({{qnan, qnan}, {-inf, -inf}, {-4, -inf}}) == 2);
 }
 
 TEST_CASE("a value of NaN comes last", "[plan]") {
@@ -215,8 +228,8 @@ TEST_CASE("a value of NaN comes last", "[plan]") {
   id_matrix ids(id_rows{{0}, {0}, {0}, {0}, {0}}), kept(5, 1);
   counts dropped(1);
   auto const with = [&](expar::index_t capacity) {
-    expar::drop_to_capacity(ctx, ids.view(), capacity, expar::by_value{values.view()}, kept.view(),
-                            dropped);
+    expar::drop_to_capacity(ctx, ids.view(), 1, capacity, expar::by_value{values.view()},
+                            kept.view(), dropped);
     return kept.rows();
   };
   CHECK(with(1) == id_rows{{-1}, {-1}, {-1}, {-1}, {0}});
@@ -232,7 +245,7 @@ TEST_CASE("an order of your own is a group and a value", "[plan]") {
   };
   id_matrix ids(id_rows{{0, 1}, {0, 1}, {1, 0}}), kept(3, 2);
   counts dropped(2);
-  expar::drop_to_capacity(ctx, ids.view(), 2, last_tokens_first{}, kept.view(), dropped);
+  expar::drop_to_capacity(ctx, ids.view(), 2, 2, last_tokens_first{}, kept.view(), dropped);
   REQUIRE(kept.rows() == id_rows{{-1, -1}, {0, 1}, {1, 0}});
 }
 
@@ -242,7 +255,7 @@ TEST_CASE("the orders refuse what does not fit", "[plan]") {
   std::vector<float> numbers(6);
   auto const drop = [&](auto const& order) {
     return sentence_of(
-        [&] { expar::drop_to_capacity(ctx, ids.view(), 1, order, kept.view(), dropped); });
+        [&] { expar::drop_to_capacity(ctx, ids.view(), 2, 1, order, kept.view(), dropped); });
   };
   auto const view = [&](int r, int c) { return expar::make_view(numbers.data(), r, c); };
   CHECK(drop(expar::by_value{view(2, 3)}) ==
@@ -254,7 +267,7 @@ TEST_CASE("the orders refuse what does not fit", "[plan]") {
   CHECK(drop(expar::by_choice_and_score{view(3, 1)}) ==
         "expar: drop_to_capacity: scores has 3 rows, but there are 2 tokens");
   CHECK(drop(expar::by_choice_and_score{view(2, 0)}) ==
-        "expar: drop_to_capacity: scores has no columns; the first is used");
+        "expar: drop_to_capacity: scores has no columns; at least 1 is needed");
   CHECK(drop(expar::by_choice_and_score{expar::make_view<float>(nullptr, 2, 1)}) ==
         "expar: drop order: scores has 2 elements but its data is null");
   CHECK(kept.data == std::vector<std::int32_t>(4, -7));

@@ -106,7 +106,7 @@ TEMPLATE_TEST_CASE("Mesh TensorFlow drops second experts at random, then by posi
                      expar::kept_at_random{.2, expar::make_view(uniform.data(), 4)}, kept.view());
   CHECK(kept.rows() == id_rows{{0, 1}, {1, 0}, {0, -1}, {2, 0}});
   counts dropped(4);
-  expar::drop_to_capacity(ctx, kept.view(), 2, expar::by_choice{}, kept.view(), dropped);
+  expar::drop_to_capacity(ctx, kept.view(), 4, 2, expar::by_choice{}, kept.view(), dropped);
   CHECK(kept.rows() == id_rows{{0, 1}, {1, -1}, {0, -1}, {2, -1}});
   CHECK(dropped == counts{2, 0, 0, 0});
   expar::keep_choice(ctx, routes.ids, routes.weights, 1, expar::kept_above{.3}, kept.view());
@@ -137,7 +137,7 @@ TEMPLATE_TEST_CASE("fastmoe drops by position, then second experts at random", "
   CHECK(capacity == 2);
   id_matrix kept(4, 2);
   counts dropped(4);
-  expar::drop_to_capacity(ctx, routes.ids, capacity, expar::by_token{}, kept.view(), dropped);
+  expar::drop_to_capacity(ctx, routes.ids, 4, capacity, expar::by_token{}, kept.view(), dropped);
   CHECK(kept.rows() == id_rows{{0, 1}, {1, 0}, {-1, 2}, {2, -1}});
   expar::keep_choice(ctx, kept.view(), routes.weights, 1,
                      expar::kept_at_random{.5, expar::make_view(uniform.data(), 4)}, kept.view());
@@ -194,4 +194,12 @@ TEST_CASE("keeping a choice refuses what does not fit", "[plan]") {
   CHECK(at_random(.5, make_view<float>(nullptr, 2)) ==
         "expar: keep_choice: uniform has 2 elements but its data is null");
   CHECK(kept.data == std::vector<std::int32_t>(4, -7));
+  std::vector<std::int32_t> shared{0, 1, 1, 2, -7, -7};
+  CHECK(keep(make_view(shared.data(), 2, 2), weights.view(), 1, rule,
+             make_view(shared.data() + 2, 2, 2)) ==
+        "expar: keep_choice: kept overlaps ids in memory; it is that very tensor, or apart from "
+        "it");
+  auto* const as_ids = reinterpret_cast<std::int32_t*>(weights.data.data());
+  CHECK(keep(ids.view(), weights.view(), 1, rule, make_view(as_ids, 2, 2)) ==
+        "expar: keep_choice: kept overlaps weights in memory; the operation cannot work in place");
 }

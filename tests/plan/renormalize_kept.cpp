@@ -100,8 +100,8 @@ TEST_CASE("the gradient reaches the logits through dropping", "[plan]") {
     expar::route(ctx, r, logits.view(), routes);
     id_matrix kept(tokens, k);
     counts dropped(at(experts));
-    expar::drop_to_capacity(ctx, routes.ids, 2, expar::by_value{routes.weights}, kept.view(),
-                            dropped);
+    expar::drop_to_capacity(ctx, routes.ids, experts, 2, expar::by_value{routes.weights},
+                            kept.view(), dropped);
     expar::renormalize_kept_backward(ctx, kept.view(), routes.weights, at_least_epsilon, c.view(),
                                      d_weights.view());
     expar::route_backward(ctx, r, logits.view(), routes, d_weights.view(), d_logits.view());
@@ -146,7 +146,7 @@ TEMPLATE_TEST_CASE("DeepSpeed renormalizes after dropping", "[plan]", double, fl
   CHECK(capacity == 2);
   id_matrix kept(4, 2);
   counts dropped(4);
-  expar::drop_to_capacity(ctx, routes.ids, capacity, expar::by_choice{}, kept.view(), dropped);
+  expar::drop_to_capacity(ctx, routes.ids, 4, capacity, expar::by_choice{}, kept.view(), dropped);
   CHECK(kept.rows() == id_rows{{0, 1}, {1, -1}, {0, 2}, {2, -1}});
   expar::renormalize_kept(ctx, kept.view(), routes.weights, at_least_epsilon, routes.weights);
   double const weights[4][2] = {{0.7310585786300049, 0.2689414213699951},
@@ -172,7 +172,7 @@ TEMPLATE_TEST_CASE("NLLB renormalizes before or after dropping", "[plan]", doubl
                logits.view(), before);
   id_matrix kept(4, 2);
   counts dropped(4);
-  expar::drop_to_capacity(ctx, plain.ids, 1, expar::by_choice{}, kept.view(), dropped);
+  expar::drop_to_capacity(ctx, plain.ids, 4, 1, expar::by_choice{}, kept.view(), dropped);
   CHECK(kept.rows() == id_rows{{0, -1}, {1, -1}, {-1, -1}, {2, -1}});
   expar::renormalize_kept(ctx, kept.view(), plain.weights, at_least_epsilon, plain.weights);
   double const first_before[] = {0.7310585786300049, 0.7310585786300048, 0, 0.6224593312018546};
@@ -260,4 +260,14 @@ TEST_CASE("renormalizing kept weights refuses what does not fit", "[plan]") {
   CHECK(backward(kept.view(), good, one_column, good) == b + "d_out" + of_columns);
   CHECK(backward(kept.view(), good, good, one_row) == b + "d_weights" + of_rows);
   CHECK(backward(kept.view(), good, good, overlapping) == b + "d_weights" + of_overlap);
+  matrix<float> more(3, 2);
+  auto const x = make_view(more.data.data(), 2, 2), later = make_view(more.data.data() + 2, 2, 2);
+  std::string const beside = " in memory; it is that very tensor, or apart from it";
+  CHECK(forward(kept.view(), x, later) == f + "out overlaps weights" + beside);
+  CHECK(backward(kept.view(), x, good, later) == b + "d_weights overlaps weights" + beside);
+  CHECK(backward(kept.view(), good, x, later) == b + "d_weights overlaps d_out" + beside);
+  auto const ids = make_view(reinterpret_cast<std::int32_t*>(more.data.data()), 2, 2);
+  std::string const never = " overlaps kept in memory; the operation cannot work in place";
+  CHECK(forward(ids, good, later) == f + "out" + never);
+  CHECK(backward(ids, good, good, later) == b + "d_weights" + never);
 }

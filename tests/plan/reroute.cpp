@@ -128,8 +128,8 @@ TEST_CASE("dropped routes draw from the places that are free", "[plan]") {
     CAPTURE(round, p.tokens, p.k, p.experts, p.capacity);
     id_matrix ids(p.ids, at(p.k)), kept(p.tokens, p.k, 2);
     counts dropped(at(p.experts));
-    expar::drop_to_capacity(ctx, ids.view(), p.capacity, expar::by_choice{}, p.valid, kept.view(),
-                            dropped);
+    expar::drop_to_capacity(ctx, ids.view(), p.experts, p.capacity, expar::by_choice{}, p.valid,
+                            kept.view(), dropped);
     rows numbers(at(p.tokens), std::vector<double>(at(p.k)));
     for (auto& row : numbers)
       for (double& u : row) u = rng.chance(.1) ? 0 : rng.uniform();
@@ -182,7 +182,7 @@ TEST_CASE("a rerouted token has the weight of its new expert", "[plan]") {
   id_matrix kept(2, 1);
   counts dropped(3);
   matrix<double> uniform(std::vector<router_test::row_type>{{0}, {.75}});
-  expar::drop_to_capacity(ctx, routes.ids, 1, expar::by_choice{}, kept.view(), dropped);
+  expar::drop_to_capacity(ctx, routes.ids, 3, 1, expar::by_choice{}, kept.view(), dropped);
   expar::reroute_dropped(ctx, routes.ids, 3, 1, uniform.view(), kept.view());
   REQUIRE(kept.rows() == id_rows{{0}, {2}});
   expar::route(ctx,
@@ -190,6 +190,27 @@ TEST_CASE("a rerouted token has the weight of its new expert", "[plan]") {
                              expar::given_ids{kept.view()}),
                logits.view(), again);
   CHECK_THAT(again.weights(1, 0), WithinAbs(1 / (std::exp(3.) + std::exp(1.) + 1), 1e-14));
+}
+
+TEST_CASE("ids of tokens that are not valid can be anything, where routes are sent", "[plan]") {
+  id_matrix ids(id_rows{{0, 1}, {1 << 30, -77}, {0, 1}}), kept(3, 2);
+  flags const valid{1, 0, 1};
+  CHECK(expar::take_first_free(ctx, ids.view(), 2, 1, valid, kept.view()) == 0);
+  CHECK(kept.rows() == id_rows{{0, -1}, {-1, -1}, {-1, 1}});
+  kept = id_matrix(id_rows{{0, 1}, {9, -5}, {-1, -1}});
+  matrix<float> uniform(3, 2);
+  CHECK(expar::reroute_dropped(ctx, ids.view(), 2, 2, valid, uniform.view(), kept.view()) == 0);
+  CHECK(kept.rows() == id_rows{{0, 1}, {9, -5}, {0, 1}});
+}
+
+TEST_CASE("places may be more than can be counted", "[plan]") {
+  id_matrix ids(id_rows{{0}, {0}, {0}}), kept(id_rows{{0}, {-1}, {-1}});
+  matrix<double> uniform(std::vector<router_test::row_type>{{0}, {.49}, {1 - 0x1p-53}});
+  expar::index_t const most = std::numeric_limits<expar::index_t>::max();
+  CHECK(expar::reroute_dropped(ctx, ids.view(), 3, most, uniform.view(), kept.view()) == 0);
+  CHECK(kept.rows() == id_rows{{0}, {1}, {2}});
+  CHECK(expar::take_first_free(ctx, ids.view(), 3, most, kept.view()) == 0);
+  CHECK(kept.rows() == id_rows{{0}, {0}, {0}});
 }
 
 TEST_CASE("rerouting refuses what does not fit", "[plan]") {
@@ -256,4 +277,15 @@ TEST_CASE("rerouting refuses what does not fit", "[plan]") {
   CHECK(again(ids.view(), 3, 1, uniform.view(), kept.view()) ==
         "expar: reroute_dropped: uniform(0, 0) is nan; it is at least 0 and less than 1");
   CHECK(kept.data == std::vector<std::int32_t>(4, -1));
+  auto const shared = make_view(ids.data.data(), 2, 2);
+  CHECK(first(shared, 3, 1, make_view(ids.data.data() + 1, 2, 2)) ==
+        "expar: take_first_free: kept overlaps ids in memory; it is that very tensor, or apart "
+        "from it");
+  // drop_to_capacity() in place leaves nothing that says what was dropped.
+  CHECK(again(shared, 3, 1, uniform.view(), shared) ==
+        "expar: reroute_dropped: kept overlaps ids in memory; the operation cannot work in place");
+  CHECK(again(ids.view(), 3, 1, uniform.view(),
+              make_view(reinterpret_cast<std::int32_t*>(uniform.data.data()), 2, 2)) ==
+        "expar: reroute_dropped: kept overlaps uniform in memory; the operation cannot work in "
+        "place");
 }

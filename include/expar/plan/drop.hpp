@@ -8,6 +8,7 @@
 
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/detail/in_place.hpp>
 #include <expar/plan/detail/kept.hpp>
 #include <expar/plan/drop_order.hpp>
 #include <expar/plan/plan.hpp>
@@ -33,14 +34,16 @@ struct contender {
 
 }  // namespace detail
 
-/// Drops what exceeds the capacity of an expert: `drop_to_capacity(ctx, ids, capacity, order, kept,
-/// dropped)`, or with `valid` after the order. Stands between route() and make_plan().
+/// Drops what exceeds the capacity of an expert: `drop_to_capacity(ctx, ids, experts, capacity,
+/// order, kept, dropped)`, or with `valid` after the order. Stands between route() and make_plan().
 ///   ids: [T,k] std::int32_t, -1 = no expert; stay as they are, so that route_backward() sees what
 ///        was selected. A repeated id is a route of its own
 ///   capacity: how many routes an expert keeps, at least 0; see capacities
 ///   order: which routes it keeps: the first by a drop_order
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 take no place and are not counted
-///   kept: [T,k] std::int32_t, written: the ids, or -1 where dropped or not valid; may be ids
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 take no place and are not counted,
+///          whatever their ids are
+///   kept: [T,k] std::int32_t, written: the ids, or -1 where dropped or not valid. It may be ids,
+///         and is otherwise apart from them; for reroute_dropped() it is apart
 ///   dropped: [experts] integers, written: how many routes each expert dropped
 /// Returns the capacity that would have kept everything: the largest number of routes of an expert.
 ///
@@ -48,70 +51,85 @@ struct contender {
 /// expert to a multiple of m, fixed_capacity{0, capacity} each expert to the capacity (as long as
 /// one route is kept). Rows without a route are zero, where Megatron's pad_to_capacity has tokens
 /// of weight 0. A dropped route has a gradient of 0 for its weight; weights that are to add up to 1
-/// without the dropped ones: renormalize_kept(). Where a system limits each group, sequence or batch row,
-/// call this on the rows of each.
+/// without the dropped ones: renormalize_kept(). Where a system limits each group, sequence or
+/// batch row, call this on the rows of each.
 ///
-/// Memory: some 24 bytes per route from the context. Cost: a few passes over the routes, and a
+/// Memory: some 28 bytes per route from the context. Cost: a few passes over the routes, and a
 /// partial sort of those of experts that are over capacity; never a full sort. Throws where shapes
-/// do not fit, the capacity is negative, or an id is not -1 .. experts - 1; then nothing is
-/// written.
+/// do not fit, the capacity is negative, an id is not -1 .. experts - 1, or memory runs out; then
+/// nothing is written.
 inline constexpr struct drop_to_capacity_fn {
   template <class Ids, class Order, class Kept, class Dropped>
-  index_t operator()(host_context const& ctx, Ids const& ids, index_t capacity, Order const& order,
-                     Kept&& kept, Dropped&& dropped) const {
-    return drop(ctx, detail::as_view<2>(ctx, ids), capacity, order, detail::every_token{},
+  index_t operator()(host_context const& ctx, Ids const& ids, int experts, index_t capacity,
+                     Order const& order, Kept&& kept, Dropped&& dropped) const {
+    return drop(ctx, detail::as_view<2>(ctx, ids), experts, capacity, order, detail::every_token{},
                 detail::as_output<2>(ctx, kept), detail::as_output<1>(ctx, dropped));
   }
   template <class Ids, class Order, class Valid, class Kept, class Dropped>
-  index_t operator()(host_context const& ctx, Ids const& ids, index_t capacity, Order const& order,
-                     Valid const& valid, Kept&& kept, Dropped&& dropped) const {
+  index_t operator()(host_context const& ctx, Ids const& ids, int experts, index_t capacity,
+                     Order const& order, Valid const& valid, Kept&& kept, Dropped&& dropped) const {
     auto const i = detail::as_view<2>(ctx, ids);
-    return drop(ctx, i, capacity, order,
+    return drop(ctx, i, experts, capacity, order,
                 detail::marks_of("drop_to_capacity: valid", ctx, valid, i.extents[0]),
                 detail::as_output<2>(ctx, kept), detail::as_output<1>(ctx, dropped));
   }
 
  private:
   template <class Id, class Order, class Valid, class Kept, class Count>
-  static index_t drop(host_context const& ctx, tensor_view<Id, 2> ids, index_t capacity,
-                      Order const& order, Valid valid, tensor_view<Kept, 2> kept,
+  static index_t drop(host_context const& ctx, tensor_view<Id, 2> ids, int experts,
+                      index_t capacity, Order const& order, Valid valid, tensor_view<Kept, 2> kept,
                       tensor_view<Count, 1> dropped) {
     static_assert(drop_order<Order>,
                   "expar: the order in which routes are dropped is a drop_order: by_choice, "
                   "by_token, by_value, by_choice_and_score, or your own");
     detail::check_kept("drop_to_capacity: ids", ids, "drop_to_capacity: kept", kept);
+    detail::check_in_place("drop_to_capacity: kept", kept, "ids", ids);
+    detail::check_places("drop_to_capacity", experts, capacity);
     detail::check_counts("drop_to_capacity: dropped", dropped);
-    index_t const tokens = ids.extents[0], k = ids.extents[1], experts = dropped.extents[0];
-    detail::expects(experts >= 1 && experts <= INT32_MAX, "drop_to_capacity: dropped has ", experts,
-                    " entries, one per expert; at least 1 is needed");
-    detail::expects(capacity >= 0, "drop_to_capacity: capacity is ", capacity,
-                    "; it is at least 0");
+    detail::check_extent("drop_to_capacity: dropped", dropped, 0, experts, "experts");
+    index_t const tokens = ids.extents[0], k = ids.extents[1];
     detail::expects(ids.size() <= INT32_MAX, "drop_to_capacity: ids has ", tokens, " x ", k,
                     " routes; at most ", INT32_MAX, " are possible");
+    detail::check_apart("drop_to_capacity: dropped", detail::as_row(dropped), "kept", kept);
     if constexpr (requires { order.check("drop_to_capacity", tokens, k); })
       order.check("drop_to_capacity", tokens, k);
-    detail::check_expert_ids("drop_to_capacity: ids", ids, experts);
+    detail::check_expert_ids("drop_to_capacity: ids", ids, experts, valid);
     route_plan plan(ctx.memory());
-    detail::copy_valid_ids(ids, valid, kept);
-    plan.place(ctx, kept, static_cast<int>(experts), route_plan::order::token_major);
-    plan.lay_out(ragged{});
-    for (index_t e = 0; e < experts; ++e) {
-      index_t const over = plan.counts()[static_cast<std::size_t>(e)] - capacity;
-      dropped.data[e] = static_cast<Count>(over > 0 ? over : 0);
+    if constexpr (std::is_same_v<Valid, detail::every_token>) {
+      plan.place(ctx, ids, experts, route_plan::order::token_major);
+    } else {
+      detail::buffer<std::int32_t> buffer(ctx.memory());
+      auto const valid_ids = make_view(buffer.resize(tokens * k), tokens, k);
+      detail::copy_valid_ids(ids, valid, valid_ids);
+      plan.place(ctx, valid_ids, experts, route_plan::order::token_major);
     }
-    if (plan.needed_capacity() > capacity) drop_last(ctx, plan, capacity, order, kept);
+    plan.lay_out(ragged{});
+    // All that may fail or reads what the caller has comes before the first write.
+    using contender = detail::contender<std::remove_cvref_t<decltype(order.value(0, 0))>>;
+    detail::buffer<contender> contenders(ctx.memory());
+    bool const over = plan.needed_capacity() > capacity;
+    if (over) part_first(ctx, plan, capacity, order, contenders);
+    detail::copy_valid_ids(ids, valid, kept);
+    auto const offsets = plan.offsets();
+    for (int e = 0; e < experts; ++e) {
+      index_t const begin = offsets[static_cast<std::size_t>(e)];
+      index_t const end = offsets[static_cast<std::size_t>(e) + 1];
+      dropped.data[e] = static_cast<Count>(end - begin > capacity ? end - begin - capacity : 0);
+      if (end - begin <= capacity) continue;
+      for (index_t at = begin + capacity; at < end; ++at)
+        kept.row(contenders[at].route / k)[contenders[at].route % k] = -1;
+    }
     return plan.needed_capacity();
   }
 
-  template <class Order>
-  static void drop_last(host_context const& ctx, route_plan const& plan, index_t capacity,
-                        Order const& order, tensor_view<std::int32_t, 2> kept) {
-    using Value = std::remove_cvref_t<decltype(order.value(0, 0))>;
-    using contender = detail::contender<Value>;
-    index_t const k = kept.extents[1];
-    detail::buffer<contender> contenders(ctx.memory());
-    contender* const all = contenders.resize(plan.rows());
-    ctx.for_each_chunk(kept.extents[0], 16384 / k + 1, [&](int, index_t first, index_t last) {
+  /// The routes of each expert; where they are over capacity, those that it keeps come first.
+  template <class Order, class Contender>
+  static void part_first(host_context const& ctx, route_plan const& plan, index_t capacity,
+                         Order const& order, detail::buffer<Contender>& contenders) {
+    using Value = decltype(Contender::value);
+    index_t const k = plan.top_k();
+    Contender* const all = contenders.resize(plan.rows());
+    ctx.for_each_chunk(plan.tokens(), 16384 / k + 1, [&](int, index_t first, index_t last) {
       for (index_t t = first; t < last; ++t)
         for (index_t j = 0; j < k; ++j)
           if (index_t const row = plan.row(t, static_cast<int>(j)); row >= 0) {
@@ -123,14 +141,9 @@ inline constexpr struct drop_to_capacity_fn {
     });
     auto const offsets = plan.offsets();
     ctx.for_each_chunk(plan.experts(), 1, [&](int, index_t first, index_t last) {
-      for (auto e = static_cast<std::size_t>(first); e < static_cast<std::size_t>(last); ++e) {
-        contender* const begin = all + offsets[e];
-        contender* const end = all + offsets[e + 1];
-        if (end - begin <= capacity) continue;
-        std::nth_element(begin, begin + capacity, end);
-        for (contender* c = begin + capacity; c < end; ++c)
-          kept.row(c->route / k)[c->route % k] = -1;
-      }
+      for (auto e = static_cast<std::size_t>(first); e < static_cast<std::size_t>(last); ++e)
+        if (offsets[e + 1] - offsets[e] > capacity)
+          std::nth_element(all + offsets[e], all + offsets[e] + capacity, all + offsets[e + 1]);
     });
   }
 } drop_to_capacity{};

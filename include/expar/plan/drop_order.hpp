@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include <expar/element.hpp>
@@ -58,10 +59,10 @@ struct by_value {
 template <class T>
 by_value(tensor_view<T, 2>) -> by_value<std::remove_const_t<T>>;
 
-/// As by_choice, but among the tokens those with the largest score first, which is the first of
-/// each row of scores [T, n], n >= 1: batch prioritized routing of V-MoE, flaxformer, Tutel and
-/// NLLB. The score is the largest of a token's scores, before they are renormalized: the weight of
-/// the first choice where the router has no weight policies.
+/// As by_choice, but among the tokens those with the largest score first, which is the largest
+/// number of each row of scores [T, n], n >= 1: batch prioritized routing of V-MoE, flaxformer,
+/// Tutel and NLLB. They take a token's scores before these are renormalized: those of all experts,
+/// or the weights where the router has no weight policies. NaN does not count.
 template <class T>
 struct by_choice_and_score {
   static_assert(
@@ -70,12 +71,19 @@ struct by_choice_and_score {
   tensor_view<T const, 2> scores;
 
   static constexpr index_t group(index_t choice) { return choice; }
-  auto value(index_t token, index_t) const { return widen(*scores.row(token)); }
+  auto value(index_t token, index_t) const {
+    using A = accumulator_t<T>;
+    A most = -std::numeric_limits<A>::infinity();
+    T const* const row = scores.row(token);
+    for (index_t i = 0; i < scores.extents[1]; ++i)
+      if (A const score = widen(row[i]); score > most) most = score;
+    return most;
+  }
   void check(char const* what, index_t tokens, index_t) const {
     detail::check_view("drop order: scores", scores);
     detail::expects(scores.extents[0] == tokens, what, ": scores has ", scores.extents[0],
                     " rows, but there are ", tokens, " tokens");
-    detail::expects(scores.extents[1] >= 1, what, ": scores has no columns; the first is used");
+    detail::expects(scores.extents[1] >= 1, what, ": scores has no columns; at least 1 is needed");
   }
 };
 template <class T>

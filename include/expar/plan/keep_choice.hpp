@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/plan/detail/kept.hpp>
 #include <expar/tensor.hpp>
@@ -59,8 +60,8 @@ kept_at_random(double, tensor_view<U, 1>) -> kept_at_random<std::remove_const_t<
 ///   choice: 0 to k - 1; 1 is the second
 ///   rule: kept_above, kept_at_random, or anything with keeps(weight, token); a weight is float, or
 ///         double for weights of double. May have check(what, tokens)
-///   kept: [T,k] std::int32_t, written: the ids, but -1 in that choice where it is not kept; may be
-///         ids, and so may be given to the next choice
+///   kept: [T,k] std::int32_t, written: the ids, but -1 in that choice where it is not kept. It may
+///         be ids, and so may be given to the next choice; otherwise it is apart from them
 /// Throws where shapes do not fit; then kept is untouched.
 inline constexpr struct keep_choice_fn {
   template <class Ids, class Weights, class Rule, class Kept>
@@ -76,6 +77,8 @@ inline constexpr struct keep_choice_fn {
     detail::check_view("keep_choice: weights", w);
     detail::check_extent("keep_choice: weights", w, 0, tokens, "the number of tokens");
     detail::check_extent("keep_choice: weights", w, 1, k, "the number of choices per token");
+    detail::check_in_place("keep_choice: kept", out, "ids", i);
+    detail::check_apart("keep_choice: kept", out, "weights", w);
     detail::expects(choice >= 0 && choice < k, "keep_choice: choice is ", choice,
                     "; a token has choices 0 to ", k - 1);
     if constexpr (requires { rule.check("keep_choice", tokens); })

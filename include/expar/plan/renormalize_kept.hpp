@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/plan/detail/kept.hpp>
 #include <expar/router/per_token.hpp>
@@ -32,7 +33,7 @@ void check_kept_weights(char const* what, tensor_view<Kept, 2> kept, tensor_view
 ///   kept: [T,k] std::int32_t; a route of a negative id was dropped, and gets weight 0
 ///   weights: [T,k] of any element type, of a router that does not renormalize
 ///   rule: a renormalize, whose sum is that of the kept weights
-///   out: [T,k] of any element type, written; may be weights
+///   out: [T,k] of any element type, written. It may be weights, and is otherwise apart from them
 /// A token without a kept route has weights of 0. Where a system renormalizes matters:
 ///   after dropping: DeepSpeed (max(sum, epsilon of the type)), fairscale and NLLB the same
 ///   before dropping, by a weight policy of the router: Mesh TensorFlow (sum + 1e-9), Tutel, NLLB
@@ -52,6 +53,8 @@ inline constexpr struct renormalize_kept_fn {
     detail::check_kept_weights("renormalize_kept: weights", ids, w);
     detail::check_kept_weights("renormalize_kept: out", ids, o);
     detail::check_output("renormalize_kept: out", o);
+    detail::check_apart("renormalize_kept: out", o, "kept", ids);
+    detail::check_in_place("renormalize_kept: out", o, "weights", w);
     index_t const k = ids.extents[1];
     using A = accumulator_t<detail::element_of<decltype(w)>>;
     detail::for_each_token_with<A>(ctx, ids.extents[0], k, k, [&](index_t t, A* x) {
@@ -64,7 +67,8 @@ inline constexpr struct renormalize_kept_fn {
 
 /// The adjoint of renormalize_kept(): overwrites d_weights [T,k], the gradient for `weights`, given
 /// d_out [T,k], the gradient for `out`. 0 where a route was dropped, and, but for epsilon, where it
-/// is the only one that was kept, for its weight is 1.
+/// is the only one that was kept, for its weight is 1. d_weights may be weights or d_out, and is
+/// otherwise apart from them.
 inline constexpr struct renormalize_kept_backward_fn {
   template <class Kept, class Weights, class DOut, class DWeights>
   void operator()(host_context const& ctx, Kept const& kept, Weights const& weights,
@@ -80,6 +84,9 @@ inline constexpr struct renormalize_kept_backward_fn {
     detail::check_kept_weights("renormalize_kept_backward: d_out", ids, d);
     detail::check_kept_weights("renormalize_kept_backward: d_weights", ids, dw);
     detail::check_output("renormalize_kept_backward: d_weights", dw);
+    detail::check_apart("renormalize_kept_backward: d_weights", dw, "kept", ids);
+    detail::check_in_place("renormalize_kept_backward: d_weights", dw, "weights", w);
+    detail::check_in_place("renormalize_kept_backward: d_weights", dw, "d_out", d);
     index_t const k = ids.extents[1];
     using A = accumulator_t<detail::element_of<decltype(w)>>;
     detail::for_each_token_with<A>(ctx, ids.extents[0], k, 3 * k, [&](index_t t, A* x) {

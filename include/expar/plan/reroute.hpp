@@ -6,6 +6,7 @@
 
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/plan/detail/kept.hpp>
 #include <expar/router/token_loss.hpp>  // every_token, marks_of
@@ -13,15 +14,6 @@
 
 namespace expar {
 inline namespace v0 {
-namespace detail {
-
-inline void check_places(char const* what, int experts, index_t capacity) {
-  expects(experts >= 1, what, ": experts is ", experts, "; at least 1 is needed");
-  expects(capacity >= 0, what, ": capacity is ", capacity, "; it is at least 0");
-}
-
-}  // namespace detail
-
 /// Gives each token ONE expert, the first of its choices that has a place left:
 /// `take_first_free(ctx, ids, experts, capacity, kept)`, or with `valid` after the capacity. First
 /// choices of all tokens take their places, by ascending token; then the second choices of the
@@ -30,9 +22,10 @@ inline void check_places(char const* what, int experts, index_t capacity) {
 /// it got.
 ///   ids: [T,k] std::int32_t, -1 = no expert
 ///   capacity: how many tokens an expert takes, at least 0
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 take no place
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 take no place, whatever their ids
+///          are
 ///   kept: [T,k] std::int32_t, written: in each row at most one of the ids, in its column, and -1
-///         elsewhere; may be ids
+///         elsewhere. It may be ids, and is otherwise apart from them
 /// Returns how many valid tokens got no expert although they named one. O(T * k), on one thread.
 /// Throws where shapes do not fit, or if an id is not -1 .. experts - 1; then kept is untouched.
 inline constexpr struct take_first_free_fn {
@@ -56,8 +49,9 @@ inline constexpr struct take_first_free_fn {
   static index_t take(host_context const& ctx, tensor_view<Id, 2> ids, int experts,
                       index_t capacity, Valid valid, tensor_view<Kept, 2> kept) {
     detail::check_kept("take_first_free: ids", ids, "take_first_free: kept", kept);
+    detail::check_in_place("take_first_free: kept", kept, "ids", ids);
     detail::check_places("take_first_free", experts, capacity);
-    detail::check_expert_ids("take_first_free: ids", ids, experts);
+    detail::check_expert_ids("take_first_free: ids", ids, experts, valid);
     index_t const tokens = ids.extents[0], k = ids.extents[1];
     detail::buffer<index_t> left(ctx.memory());
     detail::buffer<bool> seeks(ctx.memory());
@@ -90,12 +84,14 @@ inline constexpr struct take_first_free_fn {
 /// likely: the shuffled free places of Hunyuan (modeling_hunyuan.py, top1gating). Its weight there
 /// is the score of its new expert: that of a router with given_ids{kept}.
 ///   ids: [T,k] std::int32_t, what drop_to_capacity() read
-///   capacity: how many routes an expert keeps, at least 0
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are not sent anywhere
+///   capacity: how many routes an expert keeps, at least 0. What is above 2^53 / experts counts as
+///             that
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are not sent anywhere and take no
+///          place, whatever their ids are
 ///   uniform: [T,k] of any element type, random numbers of [0, 1). Those of dropped routes are read
 ///   kept: [T,k] std::int32_t, what drop_to_capacity() wrote: where it is -1 and ids is not, it
 ///         becomes the id of a free expert, as long as there is one. A token of several choices may
-///         get an expert twice
+///         get an expert twice. It is apart from ids, which say what was dropped
 /// Returns how many routes stay dropped. O(T * k + dropped * experts), on one thread. Throws where
 /// shapes do not fit, or if an id or a number that is read is out of range; then kept is untouched.
 inline constexpr struct reroute_dropped_fn {
@@ -129,8 +125,10 @@ inline constexpr struct reroute_dropped_fn {
     detail::check_extent("reroute_dropped: uniform", uniform, 1, k,
                          "the number of choices per token");
     detail::check_places("reroute_dropped", experts, capacity);
-    detail::check_expert_ids("reroute_dropped: ids", ids, experts);
-    detail::check_expert_ids("reroute_dropped: kept", kept, experts);
+    detail::check_apart("reroute_dropped: kept", kept, "ids", ids);
+    detail::check_apart("reroute_dropped: kept", kept, "uniform", uniform);
+    detail::check_expert_ids("reroute_dropped: ids", ids, experts, valid);
+    detail::check_expert_ids("reroute_dropped: kept", kept, experts, valid);
     auto const for_each_dropped = [&](auto&& f) {
       for (index_t t = 0; t < tokens; ++t)
         for (index_t j = 0; j < k; ++j)
@@ -144,10 +142,12 @@ inline constexpr struct reroute_dropped_fn {
       ++dropped;
     });
     detail::buffer<index_t> left(ctx.memory());
-    left.assign(static_cast<std::size_t>(experts), capacity);
+    // A double counts all places, and no product with a number below 1 is rounded up to them.
+    index_t const most = (index_t{1} << 53) / experts;
+    left.assign(static_cast<std::size_t>(experts), capacity < most ? capacity : most);
     for (index_t t = 0; t < tokens; ++t)
       for (index_t j = 0; j < k; ++j)
-        if (std::int32_t const e = kept.row(t)[j]; e >= 0 && left[e] > 0) --left[e];
+        if (std::int32_t const e = kept.row(t)[j]; e >= 0 && valid(t) && left[e] > 0) --left[e];
     index_t places = 0;
     for (index_t const n : left) places += n;
     for_each_dropped([&](index_t t, index_t j, double u) {

@@ -4,20 +4,13 @@
 #include <cstdint>
 #include <type_traits>
 
+#include <expar/detail/expert_ids.hpp>
 #include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
 namespace expar {
 inline namespace v0 {
 namespace detail {
-
-template <class Id>
-void check_expert_ids(char const* what, tensor_view<Id, 2> ids, index_t experts) {
-  for (index_t t = 0; t < ids.extents[0]; ++t)
-    for (index_t j = 0; j < ids.extents[1]; ++j)
-      expects(ids.row(t)[j] >= -1 && ids.row(t)[j] < experts, what, "(", t, ", ", j, ") is ",
-              ids.row(t)[j], "; an expert id is -1 (no expert) or 0 to ", experts - 1);
-}
 
 /// kept = ids, without the tokens that are not valid.
 template <class Id, class Valid>
@@ -37,6 +30,10 @@ void check_kept(char const* ids_name, tensor_view<Id, 2> ids, char const* kept_n
   check_output(kept_name, kept);
   check_extent(kept_name, kept, 0, ids.extents[0], "the number of tokens");
   check_extent(kept_name, kept, 1, ids.extents[1], "the number of choices per token");
+}
+inline void check_places(char const* what, int experts, index_t capacity) {
+  expects(experts >= 1, what, ": experts is ", experts, "; at least 1 is needed");
+  expects(capacity >= 0, what, ": capacity is ", capacity, "; it is at least 0");
 }
 
 }  // namespace detail
