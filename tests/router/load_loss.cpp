@@ -84,12 +84,12 @@ TEST_CASE("load and all gradients of its loss agree with the definition", "[rout
     auto dh = router_test::filled<double>(tokens, experts, 4);
     auto ds = router_test::filled<double>(tokens, experts, 5);
     if (constant) {
-      expar::smooth_load(ctx, c.view(), h.view(), .7, o, valid, sums);
-      expar::load_loss_backward(ctx, c.view(), h.view(), .7, o, sums, valid, v, dc.view(),
+      expar::smooth_load(ctx, c.view(), h.view(), .7, valid, o, sums);
+      expar::load_loss_backward(ctx, c.view(), h.view(), .7, sums, valid, o, v, dc.view(),
                                 dh.view());
     } else {
-      expar::smooth_load(ctx, c.view(), h.view(), s.view(), o, valid, sums);
-      expar::load_loss_backward(ctx, c.view(), h.view(), s.view(), o, sums, valid, v, dc.view(),
+      expar::smooth_load(ctx, c.view(), h.view(), s.view(), valid, o, sums);
+      expar::load_loss_backward(ctx, c.view(), h.view(), s.view(), sums, valid, o, v, dc.view(),
                                 dh.view(), ds.view());
     }
     for (std::size_t e = 0; e < sums.size(); ++e)
@@ -112,8 +112,8 @@ TEST_CASE("one gradient tensor has both gradients where the noise is constant", 
   expar::load_options const o{2, kth};
   expar::cv_squared_options const v{.ddof = 0, .epsilon = 0};
   expar::smooth_load(ctx, c.view(), h.view(), .25, o, sums);
-  expar::load_loss_backward(ctx, c.view(), h.view(), .25, o, sums, v, dc.view(), dh.view());
-  expar::load_loss_backward(ctx, c.view(), h.view(), .25, o, sums, v, both.view(), both.view());
+  expar::load_loss_backward(ctx, c.view(), h.view(), .25, sums, o, v, dc.view(), dh.view());
+  expar::load_loss_backward(ctx, c.view(), h.view(), .25, sums, o, v, both.view(), both.view());
   for (std::size_t i = 0; i < 20; ++i)
     REQUIRE_THAT(both.data[i], WithinAbs(dc.data[i] + dh.data[i], 1e-15));
 }
@@ -123,10 +123,24 @@ TEST_CASE("where all experts are selected, load is the number of tokens", "[rout
   row_type sums(3);
   expar::smooth_load(ctx, c.view(), c.view(), 1, {.top_k = 3}, sums);
   REQUIRE(sums == row_type{2, 2, 2});
-  expar::load_loss_backward(ctx, c.view(), c.view(), 1, {.top_k = 3}, sums,
+  expar::load_loss_backward(ctx, c.view(), c.view(), 1, sums, {.top_k = 3},
                             {.ddof = 1, .epsilon = 0}, dc.view(), dh.view());
   REQUIRE(dc.data == std::vector<float>(6, 0));
   REQUIRE(dh.data == std::vector<float>(6, 0));
+}
+
+TEST_CASE("a logit of +inf spoils no gradient of load", "[router]") {
+  matrix<double> c(std::vector<row_type>{{1, inf, 0, -1}}), s(std::vector<row_type>{{1, 1, 1, 1}});
+  matrix<double> dc(1, 4), dh(1, 4), ds(1, 4);
+  row_type sums(4);
+  for (auto threshold : {others, kth}) {
+    expar::load_options const o{1, threshold};
+    expar::smooth_load(ctx, c.view(), c.view(), s.view(), o, sums);
+    expar::load_loss_backward(ctx, c.view(), c.view(), s.view(), sums, o,
+                              {.ddof = 0, .epsilon = .5}, dc.view(), dh.view(), ds.view());
+    for (auto* m : {&dc, &dh, &ds})
+      for (double x : m->data) REQUIRE((threshold == kth ? std::isfinite(x) : x == 0));
+  }
 }
 
 TEST_CASE("the number of threads does not show in load", "[router]") {
@@ -143,8 +157,8 @@ TEST_CASE("the number of threads does not show in load", "[router]") {
   expar::smooth_load(ctx, c.view(), h.view(), 1, o, a);
   expar::smooth_load(threads, c.view(), h.view(), 1, o, b);
   REQUIRE(a == b);
-  expar::load_loss_backward(ctx, c.view(), h.view(), 1, o, a, v, dc1.view(), dh1.view());
-  expar::load_loss_backward(threads, c.view(), h.view(), 1, o, a, v, dc3.view(), dh3.view());
+  expar::load_loss_backward(ctx, c.view(), h.view(), 1, a, o, v, dc1.view(), dh1.view());
+  expar::load_loss_backward(threads, c.view(), h.view(), 1, a, o, v, dc3.view(), dh3.view());
   REQUIRE(dc1.data == dc3.data);
   REQUIRE(dh1.data == dh3.data);
 }
@@ -169,7 +183,7 @@ TEST_CASE("the gradient goes on through noise that is learned", "[router]") {
     return sums;
   };
   row_type const sums = sums_of();
-  expar::load_loss_backward(ctx, c.view(), h.view(), s.view(), {.top_k = 2}, sums, v, dc.view(),
+  expar::load_loss_backward(ctx, c.view(), h.view(), s.view(), sums, {.top_k = 2}, v, dc.view(),
                             dh.view(), ds.view());
   for (std::size_t i = 0; i < 24; ++i) {
     dc.data[i] += dh.data[i];
@@ -182,16 +196,17 @@ TEST_CASE("the gradient goes on through noise that is learned", "[router]") {
 
 TEST_CASE("the gradient of load refuses what does not fit", "[router]") {
   matrix<float> c(2, 3), narrow(2, 2);
+  auto ones = router_test::filled<float>(2, 3, 1);
   row_type sums(3), two(2);
   expar::load_options const top2{2};
   expar::cv_squared_options const v{.ddof = 0, .epsilon = 0};
   REQUIRE(sentence_of([&] {
-            expar::load_loss_backward(ctx, c.view(), c.view(), 1, top2, two, v, c.view(), c.view());
+            expar::load_loss_backward(ctx, c.view(), c.view(), 1, two, top2, v, c.view(), c.view());
           }) ==
           "expar: load_loss_backward: sums has extent 2 in dimension 0, but the number of experts "
           "is 3");
   REQUIRE(sentence_of([&] {
-            expar::load_loss_backward(ctx, c.view(), c.view(), c.view(), top2, sums, v, c.view(),
+            expar::load_loss_backward(ctx, c.view(), c.view(), ones.view(), sums, top2, v, c.view(),
                                       c.view(), narrow.view());
           }) ==
           "expar: load_loss_backward: d_sigma has extent 2 in dimension 1, but the number of "

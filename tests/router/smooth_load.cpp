@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/smooth_load.hpp>
 
+#include <expar/router/importance_loss.hpp>
+
 #include "../support/catch.hpp"
 #include "cases_data.hpp"
 #include "differences.hpp"
@@ -106,6 +108,29 @@ TEMPLATE_TEST_CASE("V-MoE: load by noise of one size", "[router][cases]", double
                WithinAbs(0.4645404823323823, accuracy<T>));
 }
 
+TEST_CASE("Tutel: load of softmax scores over thresholds that are logits", "[router][cases]") {
+  matrix<double> scores(cases::matrix{{.50, .30, .15, .05},
+                                      {.40, .35, .20, .05},
+                                      {.60, .10, .25, .05},
+                                      {.10, .70, .15, .05},
+                                      {.45, .05, .30, .20},
+                                      {.55, .25, .05, .15}});
+  matrix<double> logits = scores;
+  for (double& x : logits.data) x = std::log(x);
+  row_type importance(4), load(4);
+  expar::score_importance(ctx, expar::softmax_score{}, logits.view(), importance);
+  row_type const sums{2.6, 1.75, 1.1, .55}, loads{5.96612, 5.991984, 5.972322, 5.932708};
+  for (std::size_t e = 0; e < 4; ++e) REQUIRE_THAT(importance[e], WithinAbs(sums[e], 1e-12));
+  expar::cv_squared_options const half{.coefficient = .5, .ddof = 1, .epsilon = 1e-10};
+  REQUIRE_THAT(2 * expar::cv_squared(ctx, importance, half), WithinAbs(.345925926, 1e-9));
+  for (int k : {1, 2}) {
+    expar::smooth_load(ctx, scores.view(), logits.view(), 1. / 4, {k, kth}, load);
+    for (std::size_t e = 0; k == 1 && e < 4; ++e) REQUIRE_THAT(load[e], WithinAbs(loads[e], 1e-5));
+    REQUIRE_THAT(expar::cv_squared(ctx, importance, half) + expar::cv_squared(ctx, load, half),
+                 WithinAbs(k == 1 ? .172971501 : .172962963, 1e-9));
+  }
+}
+
 TEST_CASE("load agrees with its definition, for any number of threads", "[router]") {
   router_test::random rng(343);
   expar::host_context const threads(3);
@@ -128,8 +153,8 @@ TEST_CASE("load agrees with its definition, for any number of threads", "[router
       for (std::size_t e = 0; e < p.size(); ++e)
         if (valid[static_cast<std::size_t>(t)]) expected[e] += p[e];
     }
-    expar::smooth_load(ctx, c.view(), h.view(), s.view(), o, valid, sums);
-    expar::smooth_load(threads, c.view(), h.view(), s.view(), o, valid, same);
+    expar::smooth_load(ctx, c.view(), h.view(), s.view(), valid, o, sums);
+    expar::smooth_load(threads, c.view(), h.view(), s.view(), valid, o, same);
     for (std::size_t e = 0; e < sums.size(); ++e)
       REQUIRE_THAT(sums[e], WithinAbs(expected[e], 1e-10));
     REQUIRE(same == sums);
@@ -155,12 +180,19 @@ TEST_CASE("load refuses what does not fit", "[router]") {
   REQUIRE(load(c.view(), narrow.view(), 1, top2) ==
           "expar: smooth_load: noisy has extent 2 in dimension 1, but the number of experts is 3");
   REQUIRE(load(c.view(), c.view(), 0, top2) ==
-          "expar: smooth_load: sigma is 0; it is greater than 0");
+          "expar: smooth_load: sigma is 0; it is greater than 0 and finite");
+  REQUIRE(load(c.view(), c.view(), inf, top2) ==
+          "expar: smooth_load: sigma is inf; it is greater than 0 and finite");
+  matrix<float> sigmas(std::vector<row_type>{{1, 2, 3}, {1, 0, 3}});
+  REQUIRE(load(c.view(), c.view(), sigmas.view(), top2) ==
+          "expar: smooth_load: sigma(1, 1) is 0; it is greater than 0 and finite");
+  REQUIRE_NOTHROW(
+      expar::smooth_load(ctx, c.view(), c.view(), sigmas.view(), mask{1, 0}, top2, sums));
   REQUIRE(load(c.view(), c.view(), narrow.view(), top2) ==
           "expar: smooth_load: sigma has extent 2 in dimension 1, but the number of experts is 3");
   REQUIRE(load(c.view(), c.view(), 1, top4) ==
           "expar: smooth_load: top_k is 4; it is at least 1 and at most the 3 experts");
-  REQUIRE(load(c.view(), c.view(), 1, top2, mask{1}) ==
+  REQUIRE(load(c.view(), c.view(), 1, mask{1}, top2) ==
           "expar: smooth_load: valid has extent 1 in dimension 0, but the number of tokens is 2");
   REQUIRE(sentence_of([&] { expar::smooth_load(ctx, c.view(), c.view(), 1, top2, two); }) ==
           "expar: smooth_load: sums has extent 2 in dimension 0, but the number of experts is 3");

@@ -17,8 +17,8 @@ namespace expar {
 inline namespace v0 {
 
 /// ADDS the gradients of cv_squared(ctx, sums, variation), where sums are smooth_load() of this
-/// call's logits or of all ranks', as load_loss_backward(ctx, clean, noisy, sigma, options, sums,
-/// [valid,] variation, d_clean, d_noisy, [d_sigma]), each [T, experts]:
+/// call's logits or of all ranks', as load_loss_backward(ctx, clean, noisy, sigma, sums, [valid,]
+/// options, variation, d_clean, d_noisy, [d_sigma]), each [T, experts]:
 ///   d_clean: for the logits without noise, where they stand themselves
 ///   d_noisy: for the noisy logits that are thresholds. Thresholds have a gradient, as in all the
 ///            systems that smooth_load() names
@@ -29,41 +29,41 @@ inline constexpr struct load_loss_backward_fn {
   template <class Clean, class Noisy, class Sigma, class Sums, class DClean, class DNoisy>
   requires(std::is_arithmetic_v<Sigma>) void operator()(host_context const& ctx, Clean const& clean,
                                                         Noisy const& noisy, Sigma const& sigma,
-                                                        load_options const& options,
                                                         Sums const& sums,
+                                                        load_options const& options,
                                                         cv_squared_options const& variation,
                                                         DClean&& d_clean, DNoisy&& d_noisy) const {
-    (*this)(ctx, clean, noisy, sigma, options, sums, detail::every_token{}, variation, d_clean,
+    (*this)(ctx, clean, noisy, sigma, sums, detail::every_token{}, options, variation, d_clean,
             d_noisy);
   }
   template <class Clean, class Noisy, class Sigma, class Sums, class Valid, class DClean,
             class DNoisy>
   requires(std::is_arithmetic_v<Sigma>) void operator()(host_context const& ctx, Clean const& clean,
                                                         Noisy const& noisy, Sigma const& sigma,
-                                                        load_options const& options,
                                                         Sums const& sums, Valid const& valid,
+                                                        load_options const& options,
                                                         cv_squared_options const& variation,
                                                         DClean&& d_clean, DNoisy&& d_noisy) const {
-    add(ctx, clean, noisy, sigma, options, sums, valid, variation,
+    add(ctx, clean, noisy, sigma, sums, valid, options, variation,
         detail::as_output<2>(ctx, d_clean), detail::as_output<2>(ctx, d_noisy), nullptr);
   }
   template <class Clean, class Noisy, class Sigma, class Sums, class DClean, class DNoisy,
             class DSigma>
   requires(!std::is_arithmetic_v<Sigma>) void operator()(
       host_context const& ctx, Clean const& clean, Noisy const& noisy, Sigma const& sigma,
-      load_options const& options, Sums const& sums, cv_squared_options const& variation,
+      Sums const& sums, load_options const& options, cv_squared_options const& variation,
       DClean&& d_clean, DNoisy&& d_noisy, DSigma&& d_sigma) const {
-    (*this)(ctx, clean, noisy, sigma, options, sums, detail::every_token{}, variation, d_clean,
+    (*this)(ctx, clean, noisy, sigma, sums, detail::every_token{}, options, variation, d_clean,
             d_noisy, d_sigma);
   }
   template <class Clean, class Noisy, class Sigma, class Sums, class Valid, class DClean,
             class DNoisy, class DSigma>
   requires(!std::is_arithmetic_v<Sigma>) void operator()(
       host_context const& ctx, Clean const& clean, Noisy const& noisy, Sigma const& sigma,
-      load_options const& options, Sums const& sums, Valid const& valid,
+      Sums const& sums, Valid const& valid, load_options const& options,
       cv_squared_options const& variation, DClean&& d_clean, DNoisy&& d_noisy,
       DSigma&& d_sigma) const {
-    add(ctx, clean, noisy, sigma, options, sums, valid, variation,
+    add(ctx, clean, noisy, sigma, sums, valid, options, variation,
         detail::as_output<2>(ctx, d_clean), detail::as_output<2>(ctx, d_noisy),
         detail::as_output<2>(ctx, d_sigma));
   }
@@ -76,8 +76,8 @@ inline constexpr struct load_loss_backward_fn {
   template <class Clean, class Noisy, class Sigma, class Sums, class Valid, class C, class N,
             class DSigma>
   static void add(host_context const& ctx, Clean const& clean, Noisy const& noisy,
-                  Sigma const& sigma, load_options const& options, Sums const& sums,
-                  Valid const& valid, cv_squared_options const& variation,
+                  Sigma const& sigma, Sums const& sums, Valid const& valid,
+                  load_options const& options, cv_squared_options const& variation,
                   tensor_view<C, 2> d_clean, tensor_view<N, 2> d_noisy, DSigma d_sigma) {
     constexpr char const* op = "load_loss_backward";
     constexpr bool with_sigma = !std::is_same_v<DSigma, std::nullptr_t>;
@@ -86,8 +86,8 @@ inline constexpr struct load_loss_backward_fn {
     index_t const tokens = c.extents[0], experts = c.extents[1];
     int const parts = ctx.chunks(tokens, 16);
     detail::load_reader reader(op, ctx, c, h, options, parts);
-    auto const spread = detail::sigma_of(op, ctx, sigma, tokens, experts);
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
+    auto const spread = detail::sigma_of(op, ctx, sigma, tokens, experts, marks);
     detail::check_loss_gradient(detail::argument(op, "d_clean"), c, d_clean);
     detail::check_loss_gradient(detail::argument(op, "d_noisy"), c, d_noisy);
     if constexpr (with_sigma)
@@ -108,6 +108,7 @@ inline constexpr struct load_loss_backward_fn {
           if (rival < 0 || detail::masked(token.noisy[e])) continue;
           double const s = spread(t, e), at = detail::margin(x[e], token.noisy[rival]) / s;
           double const slope = slopes[e] * detail::normal_density(at) / s;
+          if (slope == 0) continue;  // also where `at` is infinite
           add_to(d_clean.row(t)[e], slope);
           (rival == kth ? of_kth : of_next) -= slope;
           if constexpr (with_sigma) add_to(d_sigma.row(t)[e], -slope * at);

@@ -42,12 +42,14 @@ struct each_sigma {
   }
 };
 
-template <class Sigma>
+template <class Sigma, class Valid>
 auto sigma_of(char const* op, host_context const& ctx, Sigma const& sigma, index_t tokens,
-              index_t experts) {
+              index_t experts, Valid valid) {
   if constexpr (std::is_arithmetic_v<Sigma>) {
-    expects(sigma > 0, op, ": sigma is ", static_cast<double>(sigma), "; it is greater than 0");
-    return one_sigma{static_cast<double>(sigma)};
+    double const x = static_cast<double>(sigma);
+    expects(x > 0 && x < infinity<double>, op, ": sigma is ", x,
+            "; it is greater than 0 and finite");
+    return one_sigma{x};
   } else {
     auto const s = as_view<2>(ctx, sigma);
     using T = element_of<decltype(s)>;
@@ -56,7 +58,12 @@ auto sigma_of(char const* op, host_context const& ctx, Sigma const& sigma, index
     check_view(what, s);
     check_extent(what, s, 0, tokens, "the number of tokens");
     check_extent(what, s, 1, experts, "the number of experts");
-    return each_sigma<std::remove_pointer_t<decltype(s.data)>>{s};
+    each_sigma<std::remove_pointer_t<decltype(s.data)>> const each{s};
+    for (index_t t = 0; t < tokens; ++t)
+      for (index_t e = 0; valid(t) && e < experts; ++e)
+        expects(each(t, e) > 0 && each(t, e) < infinity<double>, op, ": sigma(", t, ", ", e,
+                ") is ", each(t, e), "; it is greater than 0 and finite");
+    return each;
   }
 }
 
@@ -133,26 +140,28 @@ inline double normal_density(double x) {
 /// How many tokens each expert would get, smoothly: sums[e] = sum over tokens of the probability
 /// that e is among the top k when its noise alone is drawn again,
 ///   normal_cdf((clean[t,e] - threshold[t,e]) / sigma[t,e]),
-/// as smooth_load(ctx, clean, noisy, sigma, options, [valid,] sums):
+/// as smooth_load(ctx, clean, noisy, sigma, [valid,] options, sums):
 ///   clean, noisy: logits [T, experts] of any element types, without and with noise. Where either
 ///                 is NaN or -inf, the probability is 0
-///   sigma: the standard deviation of the noise, greater than 0: a number (V-MoE: noise / experts),
-///          or [T, experts] (Shazeer: softplus(x W) + 0.01)
+///   sigma: the standard deviation of the noise, greater than 0 and finite: a number (V-MoE:
+///          noise / experts), or [T, experts] (Shazeer: softplus(x W) + 0.01), of which that of
+///          tokens that are not valid is not looked at
 ///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
 ///   sums: [experts] of double, overwritten. They add up over ranks
 /// The threshold is a noisy logit of the token, see load_threshold; where there are too few for
 /// one, all are selected and the probability is 1. The load loss is cv_squared(ctx, sums, options).
-/// Sources: arXiv:1701.06538, appendix A; fastmoe, noisy_gate.py, _prob_in_top_k; V-MoE,
-/// nn/routing.py, NoisyTopExpertsPerItemRouter.
+/// Tutel's load loss (impls/losses.py, load_importance_loss) is that of V-MoE with softmax scores
+/// as `clean`, but noisy logits as thresholds. Sources: arXiv:1701.06538, appendix A; fastmoe,
+/// noisy_gate.py, _prob_in_top_k; V-MoE, nn/routing.py, NoisyTopExpertsPerItemRouter.
 inline constexpr struct smooth_load_fn {
   template <class Clean, class Noisy, class Sigma, class Sums>
   void operator()(host_context const& ctx, Clean const& clean, Noisy const& noisy,
                   Sigma const& sigma, load_options const& options, Sums&& sums) const {
-    (*this)(ctx, clean, noisy, sigma, options, detail::every_token{}, sums);
+    (*this)(ctx, clean, noisy, sigma, detail::every_token{}, options, sums);
   }
   template <class Clean, class Noisy, class Sigma, class Valid, class Sums>
   void operator()(host_context const& ctx, Clean const& clean, Noisy const& noisy,
-                  Sigma const& sigma, load_options const& options, Valid const& valid,
+                  Sigma const& sigma, Valid const& valid, load_options const& options,
                   Sums&& sums) const {
     auto const c = detail::as_view<2>(ctx, clean);
     auto const h = detail::as_view<2>(ctx, noisy);
@@ -160,8 +169,8 @@ inline constexpr struct smooth_load_fn {
     index_t const tokens = c.extents[0], experts = c.extents[1];
     detail::load_reader reader("smooth_load", ctx, c, h, options,
                                ctx.chunks(detail::sum_blocks, 1));
-    auto const spread = detail::sigma_of("smooth_load", ctx, sigma, tokens, experts);
     auto const marks = detail::marks_of("smooth_load: valid", ctx, valid, tokens);
+    auto const spread = detail::sigma_of("smooth_load", ctx, sigma, tokens, experts, marks);
     detail::check_sums("smooth_load: sums", s, experts);
     detail::sum_rows<double>(
         ctx, tokens, experts, reader.scratch(), marks, s.data,
