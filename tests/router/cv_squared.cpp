@@ -62,9 +62,11 @@ TEST_CASE("the squared variation refuses what does not fit", "[router]") {
   row_type const x{1, 2};
   row_type d(3);
   REQUIRE(sentence_of([&] { (void)expar::cv_squared(ctx, x, {.ddof = 2, .epsilon = 0}); }) ==
-          "expar: cv_squared: ddof is 2; it is 0 or 1");
+          "expar: cv_squared: ddof is 2; options.ddof must be given, and is 0 or 1");
+  REQUIRE(sentence_of([&] { (void)expar::cv_squared(ctx, x, {}); }) ==
+          "expar: cv_squared: ddof is -1; options.ddof must be given, and is 0 or 1");
   REQUIRE(sentence_of([&] { (void)expar::cv_squared(ctx, x, {.ddof = 0, .epsilon = -1}); }) ==
-          "expar: cv_squared: epsilon is -1; it is at least 0");
+          "expar: cv_squared: epsilon is -1; options.epsilon must be given, and is at least 0");
   REQUIRE(sentence_of([&] { expar::cv_squared_backward(ctx, x, {.ddof = 0, .epsilon = 0}, d); }) ==
           "expar: cv_squared_backward: d_sums has extent 3 in dimension 0, but the number of sums "
           "is 2");

@@ -11,14 +11,14 @@
 namespace expar {
 inline namespace v0 {
 
-/// What systems that balance importance and load put in:
+/// ddof and epsilon must be given. What systems that balance importance and load put in:
 ///   fastmoe, davidmrau, Tutel   ddof = 1, epsilon = 1e-10
 ///   Tensor2Tensor               ddof = 0, epsilon = 1e-10
 ///   V-MoE                       ddof = 0, epsilon = 0
 struct cv_squared_options {
   double coefficient = 1;
-  int ddof;        ///< the variance divides by n - ddof: 0 population, 1 unbiased
-  double epsilon;  ///< added to the square of the mean
+  int ddof = -1;        ///< the variance divides by n - ddof: 0 population, 1 unbiased
+  double epsilon = -1;  ///< added to the square of the mean
 };
 
 namespace detail {
@@ -31,8 +31,10 @@ template <class T>
 variation variation_of(char const* op, tensor_view<T, 1> const& sums, cv_squared_options const& o) {
   static_assert(std::is_same_v<std::remove_cv_t<T>, double>, "expar: these sums are double");
   check_view(argument(op, "sums"), sums);
-  expects(o.ddof == 0 || o.ddof == 1, op, ": ddof is ", o.ddof, "; it is 0 or 1");
-  expects(o.epsilon >= 0, op, ": epsilon is ", o.epsilon, "; it is at least 0");
+  expects(o.ddof == 0 || o.ddof == 1, op, ": ddof is ", o.ddof,
+          "; options.ddof must be given, and is 0 or 1");
+  expects(o.epsilon >= 0, op, ": epsilon is ", o.epsilon,
+          "; options.epsilon must be given, and is at least 0");
   index_t const n = sums.extents[0];
   variation v{0, 0, 0, static_cast<double>(n), static_cast<double>(n - o.ddof)};
   if (n < 2) return v;
@@ -78,7 +80,9 @@ void make_variation_slopes(char const* op, host_context const& ctx, Sums const& 
 /// The squared coefficient of variation of sums [n] of double: how uneven they are,
 ///   L = coefficient * variance(sums) / (mean(sums)^2 + epsilon),
 /// as cv_squared(ctx, sums, options). 0 for fewer than two sums, and where the divisor is 0. It is
-/// the loss of importance and of load: sparsely-gated mixture of experts, arXiv:1701.06538.
+/// the loss of importance and of load: sparsely-gated mixture of experts, arXiv:1701.06538. Of sums
+/// over ranks, see sum_counts, it is the whole loss on every rank, where other losses give a rank
+/// its part; the gradients on each rank are those of its own tokens.
 inline constexpr struct cv_squared_fn {
   template <class Sums>
   double operator()(host_context const& ctx, Sums const& sums,
