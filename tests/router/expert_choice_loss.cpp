@@ -44,7 +44,7 @@ double by_definition(matrix<double>& z, mask const& valid, double coefficient) {
 
 TEMPLATE_TEST_CASE("Mesh TensorFlow: the loss of expert choice", "[router][cases]", double, float) {
   matrix<TestType> z(cases::logits);
-  REQUIRE_THAT(expar::expert_choice_loss(ctx, z.view(), 1),
+  REQUIRE_THAT(expar::expert_choice_loss(ctx, z.view(), {}),
                WithinAbs(1.0718570465715405, accuracy<TestType>));
 }
 
@@ -56,21 +56,23 @@ TEST_CASE("the loss of expert choice and its gradient agree with the definition"
     matrix<double> z = router_test::random_logits(rng, tokens, experts);
     mask const valid = router_test::random_mask(rng, tokens);
     auto const loss = [&] { return by_definition(z, valid, .5); };
-    REQUIRE_THAT(expar::expert_choice_loss(ctx, z.view(), valid, .5), WithinAbs(loss(), 1e-12));
+    REQUIRE_THAT(expar::expert_choice_loss(ctx, z.view(), valid, {.coefficient = .5}),
+                 WithinAbs(loss(), 1e-12));
     auto dz = router_test::filled<double>(tokens, experts, 3, 2);
-    expar::expert_choice_loss_backward(ctx, z.view(), valid, .5, dz.view());
+    expar::expert_choice_loss_backward(ctx, z.view(), valid, {.coefficient = .5}, dz.view());
     router_test::require_gradient(z, dz, 3, loss);
   }
 }
 
 TEST_CASE("the loss of expert choice at its ends", "[router]") {
   matrix<expar::bfloat16> flat(4, 8);
-  REQUIRE_THAT(expar::expert_choice_loss(ctx, flat.view(), 3), WithinRel(3., 1e-14));
+  REQUIRE_THAT(expar::expert_choice_loss(ctx, flat.view(), {.coefficient = 3}),
+               WithinRel(3., 1e-14));
   matrix<double> hot(std::vector<row_type>{{900, inf}, {0, 1}, {0, 2}}), dz(3, 2);
-  REQUIRE(expar::expert_choice_loss(ctx, hot.view(), 1) == 3);  // one token has all
+  REQUIRE(expar::expert_choice_loss(ctx, hot.view(), {}) == 3);  // one token has all
   matrix<double> none(std::vector<row_type>{{qnan, -inf}, {-inf, qnan}});
-  REQUIRE(expar::expert_choice_loss(ctx, none.view(), 1) == 0);
-  expar::expert_choice_loss_backward(ctx, expar::make_view(hot.data.data(), 0, 2), 1,
+  REQUIRE(expar::expert_choice_loss(ctx, none.view(), {}) == 0);
+  expar::expert_choice_loss_backward(ctx, expar::make_view(hot.data.data(), 0, 2), {},
                                      expar::make_view(dz.data.data(), 0, 2));
   REQUIRE(dz.data == std::vector<double>(6, 0));
 }
@@ -80,23 +82,23 @@ TEST_CASE("the number of threads does not show in the loss of expert choice", "[
   matrix<float> z(3333, 17), one(3333, 17), three(3333, 17);
   for (float& x : z.data) x = static_cast<float>(rng.normal());
   expar::host_context const threads(3);
-  REQUIRE(expar::expert_choice_loss(ctx, z.view(), 1) ==
-          expar::expert_choice_loss(threads, z.view(), 1));
-  expar::expert_choice_loss_backward(ctx, z.view(), 1, one.view());
-  expar::expert_choice_loss_backward(threads, z.view(), 1, three.view());
+  REQUIRE(expar::expert_choice_loss(ctx, z.view(), {}) ==
+          expar::expert_choice_loss(threads, z.view(), {}));
+  expar::expert_choice_loss_backward(ctx, z.view(), {}, one.view());
+  expar::expert_choice_loss_backward(threads, z.view(), {}, three.view());
   REQUIRE(one.data == three.data);
 }
 
 TEST_CASE("the loss of expert choice refuses what does not fit", "[router]") {
   matrix<float> z(2, 3), dz(2, 2);
-  REQUIRE(sentence_of([&] { (void)expar::expert_choice_loss(ctx, z.view(), mask{1}, 1); }) ==
+  REQUIRE(sentence_of([&] { (void)expar::expert_choice_loss(ctx, z.view(), mask{1}, {}); }) ==
           "expar: expert_choice_loss: valid has extent 1 in dimension 0, but the number of tokens "
           "is 2");
   REQUIRE(
-      sentence_of([&] { expar::expert_choice_loss_backward(ctx, z.view(), 1, dz.view()); }) ==
+      sentence_of([&] { expar::expert_choice_loss_backward(ctx, z.view(), {}, dz.view()); }) ==
       "expar: expert_choice_loss_backward: d_logits has extent 2 in dimension 1, but the number "
       "of experts is 3");
   REQUIRE(sentence_of([&] {
-            (void)expar::expert_choice_loss(ctx, expar::make_view<float>(nullptr, 2, 3), 1);
+            (void)expar::expert_choice_loss(ctx, expar::make_view<float>(nullptr, 2, 3), {});
           }) == "expar: expert_choice_loss: logits has 6 elements but its data is null");
 }

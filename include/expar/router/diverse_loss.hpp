@@ -36,7 +36,7 @@ double off_norm(host_context const& ctx, unit_rows const& u, There there) {
 
 template <class T>
 void check_diverse(char const* op, tensor_view<T, 2> const& w, diverse_loss_options const& o) {
-  orthogonal_loss_fn::check(op, w, {1, o.epsilon, 1});
+  check_orthogonal(op, w, {1, o.epsilon, 1});
 }
 
 }  // namespace detail

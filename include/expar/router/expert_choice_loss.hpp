@@ -11,6 +11,11 @@
 
 namespace expar {
 inline namespace v0 {
+
+struct expert_choice_loss_options {
+  double coefficient = 1;
+};
+
 namespace detail {
 
 /// The softmax over the valid tokens, expert by expert.
@@ -58,19 +63,20 @@ struct token_softmax {
 /// every token be chosen as much as any other,
 ///   L = coefficient * n * sum over tokens of (mean over e of S[t,e])^2,
 /// where S is the softmax of the logits over the n valid tokens, expert by expert, as
-/// expert_choice_loss(ctx, logits, [valid,] coefficient):
+/// expert_choice_loss(ctx, logits, [valid,] options):
 ///   logits: [T, experts] of one group, any element type; NaN and -inf have S = 0
 ///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are in no softmax and no sum
 /// It is the coefficient where all logits are equal. Over groups, Mesh TensorFlow takes the mean: a
 /// call for each group, with a coefficient that is divided by their number.
 inline constexpr struct expert_choice_loss_fn {
   template <class Logits>
-  double operator()(host_context const& ctx, Logits const& logits, double coefficient) const {
-    return (*this)(ctx, logits, detail::every_token{}, coefficient);
+  double operator()(host_context const& ctx, Logits const& logits,
+                    expert_choice_loss_options const& options) const {
+    return (*this)(ctx, logits, detail::every_token{}, options);
   }
   template <class Logits, class Valid>
   double operator()(host_context const& ctx, Logits const& logits, Valid const& valid,
-                    double coefficient) const {
+                    expert_choice_loss_options const& options) const {
     auto const z = detail::as_view<2>(ctx, logits);
     detail::check_loss_logits("expert_choice_loss: logits", z);
     index_t const tokens = z.extents[0];
@@ -83,7 +89,7 @@ inline constexpr struct expert_choice_loss_fn {
                                double const mean = softmax.probabilities(t, row + 1);
                                row[0] = mean * mean;
                              });
-    return coefficient * detail::token_count(0, tokens, marks) * squares;
+    return options.coefficient * detail::token_count(0, tokens, marks) * squares;
   }
 } expert_choice_loss{};
 
@@ -91,13 +97,13 @@ inline constexpr struct expert_choice_loss_fn {
 /// those of the loss. Tokens that are not valid stay as they are.
 inline constexpr struct expert_choice_loss_backward_fn {
   template <class Logits, class DLogits>
-  void operator()(host_context const& ctx, Logits const& logits, double coefficient,
-                  DLogits&& d_logits) const {
-    (*this)(ctx, logits, detail::every_token{}, coefficient, d_logits);
+  void operator()(host_context const& ctx, Logits const& logits,
+                  expert_choice_loss_options const& options, DLogits&& d_logits) const {
+    (*this)(ctx, logits, detail::every_token{}, options, d_logits);
   }
   template <class Logits, class Valid, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits, Valid const& valid,
-                  double coefficient, DLogits&& d_logits) const {
+                  expert_choice_loss_options const& options, DLogits&& d_logits) const {
     auto const z = detail::as_view<2>(ctx, logits);
     auto const dz = detail::as_output<2>(ctx, d_logits);
     using D = detail::element_of<decltype(dz)>;
@@ -108,8 +114,8 @@ inline constexpr struct expert_choice_loss_backward_fn {
     if (z.size() == 0) return;
     detail::token_softmax const softmax(ctx, z, marks);
     // With g[t] = dL/dS[t,e], the same for all e: dz[t,e] = S[t,e] (g[t] - sum over u of S g).
-    double const unit =
-        2 * coefficient * detail::token_count(0, tokens, marks) / static_cast<double>(experts);
+    double const unit = 2 * options.coefficient * detail::token_count(0, tokens, marks) /
+                        static_cast<double>(experts);
     detail::buffer<double> means(ctx.memory());
     means.resize(experts);
     detail::sum_rows<double>(ctx, tokens, experts, 0, marks, means.data(),

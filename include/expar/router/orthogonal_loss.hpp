@@ -89,6 +89,21 @@ struct orthogonal_loss_options {
   int groups = 1;
 };
 
+namespace detail {
+
+template <class T>
+void check_orthogonal(char const* op, tensor_view<T, 2> const& w,
+                      orthogonal_loss_options const& o) {
+  static_assert(element<std::remove_cv_t<T>>,
+                "expar: weights are of an element type; specialize expar::element_traits for it");
+  check_view(argument(op, "weights"), w);
+  expects(o.epsilon > 0, op, ": epsilon is ", o.epsilon, "; it is greater than 0");
+  expects(o.groups >= 1 && w.extents[0] % o.groups == 0, op, ": groups is ", o.groups,
+          "; it is at least 1 and divides the ", w.extents[0], " experts");
+}
+
+}  // namespace detail
+
 /// How far the router's rows are from being orthogonal (the training gate of ERNIE 4.5, Paddle,
 /// _cal_orthogonal_loss),
 ///   L = coefficient * mean over groups and pairs r, s of a group of (u[r] . u[s] - [r = s])^2,
@@ -101,7 +116,7 @@ inline constexpr struct orthogonal_loss_fn {
   double operator()(host_context const& ctx, Weights const& weights,
                     orthogonal_loss_options const& options) const {
     auto const w = detail::as_view<2>(ctx, weights);
-    check("orthogonal_loss", w, options);
+    detail::check_orthogonal("orthogonal_loss", w, options);
     index_t const experts = w.extents[0];
     if (experts == 0) return 0;
     detail::unit_rows const u(ctx, w, options.epsilon);
@@ -117,16 +132,6 @@ inline constexpr struct orthogonal_loss_fn {
     for (double const x : sums) sum += x;
     return options.coefficient * sum / static_cast<double>(experts * size);
   }
-
-  template <class T>
-  static void check(char const* op, tensor_view<T, 2> const& w, orthogonal_loss_options const& o) {
-    static_assert(element<std::remove_cv_t<T>>,
-                  "expar: weights are of an element type; specialize expar::element_traits for it");
-    detail::check_view(detail::argument(op, "weights"), w);
-    detail::expects(o.epsilon > 0, op, ": epsilon is ", o.epsilon, "; it is greater than 0");
-    detail::expects(o.groups >= 1 && w.extents[0] % o.groups == 0, op, ": groups is ", o.groups,
-                    "; it is at least 1 and divides the ", w.extents[0], " experts");
-  }
 } orthogonal_loss{};
 
 /// ADDS the gradient of orthogonal_loss() to d_weights [experts, hidden]; the last argument, after
@@ -137,7 +142,7 @@ inline constexpr struct orthogonal_loss_backward_fn {
                   orthogonal_loss_options const& options, DWeights&& d_weights) const {
     auto const w = detail::as_view<2>(ctx, weights);
     auto const dw = detail::as_output<2>(ctx, d_weights);
-    orthogonal_loss_fn::check("orthogonal_loss_backward", w, options);
+    detail::check_orthogonal("orthogonal_loss_backward", w, options);
     detail::check_weight_gradient("orthogonal_loss_backward: d_weights", w, dw);
     if (w.size() == 0) return;
     detail::unit_rows const u(ctx, w, options.epsilon);
