@@ -18,7 +18,7 @@ inline namespace v0 {
 namespace detail {
 
 template <class A>
-EXPAR_HD bool is_finite(A x) {
+EXPAR_HD bool is_a_number(A x) {
   return x > -infinity<A> && x < infinity<A>;
 }
 
@@ -29,7 +29,7 @@ EXPAR_HD A attended_logit(A q, A const* k, A const* v, A* p, int experts) {
   bool finite = true;
   for (int j = 0; j < experts; ++j) {
     p[j] = multiply(q, k[j]);
-    finite = finite && is_finite(p[j]);
+    finite = finite && is_a_number(p[j]);
   }
   if (!finite) return infinity<A> - infinity<A>;
   softmax_score{}(static_cast<A const*>(p), p, experts);
@@ -48,7 +48,7 @@ EXPAR_HD void attend_vjp(A const* q, A const* k, A const* v, A const* dz, A* dq,
   for (int e = 0; e < experts; ++e) {
     A const z = attended_logit(q[e], k, v, p, experts);
     A sum = 0;
-    for (int j = 0; is_finite(z) && j < experts; ++j) {
+    for (int j = 0; is_a_number(z) && j < experts; ++j) {
       A const d = multiply(dz[e], p[j]);
       A const ds = multiply(d, add(v[j], -z));
       dv[j] = add(dv[j], d);
