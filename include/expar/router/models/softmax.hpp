@@ -10,11 +10,12 @@ namespace models {
 // Softmax over all experts, then the k most probable. p = softmax(z), z are the logits. No epsilon
 // and no scale unless they are named.
 
-/// Mixtral 8x7B and 8x22B, MiniMax-Text-01: w = p[ids] / sum(p[ids]). In training, Hugging Face
-/// multiplies the tokens themselves by noise of U(1 - e, 1 + e); see jitter().
-/// Source: Hugging Face transformers, mixtral, MixtralSparseMoeBlock; minimax.
+/// Mixtral 8x7B and 8x22B, MiniMax-Text-01: w = p[ids] / sum(p[ids]), which is softmax(z[ids]) and
+/// computed so: k exponentials instead of one for each expert, and no sum that is too small. In
+/// training, Hugging Face multiplies the tokens themselves by noise of U(1 - e, 1 + e); see
+/// jitter(). Source: Hugging Face transformers, mixtral, MixtralSparseMoeBlock; minimax.
 constexpr auto mixtral(router_shape shape = {.experts = 8, .top_k = 2}) {
-  return router(shape, softmax_score{}, score_key{}, renormalize{});
+  return router(shape, logit_score{}, score_key{}, softmax_weights{});
 }
 
 /// Qwen1.5-MoE, Qwen2-MoE, DeepSeek-V1, DeepSeek-V2-Lite, OLMoE, FlexOlmo: w = p[ids].
@@ -23,10 +24,10 @@ constexpr auto qwen2_moe(router_shape shape = {.experts = 60, .top_k = 4}) {
   return router(shape, softmax_score{}, score_key{});
 }
 
-/// Qwen3-MoE, Qwen3-Coder, Qwen3-Next, Qwen3.5: w = p[ids] / sum(p[ids]).
+/// Qwen3-MoE, Qwen3-Coder, Qwen3-Next, Qwen3.5: the formula of mixtral().
 /// Source: Hugging Face transformers, qwen3_moe with norm_topk_prob = True.
 constexpr auto qwen3_moe(router_shape shape = {.experts = 128, .top_k = 8}) {
-  return router(shape, softmax_score{}, score_key{}, renormalize{});
+  return mixtral(shape);
 }
 
 /// Snowflake Arctic: w = p[ids] / sum(p[ids]), and for k = 1 the probability as it is.
