@@ -7,7 +7,7 @@
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
-#include <expar/router/count_choices.hpp>  // check_choices
+#include <expar/router/count_choices.hpp>  // check_leading_ids
 #include <expar/router/cv_squared.hpp>
 #include <expar/router/score.hpp>
 #include <expar/router/token_loss.hpp>
@@ -18,7 +18,7 @@ inline namespace v0 {
 
 /// How much each expert weighs in a batch, sums[e] = sum over tokens of the score of e, as
 /// score_importance(ctx, score, logits, [valid,] sums):
-///   score: softmax_score for V-MoE, which takes the logits without noise
+///   score: softmax_score for V-MoE and Tutel, which take the logits without noise
 ///   logits: [T, experts], any element type; NaN and -inf have score 0
 ///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
 ///   sums: [experts] of double, overwritten. They add up over ranks
@@ -37,6 +37,7 @@ inline constexpr struct score_importance_fn {
     using A = accumulator_t<detail::element_of<decltype(z)>>;
     index_t const tokens = z.extents[0], experts = z.extents[1];
     detail::check_loss_logits("score_importance: logits", z);
+    detail::check_score("score_importance", score, experts, tokens);
     auto const marks = detail::marks_of("score_importance: valid", ctx, valid, tokens);
     detail::check_sums("score_importance: sums", s, experts);
     detail::sum_rows<A>(ctx, tokens, experts, experts, marks, s.data, [&](int, index_t t, A* row) {
@@ -64,6 +65,7 @@ inline constexpr struct score_importance_loss_backward_fn {
     auto const z = detail::as_view<2>(ctx, logits);
     auto const dz = detail::as_output<2>(ctx, d_logits);
     detail::check_loss_logits(detail::argument(op, "logits"), z);
+    detail::check_score(op, score, z.extents[1], z.extents[0]);
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, z.extents[0]);
     detail::check_loss_gradient(detail::argument(op, "d_logits"), z, dz);
     detail::buffer<double> slopes(ctx.memory());
@@ -99,7 +101,7 @@ inline constexpr struct weight_importance_fn {
     detail::check_extent(what, w, 1, k, "the number of choices");
     detail::check_sums(detail::argument(op, "sums"), s, experts);
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-    if (k > 0) detail::check_choices(op, i, k, experts, marks);
+    if (k > 0) detail::check_leading_ids(op, i, k, experts, marks);
     detail::sum_rows<double>(ctx, tokens, experts, 0, marks, s.data,
                              [&](int, index_t t, double* row) {
                                for (index_t e = 0; e < experts; ++e) row[e] = 0;
@@ -136,7 +138,7 @@ inline constexpr struct weight_importance_loss_backward_fn {
     detail::check_extent(what, dw, 0, tokens, "the number of tokens");
     detail::check_extent(what, dw, 1, k, "the number of choices");
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-    if (k > 0) detail::check_choices(op, i, k, experts, marks);
+    if (k > 0) detail::check_leading_ids(op, i, k, experts, marks);
     detail::buffer<double> slopes(ctx.memory());
     detail::make_variation_slopes(op, ctx, sums, experts, options, slopes);
     ctx.for_each_chunk(tokens, 1024, [&](int, index_t first, index_t last) {
