@@ -48,6 +48,34 @@ TEST_CASE("counts of random routes agree with the definition", "[router]") {
   }
 }
 
+TEST_CASE("variable routes are counted per expert", "[router]") {
+  router_test::random rng(15);
+  expar::host_context const threads(3);
+  for (int round = 0; round < 60; ++round) {
+    int const tokens = static_cast<int>(rng.chance(.1) ? 20000 : rng.integer(0, 50));
+    int const experts = static_cast<int>(rng.integer(1, 20));
+    std::vector<std::int64_t> offsets{0};
+    std::vector<std::int32_t> ids;
+    std::vector<std::uint8_t> valid;
+    std::vector<expar::index_t> all(static_cast<std::size_t>(experts)), marked(all), got(all);
+    for (int t = 0; t < tokens; ++t) {
+      valid.push_back(rng.chance(.7));
+      for (int n = static_cast<int>(rng.integer(0, experts)); n > 0; --n) {
+        ids.push_back(static_cast<std::int32_t>(rng.integer(-1, experts - 1)));
+        if (ids.back() < 0) continue;
+        ++all[static_cast<std::size_t>(ids.back())];
+        marked[static_cast<std::size_t>(ids.back())] += valid.back();
+      }
+      offsets.push_back(static_cast<std::int64_t>(ids.size()));
+    }
+    expar::host_context const& on = rng.chance(.5) ? threads : ctx;
+    expar::count_choices(on, offsets, ids, got);
+    REQUIRE(got == all);
+    expar::count_choices(on, offsets, ids, valid, got);
+    REQUIRE(got == marked);
+  }
+}
+
 TEST_CASE("counting refuses what does not fit", "[router]") {
   std::vector<std::int32_t> ids{0, 4, -1, 3};
   auto const view = expar::make_view(ids.data(), 2, 2);
@@ -66,4 +94,15 @@ TEST_CASE("counting refuses what does not fit", "[router]") {
   REQUIRE(sentence_of([&] {
             expar::count_choices(ctx, view, 2, expar::make_view<std::int32_t>(nullptr, 4));
           }) == "expar: count_choices: counts has 4 elements but its data is null");
+  std::vector<int> const offsets{0, 1, 4}, down{0, 3, 1, 4}, none;
+  std::vector<std::int32_t> five(5);
+  REQUIRE(sentence_of([&] { expar::count_choices(ctx, offsets, ids, counts); }) ==
+          "expar: count_choices: ids(1) is 4; an expert id is -1 (no expert) or 0 to 3");
+  REQUIRE(sentence_of([&] { expar::count_choices(ctx, down, ids, five); }) ==
+          "expar: count_choices: offsets(2) is 1; offsets ascend from 0 to the number of routes, "
+          "4");
+  REQUIRE(sentence_of([&] { expar::count_choices(ctx, none, ids, five); }) ==
+          "expar: count_choices: offsets has 0 entries; there is one more than tokens");
+  REQUIRE(sentence_of([&] { expar::count_choices(ctx, offsets, ids, valid, five); }) ==
+          "expar: count_choices: valid has extent 1 in dimension 0, but the number of tokens is 2");
 }

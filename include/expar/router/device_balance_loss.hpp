@@ -77,7 +77,7 @@ inline constexpr struct count_device_tokens_fn {
     detail::check_counts(detail::argument(op, "device_counts"), d);
     detail::check_devices(op, of, experts, d.extents[0]);
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-    if (k > 0) detail::check_choices(op, i, k, experts, marks);
+    if (k > 0) detail::check_leading_ids(op, i, k, experts, marks);
     detail::buffer<index_t> last(ctx.memory());  // the last token that went to the device
     last.assign(static_cast<std::size_t>(d.extents[0]), -1);
     std::fill_n(d.data, d.extents[0], detail::element_of<decltype(d)>{});

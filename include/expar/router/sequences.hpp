@@ -64,19 +64,7 @@ struct packed_sequences {
     return behind - first - 1;
   }
   void check(char const* what, index_t tokens) const {
-    static_assert(std::is_integral_v<I> && sizeof(I) >= 4,
-                  "expar: offsets are integers of at least 32 bits");
-    index_t const n = offsets.extents[0];
-    detail::check_view(detail::argument(what, "offsets"), offsets);
-    detail::expects(n >= 1, what, ": offsets has ", n,
-                    " entries; there is one more than sequences");
-    for (index_t b = 0; b < n; ++b) {
-      auto const at = static_cast<index_t>(offsets.data[b]);
-      index_t const low = b == 0 ? 0 : static_cast<index_t>(offsets.data[b - 1]);
-      bool const fits = (b == 0 ? at == 0 : at >= low) && (b + 1 < n || at == tokens);
-      detail::expects(fits, what, ": offsets(", b, ") is ", at,
-                      "; offsets ascend from 0 to the number of tokens, ", tokens);
-    }
+    detail::check_offsets(what, offsets, "sequences", tokens, "tokens");
   }
 };
 template <class I>
@@ -103,7 +91,7 @@ inline constexpr struct count_sequence_choices_fn {
     detail::check_counts(what, n);
     detail::check_output(what, n);
     detail::check_extent(what, n, 0, sequences.count(tokens), "the number of sequences");
-    detail::check_choices(op, i, choices, experts, marks);
+    detail::check_leading_ids(op, i, choices, experts, marks);
     for (index_t b = 0; b < n.extents[0]; ++b)
       std::fill_n(n.row(b), experts, detail::element_of<decltype(n)>{});
     for (index_t t = 0; t < tokens; ++t)
