@@ -2,6 +2,7 @@
 #include <expar/router/smooth_load.hpp>
 
 #include <expar/router/importance_loss.hpp>
+#include <expar/router/load_balance_loss.hpp>
 
 #include "../support/catch.hpp"
 #include "cases_data.hpp"
@@ -82,6 +83,18 @@ TEMPLATE_TEST_CASE("Shazeer: load by learned noise", "[router][cases]", double, 
                WithinAbs(0.48772513664867095, accuracy<T>));
   REQUIRE_THAT(expar::cv_squared(ctx, load, {.ddof = 0, .epsilon = 1e-10}),
                WithinAbs(0.3657938524865032, accuracy<T>));
+
+  // fastmoe's loss is that of importance and of load.
+  std::vector<std::int32_t> const ids{0, 3, 1, 0, 0, 1, 0, 2};
+  matrix<T> weights(cases::matrix{{0.7968433994429924, 0.20315660055700757},
+                                  {0.8567537559103617, 0.14324624408963815},
+                                  {0.7349538545613784, 0.26504614543862154},
+                                  {0.8036399067191415, 0.19636009328085846}});
+  row_type importance(4);
+  expar::weight_importance(ctx, expar::make_view(ids.data(), 4, 2), weights.view(), importance);
+  expar::cv_squared_options const fastmoe{.ddof = 1, .epsilon = 1e-10};
+  REQUIRE_THAT(expar::cv_squared(ctx, importance, fastmoe) + expar::cv_squared(ctx, load, fastmoe),
+               WithinAbs(1.6484372467145494, accuracy<T>));
 }
 
 TEMPLATE_TEST_CASE("V-MoE: load by noise of one size", "[router][cases]", double, float) {
@@ -106,6 +119,13 @@ TEMPLATE_TEST_CASE("V-MoE: load by noise of one size", "[router][cases]", double
   expar::smooth_load(ctx, c.view(), h.view(), .25, {2, kth}, sums);
   REQUIRE_THAT(expar::cv_squared(ctx, sums, {.ddof = 0, .epsilon = 0}),
                WithinAbs(0.4645404823323823, accuracy<T>));
+
+  // V-MoE's third loss is GShard's, of the noisy logits.
+  std::vector<std::int32_t> const first{0, 1, 0, 2};
+  std::vector<int> counts(4);
+  expar::count_choices(ctx, expar::make_view(first.data(), 4, 1), 1, counts);
+  REQUIRE_THAT(expar::load_balance_loss(ctx, h.view(), counts, {.choices = 1}),
+               WithinAbs(1.437639315816349, accuracy<T>));
 }
 
 TEST_CASE("Tutel: load of softmax scores over thresholds that are logits", "[router][cases]") {
