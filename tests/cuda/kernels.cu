@@ -20,6 +20,7 @@ using weights = matrix_weights<float>;
 using deepseek = decltype(expar::models::deepseek_v3());
 using kimi = decltype(expar::models::kimi_k2());
 using mixtral = decltype(expar::models::mixtral({8, 2}));
+using tutel = decltype(expar::models::tutel({8, 2}));
 using lanes = lane_layout<8, 32>;  // up to 256 experts
 
 template <auto... Kernels>
@@ -36,6 +37,7 @@ void recorded_kernels() {
          gate_by_lanes<lanes, deepseek, float, float, float>,  // gate_plan, E = 256, k = 8
          gate_by_lanes<lanes, kimi, float, float, float>,
          gate_by_lanes<lanes, mixtral, float, float, float>,
+         gate_by_lanes<lanes, tutel, float, float, float>,
          scatter_rows<unsigned char, 16, unit_weights, bytes, carry_nothing>,  // encode
          scatter_rows<bfloat16, 8, weights, rows, carry_nothing>,              // with weights
          scatter_quantized<bfloat16, 8, tensor_rows<float8_e4m3>, tensor_rows<float>>,
