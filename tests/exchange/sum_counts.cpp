@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/exchange/sum_counts.hpp>
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,12 @@
 #include <expar/router/cv_squared.hpp>
 #include <expar/router/importance_loss.hpp>
 #include <expar/router/load_balance_loss.hpp>
+#include <expar/router/route.hpp>
+#include <expar/router/router.hpp>
+#include <expar/router/routes.hpp>
+#include <expar/router/state/bias_update.hpp>
+#include <expar/router/state/lambda_control.hpp>
+#include <expar/router/state/quantile_histogram.hpp>
 
 #include "../support/catch.hpp"
 #include "../support/random.hpp"
@@ -122,6 +129,67 @@ TEST_CASE("the sum of two ranks' losses, with counts of both, is the loss of one
   REQUIRE_THAT(cvs[0], WithinRel(whole_cv, 1e-12));
   for (std::size_t i = 0; i < two_gradients.size(); ++i)
     REQUIRE_THAT(two_gradients[i], Catch::Matchers::WithinAbs(whole_variation[i], 1e-14));
+}
+
+TEST_CASE("the states of routers are the same on all ranks, and those of one rank") {
+  int const tokens = 50, experts = 6, k = 2, bins = 40;
+  expar_test::random rng(431);
+  expar::host_context const ctx;
+  std::vector<double> logits(tokens * experts);
+  for (double& x : logits) x = rng.normal();
+  logits[7] = std::numeric_limits<double>::quiet_NaN();
+  std::vector<std::uint8_t> valid;
+  for (int t = 0; t < tokens; ++t) valid.push_back(rng.chance(.7));
+
+  struct state {
+    std::vector<double> moved = std::vector<double>(experts), won = moved;
+    double lambda = 1e-8;
+    bool operator==(state const&) const = default;
+  };
+  auto const at = [](int e) { return static_cast<std::size_t>(e); };
+  // Some steps on the tokens from `first`; sum() adds up over ranks.
+  auto const run = [&](expar::index_t first, expar::index_t n, auto sum) {
+    expar::router const router({experts, k}, expar::sigmoid_score{}, expar::biased_key{});
+    auto const z = expar::make_view(logits.data() + first * experts, n, experts);
+    auto const marks = expar::make_view(valid.data() + first, n);
+    state s;
+    expar::lambda_control const control{.experts = experts, .top_k = k};
+    for (int step = 0; step < 5; ++step) {
+      expar::routes<double> routes(n, k);
+      expar::route(ctx, router, z, s.moved, routes);
+      std::vector<std::int64_t> counts(experts), all{0}, histogram(experts * bins);
+      expar::count_choices(ctx, routes.ids, k, marks, counts);
+      for (expar::index_t t = 0; t < n; ++t) all[0] += marks(t);
+      sum(counts), sum(all);
+      expar::update_bias(ctx, counts, {.rate = .0123, .centered = true}, s.moved);
+      std::vector<std::int64_t> positive(experts);  // the routes of a ReLU, as lambda shifts them
+      for (expar::index_t t = 0; t < n; ++t)
+        for (int e = 0; e < experts; ++e) positive[at(e)] += marks(t) && z(t, e) > .3 * step - .3;
+      sum(positive);
+      s.lambda = control.next(s.lambda, expar::route_sparsity(ctx, positive, all[0]));
+
+      expar::quantile_bins const range = expar::score_bins(ctx, s.won);
+      auto const h = expar::make_view(histogram.data(), experts, bins);
+      expar::add_quantile_histogram(ctx, expar::sigmoid_score{}, z, s.won, k, range, marks, h);
+      sum(histogram);
+      expar::histogram_bias(ctx, h, k, range, s.won);
+    }
+    return s;
+  };
+  state const one = run(0, tokens, [](auto&) {});
+  REQUIRE(one != state{});
+  std::vector<state> states(3);
+  expar::run_ranks(3, [&](expar::thread_communicator& comm) {
+    expar::index_t const first[] = {0, 11, 11, tokens};  // the second rank has no tokens
+    auto const me = static_cast<std::size_t>(comm.rank());
+    states[me] = run(first[me], first[me + 1] - first[me],
+                     [&](auto& values) { expar::sum_counts(ctx, comm, values); });
+  });
+  for (state const& s : states) {
+    REQUIRE(s.moved == one.moved);
+    REQUIRE(s.won == one.won);
+    REQUIRE(s.lambda == one.lambda);
+  }
 }
 
 TEST_CASE("ranks that pass other values all say so") {
