@@ -61,6 +61,9 @@ TEMPLATE_TEST_CASE("BASE: a balanced assignment, and the greedy one", "[router][
     REQUIRE_THAT(static_cast<double>(balanced.weights(t, 0)),
                  WithinAbs(alpha[t], std::is_same_v<T, double> ? 1e-12 : 1e-5));
   }
+  double value = 0;
+  for (int t = 0; t < 4; ++t) value += scores.get(t, ids.at(t, 0));
+  REQUIRE(value == 5.125);  // the best there is
 }
 
 TEST_CASE("an assignment is at most T epsilon below the best", "[router]") {

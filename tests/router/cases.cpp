@@ -2,6 +2,8 @@
 // Worked examples of published routers and losses, in double to 1e-12 and in float to 1e-5.
 #include "cases_data.hpp"
 
+#include <expar/plan/plan.hpp>
+#include <expar/router/limit.hpp>
 #include <expar/router/losses.hpp>
 #include <expar/router/models.hpp>
 #include <expar/router/route.hpp>
@@ -41,6 +43,20 @@ void require_matrix(expar::tensor_view<T, 2> got, cases::matrix const& expected,
       REQUIRE_THAT(static_cast<double>(got(t, j)), WithinAbs(expected[t][j], tolerance));
 }
 
+/// Where a plan without a limit puts each route among those to its expert.
+void require_locations(cases::id_matrix const& ids, cases::id_matrix const& locations) {
+  auto const tokens = static_cast<expar::index_t>(ids.size());
+  auto const k = static_cast<expar::index_t>(ids[0].size());
+  std::vector<std::int32_t> flat;
+  for (auto const& row : ids) flat.insert(flat.end(), row.begin(), row.end());
+  auto const plan =
+      expar::make_plan(ctx, expar::make_view(flat.data(), tokens, k), 4, expar::fixed_capacity{0});
+  for (std::size_t t = 0; t < ids.size(); ++t)
+    for (std::size_t j = 0; j < ids[t].size(); ++j)
+      REQUIRE(plan.locations()(static_cast<expar::index_t>(t), static_cast<expar::index_t>(j)) ==
+              locations[t][j]);
+}
+
 }  // namespace
 
 TEMPLATE_TEST_CASE("Switch: top 1, losses, and their gradients", "[router][cases]", double, float) {
@@ -52,6 +68,7 @@ TEMPLATE_TEST_CASE("Switch: top 1, losses, and their gradients", "[router][cases
   std::vector<std::int32_t> n(4);
   expar::count_choices(ctx, routes.ids, 1, n);
   REQUIRE(n == counts);
+  require_locations(ids, locations);
   matrix<T> z(cases::logits), d_balance(4, 4), d_z(4, 4);
   REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), n, {.choices = 1}),
                WithinAbs(load_balance, accuracy<T>));
@@ -67,8 +84,23 @@ TEMPLATE_TEST_CASE("Tutel: top 2 and GShard's loss", "[router][cases]", double, 
   using T = TestType;
   auto const routes = route<T>(expar::models::tutel({4, 2}), logits, expar::no_bias);
   require_ids(routes, ids);
+  require_locations(ids, locations);
   require_matrix(routes.weights, weights);
   std::vector<expar::index_t> n(4);
+  expar::count_choices(ctx, routes.ids, 1, n);
+  matrix<T> z(logits);
+  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), n, {.choices = 1}),
+               WithinAbs(load_balance, accuracy<T>));
+}
+
+TEMPLATE_TEST_CASE("Mesh TensorFlow: top 2, places, and loss", "[router][cases]", double, float) {
+  using namespace cases::mesh_top_two;
+  using T = TestType;
+  auto const routes = route<T>(expar::models::gshard_top2(4), logits, expar::no_bias);
+  require_ids(routes, ids);
+  require_matrix(routes.weights, weights);
+  require_locations(taken, locations);
+  std::vector<int> n(4);
   expar::count_choices(ctx, routes.ids, 1, n);
   matrix<T> z(logits);
   REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), n, {.choices = 1}),
@@ -121,6 +153,22 @@ TEMPLATE_TEST_CASE("DeepSeek-V3: sigmoid, bias, groups, and scale", "[router][ca
                cases::qwen::logits, bias);
   require_ids(two, ids);
   require_matrix(two.weights, weights);
+  expar::group_limited const limit{.groups = 4, .top_groups = 2};
+  for (std::size_t t = 0; t < 2; ++t) {
+    std::vector<T> keys(cases::qwen::logits[t].begin(), cases::qwen::logits[t].end()), sums(4);
+    expar::sigmoid_score{}(static_cast<T const*>(keys.data()), keys.data(), 8);
+    for (std::size_t e = 0; e < 8; ++e) {
+      REQUIRE_THAT(static_cast<double>(keys[e]), WithinAbs(scores[t][e], accuracy<T>));
+      keys[e] += static_cast<T>(bias[e]);
+    }
+    limit.limit(keys.data(), 8, sums.data());
+    for (std::size_t g = 0; g < 4; ++g) {
+      REQUIRE_THAT(static_cast<double>(sums[g]), WithinAbs(group_scores[t][g], accuracy<T>));
+      bool const is_kept =
+          static_cast<int>(g) == groups[t][0] || static_cast<int>(g) == groups[t][1];
+      for (std::size_t i = 0; i < 2; ++i) REQUIRE((keys[2 * g + i] > T(-1e30)) == is_kept);
+    }
+  }
   auto const three =
       route<T>(expar::models::deepseek_v3({.experts = 8, .top_k = 3, .groups = 4, .top_groups = 3}),
                cases::qwen::logits, negative);
@@ -132,6 +180,9 @@ TEMPLATE_TEST_CASE("z-loss with padding", "[router][cases]", double, float) {
   using namespace cases::padded_z_loss;
   using T = TestType;
   matrix<T> z(cases::logits), dz(4, 4);
+  for (int t = 0; t < 4; ++t)  // of one token, the root of the loss
+    REQUIRE_THAT(std::sqrt(expar::z_loss(ctx, expar::make_view(z.view().row(t), 1, 4))),
+                 WithinAbs(log_sums[static_cast<std::size_t>(t)], accuracy<T>));
   expar::z_loss_options const options{.coefficient = coefficient};
   REQUIRE_THAT(expar::z_loss(ctx, z.view(), valid, options), WithinAbs(z_loss, accuracy<T>));
   expar::z_loss_backward(ctx, z.view(), valid, options, dz.view());
@@ -168,6 +219,8 @@ TEMPLATE_TEST_CASE("Llama 4: weights on what experts get", "[router][cases]", do
   for (std::size_t t = 0; t < 4; ++t) {
     double const x = 2 * static_cast<double>(routes.weights(t, 0));
     REQUIRE_THAT(x / (1 + std::exp(-x)), WithinAbs(outputs[t], accuracy<TestType>));
+    REQUIRE_THAT(2 / (1 + std::exp(-2.)) * x / 2,
+                 WithinAbs(weighed_outputs[t], accuracy<TestType>));
   }
 }
 
@@ -225,6 +278,13 @@ TEMPLATE_TEST_CASE("two experts, before any route is dropped", "[router][cases]"
     require_ids(routes, ids);
     require_matrix(routes.weights, weights, tolerance);
   };
+  require_locations(ids, locations);
+  matrix<T> z(cases::logits);
+  std::vector<int> n(4);
+  auto const deepspeed = route<T>(models::gshard_top2(4), cases::logits, expar::no_bias);
+  expar::count_choices(ctx, deepspeed.ids, 1, n);
+  REQUIRE_THAT(expar::load_balance_loss(ctx, z.view(), n, {.choices = 1}),
+               WithinAbs(1.4336739639094407, accuracy<T>));
   holds(route<T>(models::fastmoe_gshard(4), cases::logits, expar::no_bias), accuracy<T>);
   holds(route<T>(models::nllb_moe(4), cases::logits, expar::no_bias), accuracy<T>);
   holds(route<T>(models::megatron_post_softmax({4, 2}), cases::logits, expar::no_bias),
@@ -279,11 +339,13 @@ TEST_CASE("sigmoid scores with a bias", "[router][cases]") {
                  1e-6);
 }
 
-TEST_CASE("ties go to the lower id, and -inf to nobody", "[router][cases]") {
+TEMPLATE_TEST_CASE("ties go to the lower id, and -inf to nobody", "[router][cases]", double,
+                   float) {
   double const none = -std::numeric_limits<double>::infinity();
   cases::matrix const logits{{1, 2, 2, 2}, {.5, .5, .5, .5}, {none, 1, none, .5}};
-  auto const two = route<float>(expar::models::mixtral({4, 2}), logits, expar::no_bias);
+  auto const two = route<TestType>(expar::models::mixtral({4, 2}), logits, expar::no_bias);
   require_ids(two, {{1, 2}, {0, 1}, {1, 3}});
-  auto const all = route<float>(expar::models::mixtral({4, 4}), logits, expar::no_bias);
+  require_matrix(two.weights, {{.5, .5}, {.5, .5}, {0.6224593312018546, 0.37754066879814546}});
+  auto const all = route<TestType>(expar::models::mixtral({4, 4}), logits, expar::no_bias);
   require_ids(all, {{1, 2, 3, 0}, {0, 1, 2, 3}, {1, 3, -1, -1}});
 }

@@ -22,6 +22,7 @@ namespace switch_top1 {
 inline id_matrix const ids{{0}, {1}, {0}, {2}};
 inline matrix const weights{
     {0.6094600375988771}, {0.642936454615761}, {0.7637257450951053}, {0.5053559585817142}};
+inline id_matrix const locations{{0}, {0}, {1}, {0}};
 inline std::vector<std::int32_t> const counts{2, 1, 1, 0};
 inline double const load_balance = 1.4336739639094407;
 inline matrix const d_load_balance{
@@ -45,6 +46,7 @@ inline matrix const weights{{0.7310585786300049, 0.2689414213699951},
                             {0.7310585786300048, 0.2689414213699951},
                             {0.8519528019683106, 0.14804719803168948},
                             {0.6224593312018546, 0.3775406687981454}};
+inline id_matrix const locations{{0, 1}, {0, 3}, {1, 0}, {2, 2}};
 inline double const load_balance = 1.9355767275944507;
 }  // namespace tutel_top2
 
@@ -73,6 +75,8 @@ inline matrix const renormalized{
 namespace padded_z_loss {
 inline double const coefficient = 0.001;
 inline std::vector<std::uint8_t> const valid{1, 1, 0, 1};
+inline std::vector<double> const log_sums{2.495181898085856, 2.941709386042227, 3.2695465266502337,
+                                          2.932492229531247};
 inline double const z_loss = 0.007826365830908472;
 inline matrix const d_logits{
     {0.0010138091022822958, 0.0003729595260021325, 0.00022621138735218446, 5.047458308729142e-05},
@@ -97,6 +101,15 @@ inline double const scale = 2.5;
 inline id_matrix const ids{{3, 1, 0}, {4, 1, 0}};
 inline matrix const weights{{0.8963430278062026, 0.7821690746889153, 0.821487897504882},
                             {0.7303056831882658, 0.8577206701780382, 0.911973646633696}};
+inline matrix const scores{
+    {0.6224593312018546, 0.5926665999540697, 0.7310585786300049, 0.679178699175393,
+     0.07585818002124356, 0.8807970779778823, 0.5621765008857981, 0.37754066879814546},
+    {0.7772998611746911, 0.7310585786300049, 0.11920292202211755, 0.5, 0.6224593312018546,
+     0.6513548646660542, 0.8175744761936437, 0.2689414213699951}};
+inline matrix const group_scores{
+    {1.3401259311559244, 1.2227372778053978, 1.0816552579991259, 1.1272171696839437},
+    {1.633358439804696, 0.4317029220221176, 1.3988141958679088, 1.2740158975636389}};
+inline id_matrix const groups{{0, 1}, {0, 2}};
 // All keys are negative: experts outside of the best groups must fall behind them nevertheless.
 inline std::vector<double> const negative{-2.0, -1.5, -2.0, -1.75, -2.0, -2.0, -1.5, -2.0};
 inline id_matrix const negative_ids{{1, 6, 3}, {6, 1, 0}};
@@ -127,6 +140,8 @@ inline matrix const weights{
 // Of an expert x / (1 + exp(-x)), for tokens that are 2: not what weights on the output give.
 inline std::vector<double> const outputs{1.5033606674109596, 1.5967792877441338, 1.658380301642288,
                                          1.5546914851529308};
+inline std::vector<double> const weighed_outputs{1.5516069851487515, 1.627962829348902,
+                                                 1.678049014925064, 1.5936270958159842};
 }  // namespace llama_4
 
 // Logits of qwen.
@@ -176,6 +191,24 @@ inline matrix const weights{{0.7310585786300049, 0.2689414213699951},
                             {0.7310585786300049, 0.2689414213699951},
                             {0.8519528019683106, 0.1480471980316895},
                             {0.6224593312018546, 0.37754066879814546}};
+// Which of the routes to its expert a route is, if none is dropped and first choices come first.
+inline id_matrix const locations{{0, 1}, {0, 2}, {1, 1}, {0, 3}};
 }  // namespace top_two
+
+namespace mesh_top_two {
+inline matrix const logits{{2.0, 1.0, 0.5, -1.0},
+                           {1.5, 2.5, 0.0, 0.25},
+                           {5.0, 0.75, 1.25, -0.5},
+                           {1.75, 0.875, 2.25, 0.125}};
+inline id_matrix const ids{{0, 1}, {1, 0}, {0, 2}, {2, 0}};
+inline matrix const weights{{0.7310585777530867, 0.26894142104739494},
+                            {0.731058577798746, 0.26894142106419205},
+                            {0.9770226290954345, 0.022977369886636276},
+                            {0.6224593304351561, 0.3775406683331193}};
+// After the second choice of the third token is left out at random.
+inline id_matrix const taken{{0, 1}, {1, 0}, {0, -1}, {2, 0}};
+inline id_matrix const locations{{0, 1}, {0, 2}, {1, -1}, {0, 3}};
+inline double const load_balance = 1.4874809712769852;
+}  // namespace mesh_top_two
 
 }  // namespace cases

@@ -94,6 +94,21 @@ TEMPLATE_TEST_CASE("PhiMoE: two choices at inference", "[router][cases]", double
       REQUIRE_THAT(static_cast<double>(routes.weights(t, j)),
                    WithinAbs(weights[t][j], accuracy<TestType>));
     }
+  double const gates[2][3][4] = {
+      {{0.5156199157230156, 0.48438008427698437, 0, 0},
+       {0, 1, 0, 0},
+       {0.3508866208512204, 0.3296274751941158, 0.31948590395466375, 0}},
+      {{0, 1, 0, 0},
+       {1, 0, 0, 0},
+       {0, 0.34380254516740894, 0.33322485287380715, 0.32297260195878397}}};
+  for (int t = 0; t < 3; ++t)
+    for (int j = 0; j < 2; ++j) {
+      TestType g[4];
+      expar::detail::mixer_stage<TestType>(z.view().row(t), 4, j == 0 ? -1 : ids[t][0], .02)
+          .gates(g);
+      for (int e = 0; e < 4; ++e)
+        REQUIRE_THAT(static_cast<double>(g[e]), WithinAbs(gates[j][t][e], accuracy<TestType>));
+    }
 }
 
 TEMPLATE_TEST_CASE("PhiMoE: two choices in training, and their gradient", "[router][cases]", double,

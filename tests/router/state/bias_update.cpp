@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/state/bias_update.hpp>
 
+#include <expar/router/route.hpp>
+#include <expar/router/router.hpp>
+#include <expar/router/routes.hpp>
+
 #include "../../support/catch.hpp"
 #include "../support.hpp"
 
@@ -18,7 +22,14 @@ using counts_type = std::vector<std::int32_t>;
 TEST_CASE("MiniMax-M2 and Megatron: the bias moves to a balanced load", "[router][cases]") {
   row_type const bias{0.0, 0.125, -0.25, 0.0625, 0.25, -0.125, 0.0, 0.1875};
   row_type const expected{0.001, 0.124, -0.249, 0.0615, 0.249, -0.126, 0.001, 0.1885};
-  counts_type const counts{0, 1, 0, 1, 1, 1, 0, 0};
+  row_type const logits{0.5,  0.375, 1.0,  0.75, -2.5, 2.0,   0.25, -0.5,
+                        1.25, 1.0,   -2.0, 0.0,  0.5,  0.625, 1.5,  -1.0};
+  expar::router const router({8, 2}, expar::sigmoid_score{}, expar::biased_key{});
+  expar::routes<double> routes(2, 2);
+  expar::route(ctx, router, expar::make_view(logits.data(), 2, 8), bias, routes);
+  counts_type counts(8);
+  expar::count_choices(ctx, routes.ids, 2, counts);
+  REQUIRE(counts == counts_type{0, 1, 0, 1, 1, 1, 0, 0});
   for (bool centered : {false, true}) {  // as many experts above as below: the same
     row_type b = bias;
     expar::update_bias(ctx, counts, {.rate = .001, .centered = centered}, b);
