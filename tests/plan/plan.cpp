@@ -151,8 +151,8 @@ TEST_CASE("first choices take their places first: Tutel's golden vectors") {
   CHECK(one.counts()[0] == 5);
 }
 
-TEST_CASE("places of the published top-1 and top-2 cases") {
-  // Case 01: switch top-1, capacity 1. Case 05: Tutel top-2, capacity factor 1.
+TEST_CASE("places of routes by Switch Transformer and Tutel") {
+  // Switch Transformer, top 1 with capacity 1. Tutel, top 2 with a capacity factor of 1.
   std::vector<std::int32_t> const top1{0, 1, 0, 2}, top2{0, 1, 1, 0, 0, 2, 0, 1};
   auto const a =
       expar::make_plan(ctx, expar::make_view(top1.data(), 4, 1), 4, expar::fixed_capacity{1});
