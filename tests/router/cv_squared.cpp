@@ -2,26 +2,18 @@
 #include <expar/router/cv_squared.hpp>
 
 #include "../support/catch.hpp"
+#include "load_reference.hpp"
 #include "support.hpp"
 
 using Catch::Matchers::WithinAbs;
 using Catch::Matchers::WithinRel;
 using router_test::row_type;
 using router_test::sentence_of;
+using router_test::variation;
 
 namespace {
 
 expar::host_context const ctx;
-
-double by_definition(row_type const& x, expar::cv_squared_options const& o) {
-  if (x.size() < 2) return 0;
-  double const n = static_cast<double>(x.size());
-  double sum = 0, squares = 0;
-  for (double v : x) sum += v, squares += v * v;
-  double const variance = (squares - sum * sum / n) / (n - o.ddof);
-  double const divisor = sum / n * (sum / n) + o.epsilon;
-  return divisor > 0 ? o.coefficient * variance / divisor : 0;
-}
 
 }  // namespace
 
@@ -32,13 +24,13 @@ TEST_CASE("the squared variation and its gradient agree with the definition", "[
     for (int n = static_cast<int>(rng.integer(0, 9)); n > 0; --n) x.push_back(rng.uniform(.1, 9));
     expar::cv_squared_options const o{rng.uniform(.1, 2), rng.chance(.5) ? 0 : 1,
                                       rng.chance(.5) ? 0 : rng.uniform(0, 2)};
-    REQUIRE_THAT(expar::cv_squared(ctx, x, o), WithinAbs(by_definition(x, o), 1e-12));
+    REQUIRE_THAT(expar::cv_squared(ctx, x, o), WithinAbs(variation(x, o), 1e-12));
     row_type d(x.size(), 77);
     expar::cv_squared_backward(ctx, x, o, d);
     for (std::size_t i = 0; i < x.size(); ++i) {
       row_type up = x, down = x;
       up[i] += 1e-5, down[i] -= 1e-5;
-      REQUIRE_THAT(d[i], WithinAbs((by_definition(up, o) - by_definition(down, o)) / 2e-5, 1e-8));
+      REQUIRE_THAT(d[i], WithinAbs((variation(up, o) - variation(down, o)) / 2e-5, 1e-8));
     }
   }
 }

@@ -4,6 +4,7 @@
 #include "../support/catch.hpp"
 #include "cases_data.hpp"
 #include "differences.hpp"
+#include "load_reference.hpp"
 #include "support.hpp"
 
 using Catch::Matchers::WithinAbs;
@@ -11,6 +12,7 @@ using router_test::mask;
 using router_test::matrix;
 using router_test::row_type;
 using router_test::sentence_of;
+using router_test::variation;
 
 namespace {
 
@@ -21,16 +23,6 @@ constexpr expar::cv_squared_options unbiased{.ddof = 1, .epsilon = 1e-10};
 
 template <class T>
 constexpr double accuracy = std::is_same_v<T, double> ? 1e-12 : 1e-5;
-
-double variation(row_type const& x, expar::cv_squared_options const& o) {
-  double const n = static_cast<double>(x.size());
-  double sum = 0, squares = 0;
-  for (double v : x) sum += v, squares += v * v;
-  double const divisor = sum / n * (sum / n) + o.epsilon;
-  return x.size() > 1 && divisor > 0
-             ? o.coefficient * (squares - sum * sum / n) / (n - o.ddof) / divisor
-             : 0;
-}
 
 row_type sums_of(matrix<double>& z, mask const& valid) {
   row_type sums(static_cast<std::size_t>(z.columns), 0);

@@ -3,52 +3,24 @@
 
 #include "../support/catch.hpp"
 #include "differences.hpp"
+#include "load_reference.hpp"
 #include "support.hpp"
 
 using Catch::Matchers::WithinAbs;
 using router_test::inf;
+using router_test::load_probabilities;
 using router_test::mask;
 using router_test::matrix;
 using router_test::qnan;
 using router_test::row_type;
 using router_test::sentence_of;
+using router_test::variation;
 
 namespace {
 
 expar::host_context const ctx;
 constexpr auto kth = expar::load_threshold::kth;
 constexpr auto others = expar::load_threshold::others;
-
-double cdf(double x) {
-  return (1 + std::erf(x / std::sqrt(2.))) / 2;
-}
-
-/// The probabilities of one token: each expert's threshold is the k-th of a sorted list.
-row_type probabilities(row_type const& c, row_type const& h, row_type const& sigma, int k,
-                       expar::load_threshold threshold) {
-  auto const there = [&](std::size_t e) { return c[e] > -inf && h[e] > -inf; };
-  row_type p(c.size(), 0);
-  for (std::size_t e = 0; e < c.size(); ++e) {
-    if (!there(e)) continue;
-    row_type list;
-    for (std::size_t o = 0; o < c.size(); ++o)
-      if (there(o) && (threshold == kth || o != e)) list.push_back(h[o]);
-    std::sort(list.rbegin(), list.rend());
-    auto const n = static_cast<std::size_t>(k);
-    p[e] = list.size() < n ? 1 : cdf((c[e] - list[n - 1]) / sigma[e]);
-  }
-  return p;
-}
-
-double variation(row_type const& x, expar::cv_squared_options const& o) {
-  double const n = static_cast<double>(x.size());
-  double sum = 0, squares = 0;
-  for (double v : x) sum += v, squares += v * v;
-  double const divisor = sum / n * (sum / n) + o.epsilon;
-  return x.size() > 1 && divisor > 0
-             ? o.coefficient * (squares - sum * sum / n) / (n - o.ddof) / divisor
-             : 0;
-}
 
 }  // namespace
 
@@ -71,7 +43,7 @@ TEST_CASE("load and all gradients of its loss agree with the definition", "[rout
     auto const sums_of = [&] {
       row_type sums(static_cast<std::size_t>(experts), 0);
       for (int t = 0; t < tokens; ++t) {
-        row_type const p = probabilities(c.row(t), h.row(t), s.row(t), k, o.threshold);
+        row_type const p = load_probabilities(c.row(t), h.row(t), s.row(t), k, o.threshold);
         for (std::size_t e = 0; e < p.size(); ++e)
           if (valid[static_cast<std::size_t>(t)]) sums[e] += p[e];
       }
@@ -177,7 +149,7 @@ TEST_CASE("the gradient goes on through noise that is learned", "[router]") {
     row_type sums(4, 0);
     for (std::size_t i = 0; i < 24; ++i) h.data[i] = c.data[i] + n.data[i] * s.data[i];
     for (int t = 0; t < 6; ++t) {
-      row_type const p = probabilities(c.row(t), h.row(t), s.row(t), 2, others);
+      row_type const p = load_probabilities(c.row(t), h.row(t), s.row(t), 2, others);
       for (std::size_t e = 0; e < 4; ++e) sums[e] += p[e];
     }
     return sums;

@@ -7,10 +7,12 @@
 #include "../support/catch.hpp"
 #include "cases_data.hpp"
 #include "differences.hpp"
+#include "load_reference.hpp"
 #include "support.hpp"
 
 using Catch::Matchers::WithinAbs;
 using router_test::inf;
+using router_test::load_probabilities;
 using router_test::mask;
 using router_test::matrix;
 using router_test::qnan;
@@ -25,27 +27,6 @@ constexpr auto others = expar::load_threshold::others;
 
 template <class T>
 constexpr double accuracy = std::is_same_v<T, double> ? 1e-12 : 1e-5;
-
-double cdf(double x) {
-  return (1 + std::erf(x / std::sqrt(2.))) / 2;
-}
-
-/// The probabilities of one token: each expert's threshold is the k-th of a sorted list.
-row_type probabilities(row_type const& c, row_type const& h, row_type const& sigma, int k,
-                       expar::load_threshold threshold) {
-  auto const there = [&](std::size_t e) { return c[e] > -inf && h[e] > -inf; };
-  row_type p(c.size(), 0);
-  for (std::size_t e = 0; e < c.size(); ++e) {
-    if (!there(e)) continue;
-    row_type list;
-    for (std::size_t o = 0; o < c.size(); ++o)
-      if (there(o) && (threshold == kth || o != e)) list.push_back(h[o]);
-    std::sort(list.rbegin(), list.rend());
-    auto const n = static_cast<std::size_t>(k);
-    p[e] = list.size() < n ? 1 : cdf((c[e] - list[n - 1]) / sigma[e]);
-  }
-  return p;
-}
 
 cases::matrix const noisy{
     {2.3515735902799726, 0.015923015819893305, 0.6210192460450267, 0.9848925312773342},
@@ -169,7 +150,7 @@ TEST_CASE("load agrees with its definition, for any number of threads", "[router
     mask const valid = router_test::random_mask(rng, tokens);
     row_type expected(static_cast<std::size_t>(experts), 0), sums(expected.size(), 77), same(sums);
     for (int t = 0; t < tokens; ++t) {
-      row_type const p = probabilities(c.row(t), h.row(t), s.row(t), o.top_k, o.threshold);
+      row_type const p = load_probabilities(c.row(t), h.row(t), s.row(t), o.top_k, o.threshold);
       for (std::size_t e = 0; e < p.size(); ++e)
         if (valid[static_cast<std::size_t>(t)]) expected[e] += p[e];
     }

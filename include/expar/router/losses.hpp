@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+// What losses are given as logits is what the score of the router gets: the logits after the
+// router's transforms, see transform_logits().
+
 #include <expar/router/choice_totals.hpp>          // counts of many micro-batches
 #include <expar/router/count_choices.hpp>          // routes per expert, which losses of load read
 #include <expar/router/device_balance_loss.hpp>    // DeepSeek-V2
