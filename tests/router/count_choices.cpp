@@ -98,6 +98,9 @@ TEST_CASE("counting refuses what does not fit", "[router]") {
   std::vector<std::int32_t> five(5);
   REQUIRE(sentence_of([&] { expar::count_choices(ctx, offsets, ids, counts); }) ==
           "expar: count_choices: ids(1) is 4; an expert id is -1 (no expert) or 0 to 3");
+  std::vector<std::uint8_t> const first{1, 0};
+  expar::count_choices(ctx, std::vector<int>{0, 1, 4}, ids, first, counts);
+  REQUIRE(counts == std::vector<std::int32_t>{1, 0, 0, 0});
   REQUIRE(sentence_of([&] { expar::count_choices(ctx, down, ids, five); }) ==
           "expar: count_choices: offsets(2) is 1; offsets ascend from 0 to the number of routes, "
           "4");

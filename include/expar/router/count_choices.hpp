@@ -35,17 +35,6 @@ void check_leading_ids(char const* op, tensor_view<Id, 2> const& ids, index_t ch
               ") is ", ids(t, j), "; an expert id is -1 (no expert) or 0 to ", experts - 1);
 }
 
-/// The same of a list of ids.
-template <class Id>
-void check_ids(char const* op, tensor_view<Id, 1> const& ids, index_t experts) {
-  static_assert(std::is_same_v<std::remove_cv_t<Id>, std::int32_t>,
-                "expar: expert ids are std::int32_t");
-  check_view(argument(op, "ids"), ids);
-  for (index_t r = 0; r < ids.extents[0]; ++r)
-    expects(ids.data[r] >= -1 && ids.data[r] < experts, op, ": ids(", r, ") is ", ids.data[r],
-            "; an expert id is -1 (no expert) or 0 to ", experts - 1);
-}
-
 /// Throws unless the offsets [n + 1] of n `things` ascend from 0 to `end`, the number of `entries`.
 template <class I>
 void check_offsets(char const* op, tensor_view<I, 1> const& offsets, char const* things,
@@ -65,6 +54,20 @@ void check_offsets(char const* op, tensor_view<I, 1> const& offsets, char const*
   }
 }
 
+/// Throws unless all ids of each valid token, from its offset to the next, are -1 or an expert.
+template <class I, class Id, class Valid>
+void check_variable_ids(char const* op, tensor_view<I, 1> const& offsets,
+                        tensor_view<Id, 1> const& ids, index_t experts, Valid valid) {
+  static_assert(std::is_same_v<std::remove_cv_t<Id>, std::int32_t>,
+                "expar: expert ids are std::int32_t");
+  check_view(argument(op, "ids"), ids);
+  for (index_t t = 0; t + 1 < offsets.extents[0]; ++t)
+    for (auto r = static_cast<index_t>(offsets.data[t]);
+         valid(t) && r < static_cast<index_t>(offsets.data[t + 1]); ++r)
+      expects(ids.data[r] >= -1 && ids.data[r] < experts, op, ": ids(", r, ") is ", ids.data[r],
+              "; an expert id is -1 (no expert) or 0 to ", experts - 1);
+}
+
 }  // namespace detail
 
 /// How many routes name each expert:
@@ -76,8 +79,8 @@ void check_offsets(char const* op, tensor_view<I, 1> const& offsets, char const*
 ///              ids[offsets[t + 1]]
 ///     ids: [routes] std::int32_t, -1 = no expert
 /// and of both:
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
-///   counts: [experts] integers, overwritten. They add up over ranks
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out, whatever their ids
+///   are counts: [experts] integers, overwritten. They add up over ranks
 inline constexpr struct count_choices_fn {
   template <class Ids, class Counts>
   void operator()(host_context const& ctx, Ids const& ids, int choices, Counts&& counts) const {
@@ -115,7 +118,7 @@ inline constexpr struct count_choices_fn {
     detail::check_offsets("count_choices", at, "tokens", routes, "routes");
     auto const marks = detail::marks_of("count_choices: valid", ctx, valid, tokens);
     detail::check_counts("count_choices: counts", n);
-    detail::check_ids("count_choices", i, n.extents[0]);
+    detail::check_variable_ids("count_choices", at, i, n.extents[0], marks);
     index_t const grain = tokens > 0 ? 16384 / (routes / tokens + 1) + 1 : 1;
     count(ctx, tokens, grain, n, [&](index_t t, index_t* mine) {
       auto const behind = static_cast<index_t>(at.data[t + 1]);
