@@ -10,11 +10,26 @@
 
 namespace expar {
 inline namespace v0 {
+namespace detail {
+
+/// The largest T that is not above x, which is at least 0; narrow() gives the nearest.
+template <class T>
+T narrow_down(accumulator_t<T> x) {
+  T near = narrow<T>(x);
+  // Of numbers further and further below x, the first that does not become this one again becomes
+  // the one before it: they are less than two spacings apart from it.
+  for (auto further = widen(near) - x; widen(near) > x; further *= 2)
+    near = narrow<T>(further < x ? x - further : accumulator_t<T>(0));
+  return near;
+}
+
+}  // namespace detail
 
 /// Writes numbers of a source, for operations that take them as a tensor (drop orders, second
 /// experts, sampled choices): `draw_numbers(ctx, source, out)`, out [T, n] of any element type,
-/// out(t, i) = source.at(t).of(i). Drawn in float, or in double for double, and rounded once; the
-/// same for any number of threads. A vector [T] is a tensor [T, 1].
+/// out(t, i) = source.at(t).of(i). Drawn in float, or in double for double, and rounded once:
+/// uniforms down, so that they stay below 1, other numbers to nearest. The same for any number of
+/// threads. A vector [T] is a tensor [T, 1]. `out` may be the tensor of given_numbers.
 inline constexpr struct draw_numbers_fn {
   template <class Numbers, class Out>
   void operator()(host_context const& ctx, Numbers const& source, Out&& out) const {
@@ -26,11 +41,15 @@ inline constexpr struct draw_numbers_fn {
     detail::check_output("draw_numbers: out", v);
     index_t const tokens = v.extents[0], columns = v.extents[1];
     source.check("draw_numbers", columns, tokens);
+    detail::check_numbers_in_place("draw_numbers: out", v, source);
     ctx.for_each_chunk(tokens, 1024 / (columns + 1) + 1, [&](int, index_t first, index_t last) {
       for (index_t t = first; t < last; ++t) {
         auto const of_token = source.at(t);
         T* const row = v.row(t);
-        for (index_t i = 0; i < columns; ++i) row[i] = narrow<T>(of_token.template of<A>(i));
+        for (index_t i = 0; i < columns; ++i) {
+          A const x = of_token.template of<A>(i);
+          row[i] = std::is_same_v<Numbers, uniforms> ? detail::narrow_down<T>(x) : narrow<T>(x);
+        }
       }
     });
   }

@@ -6,6 +6,7 @@
 
 #include <expar/config.hpp>
 #include <expar/detail/arithmetic.hpp>
+#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
 #include <expar/router/math.hpp>
@@ -215,7 +216,7 @@ using uniforms = random_numbers<detail::uniform_distribution>;
 using normals = random_numbers<detail::normal_distribution>;
 using gumbels = random_numbers<detail::gumbel_distribution>;
 
-/// Numbers [T, experts] that the caller has.
+/// Numbers [T, experts] that the caller has; the rows may lie on top of each other.
 template <class T>
 struct given_numbers {
   tensor_view<T const, 2> numbers;
@@ -233,5 +234,17 @@ struct given_numbers {
 template <class T>
 given_numbers(tensor_view<T, 2>) -> given_numbers<std::remove_const_t<T>>;
 
+namespace detail {
+
+/// Throws unless an operation may write `out` row by row while it reads the numbers of a source.
+template <class U, class Numbers>
+void check_numbers_in_place(char const*, tensor_view<U, 2> const&, Numbers const&) {}
+template <class U, class T>
+void check_numbers_in_place(char const* what, tensor_view<U, 2> const& out,
+                            given_numbers<T> const& given) {
+  check_in_place(what, out, "the given numbers", given.numbers);
+}
+
+}  // namespace detail
 }  // namespace v0
 }  // namespace expar
