@@ -143,6 +143,36 @@ TEST_CASE("inputs of 16 bits are rounded once", "[router]") {
       REQUIRE(out.at(t, c).bits == expar::narrow<expar::bfloat16>(wide.at(t, c)).bits);
 }
 
+TEMPLATE_TEST_CASE("jitter and dropout take numbers of any source", "[router]", double, float,
+                   expar::bfloat16) {
+  router_test::random rng(76);
+  using A = expar::accumulator_t<TestType>;
+  matrix<TestType> x(20, 7, 2), out(20, 7), dropped(20, 7, 1), dx(20, 7);
+  matrix<double> numbers(20, 7, 1);
+  for (int t = 0; t < 20; ++t)
+    for (int c = 0; c < 7; ++c) x.set(t, c, rng.normal()), numbers.set(t, c, rng.uniform());
+  auto const check = [&](auto const& source) {
+    expar::jitter(ctx, x.view(), .25, source, out.view());
+    expar::jitter_backward(ctx, x.view(), .25, source, dx.view());
+    expar::input_dropout(ctx, x.view(), .4, source, dropped.view());
+    double const tolerance = sizeof(TestType) == 2 ? .02 : sizeof(TestType) == 4 ? 1e-6 : 1e-14;
+    for (int t = 0; t < 20; ++t)
+      for (int c = 0; c < 7; ++c) {
+        double const u = static_cast<double>(source.at(t).template of<A>(c));
+        REQUIRE_THAT(out.get(t, c), WithinAbs(x.get(t, c) * (.75 + .5 * u), tolerance));
+        REQUIRE(dx.get(t, c) == out.get(t, c));
+        bool const keeps = source.at(t).template of<double>(c) >= .4;
+        REQUIRE_THAT(dropped.get(t, c), WithinAbs(keeps ? x.get(t, c) / .6 : 0, 2 * tolerance));
+      }
+    expar::input_dropout_backward(ctx, x.view(), .4, source, dx.view());
+    for (int t = 0; t < 20; ++t)
+      for (int c = 0; c < 7; ++c) REQUIRE(dx.get(t, c) == dropped.get(t, c));
+  };
+  check(expar::given_numbers{numbers.view()});
+  check(expar::uniforms{stream, expar::random_purpose::input_jitter});
+  check(expar::uniforms{stream, expar::random_purpose{130}});
+}
+
 TEST_CASE("jitter works in place, and neither threads nor ranks show", "[router]") {
   router_test::random rng(75);
   expar::index_t const tokens = 2000, columns = 37, mine = 777;
@@ -179,7 +209,7 @@ TEST_CASE("jitter refuses what does not fit", "[router]") {
   REQUIRE(jitter(x.view(), .1, expar::make_view(out.data.data(), 2, 2)) ==
           "expar: jitter: out has extent 2 in dimension 1, but the number of columns is 3");
   REQUIRE(jitter(x.view(), .1, shifted) ==
-          "expar: jitter: out overlaps x in memory; the operation cannot work in place");
+          "expar: jitter: out overlaps x in memory; it is that very tensor, or apart from it");
   REQUIRE(jitter(x.view(), .1, none, {.layer = -1}) ==
           "expar: jitter: layer is -1; it is 0 to 65535");
   REQUIRE(std::count(out.data.begin(), out.data.end(), 0.f) == 6);
@@ -195,4 +225,10 @@ TEST_CASE("jitter refuses what does not fit", "[router]") {
           "expar: input_dropout_backward: rate is -1; it is at least 0 and below 1");
   REQUIRE(sentence_of([&] { expar::input_dropout_backward(ctx, x.view(), .1, stream, null); }) ==
           "expar: input_dropout_backward: d_x has 6 elements but its data is null");
+  expar::given_numbers const few{expar::make_view(out.data.data(), 1, 3)}, given{x.view()};
+  REQUIRE(sentence_of([&] { expar::jitter(ctx, x.view(), .1, few, none); }) ==
+          "expar: jitter: given numbers are 1 x 3, but 2 x 3 are needed");
+  REQUIRE(sentence_of([&] { expar::input_dropout(ctx, none, .1, given, shifted); }) ==
+          "expar: input_dropout: out overlaps the given numbers in memory; it is that very tensor, "
+          "or apart from it");
 }
