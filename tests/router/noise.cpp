@@ -390,4 +390,14 @@ TEST_CASE("noise refuses what does not fit", "[router]") {
           "experts is 3");
   REQUIRE(backward(z.view(), given, d.view(), d_raw.view()) ==
           "expar: learned_noise_backward: given numbers are 1 x 3, but 2 x 3 are needed");
+  // One row behind.
+  matrix<float> three(3, 3);
+  auto const first = expar::make_view(three.data.data(), 2, 3),
+             later = expar::make_view(three.data.data() + 3, 2, 3);
+  std::string const f = "expar: learned_noise_backward: d_raw overlaps ",
+                    beside = " in memory; it is that very tensor, or apart from it";
+  REQUIRE(backward(first, drawn, d.view(), later) == f + "raw" + beside);
+  REQUIRE(backward(z.view(), drawn, first, later) == f + "d_noisy" + beside);
+  REQUIRE(backward(z.view(), expar::given_numbers{first}, d.view(), later) ==
+          f + "the given numbers" + beside);
 }

@@ -144,6 +144,21 @@ TEST_CASE("the number of threads does not show in Soft MoE", "[router]") {
   REQUIRE(a.data == b.data);
 }
 
+TEST_CASE("the gradient of Soft MoE may be written over what it reads", "[router]") {
+  router_test::random rng(92);
+  matrix<float> z(70, 5), dd(70, 5), dc(70, 5), apart(70, 5);
+  for (auto* m : {&z, &dd, &dc})
+    for (float& x : m->data) x = static_cast<float>(rng.normal());
+  expar::soft_moe_weights_backward(ctx, z.view(), dd.view(), dc.view(), apart.view());
+  auto a = z, b = dd, c = dc;
+  expar::soft_moe_weights_backward(ctx, a.view(), dd.view(), dc.view(), a.view());
+  expar::soft_moe_weights_backward(ctx, z.view(), b.view(), dc.view(), b.view());
+  expar::soft_moe_weights_backward(ctx, z.view(), dd.view(), c.view(), c.view());
+  REQUIRE(a.data == apart.data);
+  REQUIRE(b.data == apart.data);
+  REQUIRE(c.data == apart.data);
+}
+
 TEST_CASE("Soft MoE refuses what does not fit", "[router]") {
   matrix<float> z(2, 3), a(2, 3), b(2, 3), wide(2, 4);
   auto const mix = [&](auto& dispatch, auto& combine) {
@@ -167,4 +182,15 @@ TEST_CASE("Soft MoE refuses what does not fit", "[router]") {
           }) ==
           "expar: soft_moe_weights_backward: d_combine has extent 4 in dimension 1, but the number "
           "of slots is 3");
+  matrix<float> three(3, 3);
+  auto const first = expar::make_view(three.data.data(), 2, 3),
+             later = expar::make_view(three.data.data() + 3, 2, 3);
+  auto const backward = [&](auto const& logits, auto const& dd, auto const& dc) {
+    return sentence_of([&] { expar::soft_moe_weights_backward(ctx, logits, dd, dc, later); });
+  };
+  std::string const f = "expar: soft_moe_weights_backward: d_logits overlaps ",
+                    beside = " in memory; it is that very tensor, or apart from it";
+  REQUIRE(backward(first, a.view(), b.view()) == f + "logits" + beside);
+  REQUIRE(backward(z.view(), first, b.view()) == f + "d_dispatch" + beside);
+  REQUIRE(backward(z.view(), a.view(), first) == f + "d_combine" + beside);
 }

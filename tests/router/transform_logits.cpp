@@ -80,6 +80,17 @@ TEST_CASE("the number of threads does not show in transformed logits", "[router]
   }
 }
 
+TEST_CASE("the gradient of transformed logits may be written over the logits", "[router]") {
+  router_test::random rng(91);
+  matrix<float> z(30, 5), d(30, 5), apart(30, 5);
+  for (float& x : z.data) x = static_cast<float>(rng.normal());
+  for (float& x : d.data) x = static_cast<float>(rng.normal());
+  expar::transform_logits_backward(ctx, cap, z.view(), d.view(), apart.view());
+  auto over = z;
+  expar::transform_logits_backward(ctx, cap, over.view(), d.view(), over.view());
+  REQUIRE(over.data == apart.data);
+}
+
 TEST_CASE("transform_logits refuses what does not fit", "[router]") {
   matrix<float> z(2, 3), out(2, 3);
   auto const null = expar::make_view<float>(nullptr, 2, 3);
@@ -126,4 +137,14 @@ TEST_CASE("transform_logits refuses what does not fit", "[router]") {
           "of tokens is 2");
   REQUIRE(backward(add, z.view(), z.view(), out.view()) ==
           "expar: transform_logits_backward: addend is 1 x 3, but the logits are 2 x 3");
+  // One row behind.
+  matrix<float> three(3, 3);
+  auto const first = expar::make_view(three.data.data(), 2, 3),
+             later = expar::make_view(three.data.data() + 3, 2, 3);
+  std::string const beside = " in memory; it is that very tensor, or apart from it";
+  REQUIRE(forward(cap, first, later) == "expar: transform_logits: out overlaps logits" + beside);
+  REQUIRE(backward(cap, first, z.view(), later) ==
+          "expar: transform_logits_backward: d_logits overlaps logits" + beside);
+  REQUIRE(backward(cap, z.view(), first, later) ==
+          "expar: transform_logits_backward: d_logits overlaps d_out" + beside);
 }

@@ -188,8 +188,9 @@ add_learned_noise(tensor_view<T, 2>, double, Numbers)
 /// The gradient for raw of add_learned_noise: overwrites d_raw [T, experts] with d_noisy * number *
 /// sigmoid(raw). d_noisy [T, experts] is the gradient for the noisy logits; since these follow the
 /// clean ones with slope 1, the d_logits of route_backward() where the noise is the router's first
-/// transform. Where d_noisy is 0, as for masked logits, so is d_raw. They may be the same tensor.
-/// Throws where shapes do not fit; then d_raw is untouched.
+/// transform. Where d_noisy is 0, as for masked logits, so is d_raw. d_raw may be d_noisy or raw,
+/// or the numbers that are given, and is otherwise apart from them. Throws where shapes do not fit;
+/// then d_raw is untouched.
 inline constexpr struct learned_noise_backward_fn {
   template <class T, class Numbers, class DNoisy, class DRaw>
   void operator()(host_context const& ctx, add_learned_noise<T, Numbers> const& noise,
@@ -210,6 +211,9 @@ inline constexpr struct learned_noise_backward_fn {
     detail::check_extent("learned_noise_backward: d_raw", dr, 0, tokens, "the number of tokens");
     detail::check_extent("learned_noise_backward: d_raw", dr, 1, experts, "the number of experts");
     noise.numbers.check("learned_noise_backward", experts, tokens);
+    detail::check_in_place("learned_noise_backward: d_raw", dr, "raw", noise.raw);
+    detail::check_in_place("learned_noise_backward: d_raw", dr, "d_noisy", dx);
+    detail::check_numbers_in_place("learned_noise_backward: d_raw", dr, noise.numbers);
     detail::for_each_token_with<A>(ctx, tokens, experts, experts, [&](index_t t, A* g) {
       auto const of_token = noise.at(t);
       detail::widen_row(dx.row(t), g, experts);

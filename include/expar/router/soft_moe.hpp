@@ -7,6 +7,7 @@
 #include <expar/context.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
 #include <expar/router/per_token.hpp>
@@ -118,7 +119,8 @@ inline constexpr struct soft_moe_weights_fn {
 } soft_moe_weights{};
 
 /// The adjoint of soft_moe_weights(): overwrites d_logits [T, slots] given d_dispatch and
-/// d_combine, the gradients for what it wrote; 0 where the logits are masked.
+/// d_combine, the gradients for what it wrote; 0 where the logits are masked. d_logits may be one
+/// of the others, and is otherwise apart from them.
 inline constexpr struct soft_moe_weights_backward_fn {
   template <class Logits, class DDispatch, class DCombine, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits, DDispatch const& d_dispatch,
@@ -133,6 +135,9 @@ inline constexpr struct soft_moe_weights_backward_fn {
     detail::check_mix("soft_moe_weights_backward: d_combine", z, dc);
     detail::check_mix("soft_moe_weights_backward: d_logits", z, dz);
     detail::check_output("soft_moe_weights_backward: d_logits", dz);
+    detail::check_in_place("soft_moe_weights_backward: d_logits", dz, "logits", z);
+    detail::check_in_place("soft_moe_weights_backward: d_logits", dz, "d_dispatch", dd);
+    detail::check_in_place("soft_moe_weights_backward: d_logits", dz, "d_combine", dc);
     detail::expects(z.extents[1] <= INT32_MAX, "soft_moe_weights_backward: logits has ",
                     z.extents[1], " slots; at most ", INT32_MAX, " are possible");
     int const slots = static_cast<int>(z.extents[1]);

@@ -3,6 +3,7 @@
 
 #include <expar/context.hpp>
 #include <expar/detail/arithmetic.hpp>
+#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/router/detail/steps.hpp>
 #include <expar/router/per_token.hpp>
@@ -32,7 +33,7 @@ void check_like_logits(char const* what, tensor_view<T, 2> const& v,
 
 /// Writes what a transform makes of logits, as the router that has it sees them, for losses that
 /// need them: `transform_logits(ctx, transform, logits, out)`.
-///   logits, out: [T, experts], any element types; they may be the same tensor. What is NaN or -inf
+///   logits, out: [T, experts], any element types; the same tensor, or apart. What is NaN or -inf
 ///                becomes -inf
 /// Computes in float, or in double for logits of double, and rounds once. Throws where shapes do
 /// not fit; then out is untouched.
@@ -51,6 +52,7 @@ inline constexpr struct transform_logits_fn {
     detail::check_view("transform_logits: logits", z);
     detail::check_output("transform_logits: out", x);
     detail::check_like_logits("transform_logits: out", x, z);
+    detail::check_in_place("transform_logits: out", x, "logits", z);
     index_t const tokens = z.extents[0], experts = z.extents[1];
     detail::check_transform("transform_logits", transform, tokens, experts);
     detail::for_each_token_with<A>(ctx, tokens, experts, experts, [&](index_t t, A* row) {
@@ -64,8 +66,9 @@ inline constexpr struct transform_logits_fn {
 } transform_logits{};
 
 /// The adjoint of transform_logits(): overwrites d_logits [T, experts] with d_out times the slope
-/// of the transform at logits, which are those that it read; 0 where they are masked. d_out and
-/// d_logits may be the same tensor. Throws where shapes do not fit; then d_logits is untouched.
+/// of the transform at logits, which are those that it read; 0 where they are masked. d_logits may
+/// be d_out or logits, and is otherwise apart from them. Throws where shapes do not fit; then
+/// d_logits is untouched.
 inline constexpr struct transform_logits_backward_fn {
   template <class Transform, class Logits, class DOut, class DLogits>
   void operator()(host_context const& ctx, Transform const& transform, Logits const& logits,
@@ -86,6 +89,8 @@ inline constexpr struct transform_logits_backward_fn {
     detail::check_like_logits("transform_logits_backward: d_out", dx, z);
     detail::check_output("transform_logits_backward: d_logits", dz);
     detail::check_like_logits("transform_logits_backward: d_logits", dz, z);
+    detail::check_in_place("transform_logits_backward: d_logits", dz, "logits", z);
+    detail::check_in_place("transform_logits_backward: d_logits", dz, "d_out", dx);
     index_t const tokens = z.extents[0], experts = z.extents[1];
     detail::check_transform("transform_logits_backward", transform, tokens, experts);
     detail::for_each_token_with<A>(ctx, tokens, experts, 2 * experts, [&](index_t t, A* row) {
