@@ -2,6 +2,7 @@
 #include <expar/router/expert_choice.hpp>
 
 #include "../support/catch.hpp"
+#include "../support/exhausted_resource.hpp"
 #include "support.hpp"
 
 using Catch::Matchers::WithinAbs;
@@ -252,6 +253,27 @@ TEST_CASE("the number of threads does not show in what experts choose", "[router
   }
 }
 
+TEST_CASE("where memory runs out, experts choose nothing", "[router]") {
+  matrix<float> z(std::vector<row_type>{{1, 2}, {3, 4}, {5, 6}});
+  int failed = 0;
+  for (int allowed = 0; failed == allowed; ++allowed) {
+    expar_test::exhausted_resource memory(allowed);
+    expar::routes<float> chosen(2, 2);
+    chosen.ids(0, 0) = 77, chosen.weights(1, 1) = 7;
+    try {
+      expar::choose_tokens(
+          expar::host_context(1, &memory),
+          {2, 2, expar::expert_choice::softmax::over_tokens, /*divide_by_experts=*/true}, z.view(),
+          chosen);
+    } catch (std::bad_alloc const&) {
+      ++failed;
+      REQUIRE(chosen.ids(0, 0) == 77);
+      REQUIRE(chosen.weights(1, 1) == 7);
+    }
+  }
+  REQUIRE(failed == 3);
+}
+
 TEST_CASE("experts that choose refuse what does not fit", "[router]") {
   matrix<float> z(std::vector<row_type>{{1, 2}, {3, 4}, {5, 6}}), dz(3, 2), dw(2, 2);
   expar::routes<float> chosen(2, 2), other(2, 3);
@@ -290,4 +312,9 @@ TEST_CASE("experts that choose refuse what does not fit", "[router]") {
   REQUIRE(backward(dw.view(), dw.view()) ==
           "expar: choose_tokens_backward: d_logits has extent 2 in dimension 0, but the number of "
           "tokens is 3");
+  std::string const in_place = " in memory; the operation cannot work in place";
+  auto const as_weights = expar::make_view(z.data.data() + 1, 2, 2);
+  expar::routes_view const over_logits{chosen.ids, as_weights};
+  REQUIRE(choose(flaxformer(2, 2), over_logits) ==
+          "expar: choose_tokens: weights overlaps logits" + in_place);
 }

@@ -116,4 +116,11 @@ TEST_CASE("routes of tokens refuse what does not fit", "[router]") {
   chosen.ids(0, 0) = 0;
   REQUIRE(gates({1, 2}, dg.view()) ==
           "expar: gates_of_experts: token 0 has no route to expert 0, which chose it");
+  std::vector<float> shared{1, 2, 3, 4};
+  REQUIRE(sentence_of([&] {
+            expar::gates_of_experts(ctx, chosen, routes, expar::make_view(shared.data(), 2),
+                                    expar::make_view(shared.data(), 2, 2));
+          }) ==
+          "expar: gates_of_experts: d_gates overlaps d_weights in memory; the operation cannot "
+          "work in place");
 }

@@ -97,7 +97,8 @@ void check_slots(char const* what, expert_choice const& c, tensor_view<T, 2> con
 /// over tokens compares logits, which order alike. Where fewer can be taken there are ids of -1
 /// with weight 0. Systems choose among the tokens of one group: call it once for each. Computes in
 /// float, or in double for logits of double. O(T * experts) time and memory, and for each expert
-/// O(T + capacity * log capacity). Throws where shapes do not fit.
+/// O(T + capacity * log capacity). Logits, ids and weights are apart in memory. Throws where shapes
+/// do not fit or memory runs out; then nothing is written.
 inline constexpr struct choose_tokens_fn {
   template <class Logits, class Chosen>
   void operator()(host_context const& ctx, expert_choice const& choice, Logits const& logits,
@@ -132,12 +133,16 @@ inline constexpr struct choose_tokens_fn {
     detail::check_slots("choose_tokens: weights", c, weights);
     detail::check_output("choose_tokens: ids", ids);
     detail::check_output("choose_tokens: weights", weights);
+    detail::check_apart("choose_tokens: ids", ids, "logits", z);
+    detail::check_apart("choose_tokens: weights", weights, "logits", z);
+    detail::check_apart("choose_tokens: weights", weights, "ids", ids);
     index_t const tokens = z.extents[0];
     detail::buffer<A> columns(ctx.memory());
     detail::buffer<std::int32_t> order(ctx.memory());
     detail::buffer<index_t> takers(ctx.memory());
     columns.resize(tokens * c.experts);
     order.resize(tokens * c.experts);
+    if (c.divide_by_experts) takers.reserve(static_cast<std::size_t>(tokens));
     detail::scores_by_expert<A>(ctx, c, z, valid, columns.data(), [&](index_t e, A const* keys) {
       std::int32_t* const mine = order.data() + e * tokens;
       take_best(keys, tokens, mine, c.capacity, ids.row(e));
@@ -174,8 +179,9 @@ inline constexpr struct choose_tokens_fn {
 /// The adjoint of choose_tokens(): overwrites d_logits [T, experts], given d_weights [experts,
 /// capacity], the gradient for the gates; the last two arguments, after those of choose_tokens().
 /// Of what was chosen only the ids are read, and taken as constants, and so is the number that
-/// gates are divided by. Throws where shapes do not fit, or if an id is not -1 .. T - 1; then
-/// d_logits is untouched. O(T * experts) time and memory.
+/// gates are divided by. d_logits is written after all else was read, and may share memory with it.
+/// Throws where shapes do not fit, or if an id is not -1 .. T - 1; then d_logits is untouched. O(T
+/// * experts) time and memory.
 inline constexpr struct choose_tokens_backward_fn {
   template <class Logits, class Chosen, class DWeights, class DLogits>
   void operator()(host_context const& ctx, expert_choice const& choice, Logits const& logits,

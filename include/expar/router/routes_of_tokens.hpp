@@ -6,6 +6,7 @@
 
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
 #include <expar/router/routes.hpp>
@@ -80,7 +81,8 @@ inline constexpr struct routes_of_tokens_fn {
 
 /// The adjoint of routes_of_tokens(): `gates_of_experts(ctx, chosen, variable, d_weights, d_gates)`
 /// writes to d_gates [experts, capacity] what d_weights [routes] has for the route of each id, and
-/// 0 where the id is -1. `variable` is what routes_of_tokens() made of `chosen`.
+/// 0 where the id is -1. `variable` is what routes_of_tokens() made of `chosen`. d_gates is apart
+/// from the ids of `chosen` and from d_weights.
 inline constexpr struct gates_of_experts_fn {
   template <class Chosen, class Variable, class DWeights, class DGates>
   void operator()(host_context const& ctx, Chosen const& chosen, Variable const& variable,
@@ -105,6 +107,8 @@ inline constexpr struct gates_of_experts_fn {
     detail::check_extent("gates_of_experts: d_gates", dg, 0, ids.extents[0],
                          "the number of experts in ids");
     detail::check_extent("gates_of_experts: d_gates", dg, 1, ids.extents[1], "the capacity in ids");
+    detail::check_apart("gates_of_experts: d_gates", dg, "ids", ids);
+    detail::check_apart("gates_of_experts: d_gates", dg, "d_weights", detail::as_row(dw));
     detail::buffer<index_t> next(ctx.memory());
     index_t const tokens = offsets.extents[0] - 1;
     next.resize(tokens);
