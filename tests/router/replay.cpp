@@ -121,4 +121,10 @@ TEST_CASE("a record refuses what does not fit", "[router]") {
           "expar: replay_ids: choice 1 of token 0 is recorded as 7; it is at most the number of "
           "experts, 6");
   REQUIRE(ids.at(1, 1) == 5);
+  auto* const bytes = reinterpret_cast<std::uint8_t*>(ids.data.data());
+  REQUIRE(write(6, expar::make_view(bytes, 2, 1)) ==
+          "expar: record_ids: record overlaps ids in memory; the operation cannot work in place");
+  REQUIRE(
+      sentence_of([&] { expar::replay_ids(ctx, expar::make_view(bytes, 2, 1), 6, ids.view()); }) ==
+      "expar: replay_ids: ids overlaps record in memory; the operation cannot work in place");
 }

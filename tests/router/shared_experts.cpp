@@ -21,11 +21,10 @@ template <class W>
 expar::routes<W> random_routes(router_test::random& rng, int tokens, int k, int experts) {
   expar::routes<W> r(tokens, k);
   for (int t = 0; t < tokens; ++t)
-    for (int j = 0; j < k; ++j)
-      if (rng.chance(.8)) {
-        r.ids(t, j) = static_cast<std::int32_t>(rng.integer(0, experts - 1));
-        r.weights(t, j) = expar::narrow<W>(static_cast<expar::accumulator_t<W>>(rng.uniform()));
-      }
+    for (int j = 0; j < k; ++j) {
+      if (rng.chance(.8)) r.ids(t, j) = static_cast<std::int32_t>(rng.integer(0, experts - 1));
+      r.weights(t, j) = expar::narrow<W>(static_cast<expar::accumulator_t<W>>(rng.uniform()));
+    }
   return r;
 }
 
@@ -49,7 +48,7 @@ TEMPLATE_TEST_CASE("shared experts are choices behind those of the router", "[ro
       for (int j = 0; j < k; ++j) {
         REQUIRE(to.ids(t, j) == from.ids(t, j));
         REQUIRE(expar::widen(to.weights(t, j)) == expar::widen(from.weights(t, j)));
-        sum += static_cast<double>(expar::widen(from.weights(t, j)));
+        if (from.ids(t, j) >= 0) sum += static_cast<double>(expar::widen(from.weights(t, j)));
       }
       for (int i = 0; i < shared.count; ++i) {
         REQUIRE(to.ids(t, k + i) == 10 + i);
@@ -82,7 +81,7 @@ TEST_CASE("the gradient of routes with shared experts agrees with differences", 
     expar::routes<double> to(tokens, k + shared.count);
     matrix<double> d_all(tokens, k + shared.count, 1), dw(tokens, k, 2);
     for (double& x : d_all.data) x = rng.normal();
-    expar::append_shared_backward(ctx, shared, d_all.view(), dw.view());
+    expar::append_shared_backward(ctx, shared, from.ids, d_all.view(), dw.view());
     auto const loss = [&] {
       expar::append_shared(ctx, shared, from, to);
       double sum = 0;
@@ -120,8 +119,9 @@ TEST_CASE("the number of threads does not show in shared experts", "[router]") {
   expar::append_shared(ctx, {10, 1, sum_over_scale, 2.5}, from, a);
   expar::append_shared(threads, {10, 1, sum_over_scale, 2.5}, from, b);
   matrix<float> one(9000, 8), three(9000, 8);
-  expar::append_shared_backward(ctx, {10, 1, sum_over_scale, 2.5}, a.weights, one.view());
-  expar::append_shared_backward(threads, {10, 1, sum_over_scale, 2.5}, b.weights, three.view());
+  expar::append_shared_backward(ctx, {10, 1, sum_over_scale, 2.5}, from.ids, a.weights, one.view());
+  expar::append_shared_backward(threads, {10, 1, sum_over_scale, 2.5}, from.ids, b.weights,
+                                three.view());
   for (int t = 0; t < 9000; ++t) REQUIRE(a.weights(t, 8) == b.weights(t, 8));
   REQUIRE(one.data == three.data);
 }
@@ -147,8 +147,31 @@ TEST_CASE("shared experts refuse what does not fit", "[router]") {
           "expar: append_shared: out ids overlaps ids in memory; the operation cannot work in "
           "place");
   REQUIRE(sentence_of([&] {
-            expar::append_shared_backward(ctx, {4, 1}, wide.weights, from.weights);
+            expar::append_shared_backward(ctx, {4, 1}, from.ids, wide.weights, from.weights);
           }) ==
           "expar: append_shared_backward: d_all has extent 4 in dimension 1, but the number of all "
           "choices is 3");
+  double const nan = router_test::qnan;
+  REQUIRE(append({4, 1, sum_over_scale, nan}, from, to) ==
+          "expar: append_shared: scale is nan; weights are divided by it");
+  // An id of a shared expert, and one of none.
+  to.ids(0, 0) = 77;
+  from.ids(1, 0) = 4;
+  REQUIRE(append({4, 1}, from, to) ==
+          "expar: append_shared: ids(1, 0) is 4; an expert id is -1 (no expert) or 0 to 3");
+  from.ids(1, 0) = -2;
+  REQUIRE(append({4, 1}, from, to) ==
+          "expar: append_shared: ids(1, 0) is -2; an expert id is -1 (no expert) or 0 to 3");
+  REQUIRE(to.ids(0, 0) == 77);
+  auto const back = [&](auto const& ids, auto const& d_all) {
+    return sentence_of([&] {
+      expar::append_shared_backward(ctx, {4, 1}, ids, d_all, from.weights);
+    });
+  };
+  REQUIRE(back(from.ids, to.weights) ==
+          "expar: append_shared_backward: ids(1, 0) is -2; an expert id is -1 (no expert) or 0 to "
+          "3");
+  REQUIRE(back(to.ids, to.weights) ==
+          "expar: append_shared_backward: ids has extent 3 in dimension 1, but the number of "
+          "choices is 2");
 }

@@ -302,4 +302,19 @@ TEST_CASE("variable routes refuse what does not fit", "[router]") {
   REQUIRE(
       sentence_of([&] { expar::route_variable(ctx, r, z.view(), v); }) ==
       "expar: route_variable: top_k is 2, but any number of the 3 experts may have a positive key");
+  v.resize(2, 3);
+  v.offsets(1) = 1, v.offsets(2) = 3, v.ids(0) = 0, v.ids(1) = -1, v.ids(2) = -7;
+  REQUIRE(fix(fixed) ==
+          "expar: to_fixed: variable ids(2) is -7; an expert id is -1 (no expert) or at least 0");
+  v.ids(2) = 1;
+  REQUIRE(fix(fixed) == "nothing was thrown");
+  v.offsets(1) = 2, v.ids(1) = 2;
+  std::string const in_place = " in memory; the operation cannot work in place";
+  expar::routes_view const over_ids{expar::make_view(v.ids.data, 2, 2), narrow.weights},
+      over_weights{narrow.ids, expar::make_view(v.weights.data, 2, 2)};
+  REQUIRE(fix(over_ids) == "expar: to_fixed: ids overlaps variable ids" + in_place);
+  REQUIRE(fix(over_weights) == "expar: to_fixed: weights overlaps variable weights" + in_place);
+  fixed.ids(1, 2) = -5;
+  REQUIRE(sentence_of([&] { expar::to_variable(ctx, fixed, v); }) ==
+          "expar: to_variable: ids(1, 2) is -5; an expert id is -1 (no expert) or 0 to 2147483646");
 }

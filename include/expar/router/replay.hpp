@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/expert_ids.hpp>
 #include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
@@ -82,11 +83,8 @@ inline constexpr struct record_ids_fn {
     detail::check_replayed("record_ids: ids", from, experts);
     detail::check_record("record_ids: record", to, experts, tokens, k);
     detail::check_output("record_ids: record", to);
-    for (index_t t = 0; t < tokens; ++t)
-      for (index_t j = 0; j < k; ++j)
-        detail::expects(from(t, j) >= -1 && from(t, j) < experts, "record_ids: ids(", t, ", ", j,
-                        ") is ", from(t, j), "; an expert id is -1 (no expert) or 0 to ",
-                        experts - 1);
+    detail::check_apart("record_ids: record", to, "ids", from);
+    detail::check_expert_ids("record_ids: ids", from, experts);
     int const bits = detail::record_bits(experts);
     ctx.for_each_chunk(tokens, 4096 / (k + 1) + 1, [&](int, index_t first, index_t last) {
       for (index_t t = first; t < last; ++t) {
@@ -113,6 +111,7 @@ inline constexpr struct replay_ids_fn {
     detail::check_output("replay_ids: ids", to);
     detail::check_replayed("replay_ids: ids", to, experts);
     detail::check_record("replay_ids: record", from, experts, tokens, k);
+    detail::check_apart("replay_ids: ids", to, "record", from);
     int const bits = detail::record_bits(experts);
     for (index_t t = 0; t < tokens; ++t)
       for (index_t j = 0; j < k; ++j) {

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/expert_ids.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
 #include <expar/router/routes.hpp>
@@ -17,8 +18,8 @@ inline namespace v0 {
 /// ids follow those of the `experts` routed ones.
 struct shared_experts {
   /// Their weight: 1, where the routed weights are final (flashinfer, routing_deepseek.cu), or the
-  /// sum of the token's routed weights divided by `scale`, where the output is multiplied by
-  /// `scale` later (sglang, topk.py).
+  /// sum of the token's routed weights, without those of ids of -1, divided by `scale`, where the
+  /// output is multiplied by `scale` later (sglang, topk.py).
   enum class weight { one, sum_over_scale };
 
   int experts;
@@ -33,17 +34,18 @@ inline void check_shared(char const* what, shared_experts const& s) {
   expects(s.experts >= 1, what, ": experts is ", s.experts, "; it is at least 1");
   expects(s.count >= 0 && s.count <= INT32_MAX - s.experts, what, ": count is ", s.count,
           "; it is at least 0, and the last id a 32-bit number");
-  expects(s.kind == shared_experts::weight::one || s.scale != 0, what, ": scale is ", s.scale,
-          "; weights are divided by it");
+  expects(s.kind == shared_experts::weight::one || s.scale < 0 || s.scale > 0, what, ": scale is ",
+          s.scale, "; weights are divided by it");
 }
 
 }  // namespace detail
 
 /// Appends the shared experts to all tokens, those without a routed expert too:
 /// `append_shared(ctx, shared, routes, out)`.
-///   routes: ids [T,k] and weights [T,k]
+///   routes: ids [T,k], -1 or of a routed expert, and weights [T,k]
 ///   out: ids [T, k + count] and weights [T, k + count], overwritten; not the memory of `routes`
-/// Sums are made in choice order, in float, or in double for weights of double.
+/// Sums are made in choice order, in float, or in double for weights of double. Throws where shapes
+/// do not fit, or if an id is not -1 .. experts - 1; then nothing is written.
 inline constexpr struct append_shared_fn {
   template <class Routes, class Out>
   void operator()(host_context const& ctx, shared_experts const& shared, Routes const& routes,
@@ -73,12 +75,13 @@ inline constexpr struct append_shared_fn {
     detail::check_extent("append_shared: out weights", to, 1, all, "the number of all choices");
     detail::check_apart("append_shared: out ids", to_ids, "ids", ids);
     detail::check_apart("append_shared: out weights", to, "weights", w);
+    detail::check_expert_ids("append_shared: ids", ids, shared.experts);
     ctx.for_each_chunk(tokens, 16384 / (all + 1) + 1, [&](int, index_t first, index_t last) {
       for (index_t t = first; t < last; ++t) {
         A sum = 0;
         for (index_t j = 0; j < k; ++j) {
           A const x = static_cast<A>(widen(w.row(t)[j]));
-          sum += x;
+          if (ids.row(t)[j] >= 0) sum += x;
           to_ids.row(t)[j] = ids.row(t)[j];
           to.row(t)[j] = narrow<W>(static_cast<accumulator_t<W>>(x));
         }
@@ -94,23 +97,30 @@ inline constexpr struct append_shared_fn {
 } append_shared{};
 
 /// The adjoint of append_shared(): overwrites d_weights [T,k], the gradient for the routed weights,
-/// given d_all [T, k + count], that for all of them.
+/// given the ids [T,k] of the routes and d_all [T, k + count], the gradient for all weights. It is
+/// apart from both.
 inline constexpr struct append_shared_backward_fn {
-  template <class DAll, class DWeights>
-  void operator()(host_context const& ctx, shared_experts const& shared, DAll const& d_all,
-                  DWeights&& d_weights) const {
+  template <class Ids, class DAll, class DWeights>
+  void operator()(host_context const& ctx, shared_experts const& shared, Ids const& ids,
+                  DAll const& d_all, DWeights&& d_weights) const {
+    auto const id = detail::as_view<2>(ctx, ids);
     auto const from = detail::as_view<2>(ctx, d_all);
     auto const to = detail::as_output<2>(ctx, d_weights);
     using A = accumulator_t<detail::element_of<decltype(from)>>;
     using D = detail::element_of<decltype(to)>;
     index_t const tokens = to.extents[0], k = to.extents[1], all = k + shared.count;
     detail::check_shared("append_shared_backward", shared);
+    detail::check_view("append_shared_backward: ids", id);
+    detail::check_extent("append_shared_backward: ids", id, 0, tokens, "the number of tokens");
+    detail::check_extent("append_shared_backward: ids", id, 1, k, "the number of choices");
     detail::check_view("append_shared_backward: d_all", from);
     detail::check_output("append_shared_backward: d_weights", to);
     detail::check_extent("append_shared_backward: d_all", from, 0, tokens, "the number of tokens");
     detail::check_extent("append_shared_backward: d_all", from, 1, all,
                          "the number of all choices");
     detail::check_apart("append_shared_backward: d_weights", to, "d_all", from);
+    detail::check_apart("append_shared_backward: d_weights", to, "ids", id);
+    detail::check_expert_ids("append_shared_backward: ids", id, shared.experts);
     ctx.for_each_chunk(tokens, 16384 / (all + 1) + 1, [&](int, index_t first, index_t last) {
       for (index_t t = first; t < last; ++t) {
         A sum = 0;
@@ -119,7 +129,8 @@ inline constexpr struct append_shared_backward_fn {
           sum /= static_cast<A>(shared.scale);
         }
         for (index_t j = 0; j < k; ++j) {
-          A const d = static_cast<A>(widen(from.row(t)[j])) + sum;
+          A d = static_cast<A>(widen(from.row(t)[j]));
+          if (id.row(t)[j] >= 0) d += sum;
           to.row(t)[j] = narrow<D>(static_cast<accumulator_t<D>>(d));
         }
       }

@@ -8,6 +8,8 @@
 
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/detail/expert_ids.hpp>
+#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
 #include <expar/router/route.hpp>
@@ -104,6 +106,9 @@ void check_variable(char const* offsets_name, char const* ids_name,
             ", less than the offset before, ", offsets(t));
   expects(static_cast<index_t>(offsets(tokens)) == ids.extents[0], offsets_name, "(", tokens,
           ") is ", offsets(tokens), ", but there are ", ids.extents[0], " routes");
+  for (index_t i = 0; i < ids.extents[0]; ++i)
+    expects(ids(i) >= -1, ids_name, "(", i, ") is ", ids(i),
+            "; an expert id is -1 (no expert) or at least 0");
 }
 template <class T>
 void check_most(char const* what, tensor_view<T, 1> const& offsets, index_t k) {
@@ -136,6 +141,7 @@ void spread_runs(host_context const& ctx, tensor_view<T, 1> offsets, From const*
 
 /// Leaves out the choices that name no expert: `to_variable(ctx, routes, out)`. The others keep
 /// their order. `routes` has ids [T,k] and weights [T,k]; `out` is a variable_routes, overwritten.
+/// Throws where shapes do not fit, or if an id is below -1.
 inline constexpr struct to_variable_fn {
   template <class Routes, class W>
   void operator()(host_context const& ctx, Routes const& routes, variable_routes<W>& out) const {
@@ -150,6 +156,7 @@ inline constexpr struct to_variable_fn {
     detail::check_view("to_variable: weights", weights);
     detail::check_extent("to_variable: weights", weights, 0, tokens, "the number of tokens");
     detail::check_extent("to_variable: weights", weights, 1, k, "the number of choices in ids");
+    detail::check_expert_ids("to_variable: ids", ids, INT32_MAX);
     detail::buffer<index_t> starts(ctx.memory());
     starts.assign(static_cast<std::size_t>(tokens) + 1, 0);
     ctx.for_each_chunk(tokens, grain, [&](int, index_t first, index_t last) {
@@ -174,7 +181,8 @@ inline constexpr struct to_variable_fn {
 
 /// Variable routes as routes of k choices, for make_plan() and all that follows it:
 /// `to_fixed(ctx, variable, routes)` writes ids [T,k] and weights [T,k], with -1 and 0 behind the
-/// routes of a token. Throws if a token has more than k; then nothing is written.
+/// routes of a token. Both are apart from the memory of `variable`. Throws if a token has more than
+/// k, or an id is below -1; then nothing is written.
 inline constexpr struct to_fixed_fn {
   template <class Variable, class Routes>
   void operator()(host_context const& ctx, Variable const& variable, Routes&& routes) const {
@@ -202,6 +210,8 @@ inline constexpr struct to_fixed_fn {
     detail::check_extent("to_fixed: weights", weights, 0, tokens, "the number of tokens");
     detail::check_extent("to_fixed: weights", weights, 1, k, "the number of choices in ids");
     detail::check_most("to_fixed", offsets, k);
+    detail::check_apart("to_fixed: ids", ids, "variable ids", detail::as_row(from_ids));
+    detail::check_apart("to_fixed: weights", weights, "variable weights", detail::as_row(from));
     detail::spread_runs(ctx, offsets, from_ids.data, ids, std::int32_t{-1});
     detail::spread_runs(ctx, offsets, from.data, weights, narrow<W>(0));
   }
