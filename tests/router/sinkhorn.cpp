@@ -120,6 +120,41 @@ TEST_CASE("a Sinkhorn plan agrees with the definition", "[router]") {
   }
 }
 
+TEST_CASE("tokens that are not valid have no part in a Sinkhorn plan", "[router]") {
+  router_test::random rng(176);
+  for (int round = 0; round < 20; ++round) {
+    int const tokens = static_cast<int>(rng.integer(1, 200)), experts = 5;
+    std::vector<std::uint8_t> valid;
+    for (int t = 0; t < tokens; ++t) valid.push_back(rng.chance(round == 0 ? 0 : .7));
+    matrix<double> z(tokens, experts, 1), plan(tokens, experts);
+    std::vector<row_type> rows;
+    for (int t = 0; t < tokens; ++t) {
+      for (int e = 0; e < experts; ++e) z.set(t, e, rng.normal());
+      if (valid[static_cast<std::size_t>(t)] != 0)
+        rows.push_back(z.row(t));
+      else
+        z.set(t, 0, qnan), z.set(t, 1, inf), z.set(t, 2, 1e300);
+    }
+    for (double& x : plan.data) x = 77;
+    auto const result = expar::sinkhorn(ctx, z.view(), {}, valid, plan.view());
+    auto const n = static_cast<expar::index_t>(rows.size());
+    matrix<double> some(n, experts), expected(n, experts);
+    for (expar::index_t t = 0; t < n; ++t)
+      for (int e = 0; e < experts; ++e)
+        some.set(t, e, rows[static_cast<std::size_t>(t)][static_cast<std::size_t>(e)]);
+    auto const of_some = expar::sinkhorn(ctx, some.view(), {}, expected.view());
+    REQUIRE(result.iterations == of_some.iterations);
+    REQUIRE(result.converged == of_some.converged);
+    expar::index_t at = 0;
+    for (int t = 0; t < tokens; ++t) {
+      bool const counts = valid[static_cast<std::size_t>(t)] != 0;
+      for (int e = 0; e < experts; ++e)
+        REQUIRE_THAT(plan.get(t, e), WithinAbs(counts ? expected.get(at, e) : 0, 1e-14));
+      at += counts;
+    }
+  }
+}
+
 TEST_CASE("a Sinkhorn plan has equal shares", "[router]") {
   router_test::random rng(172);
   matrix<float> z(40, 8);
@@ -199,4 +234,8 @@ TEST_CASE("a Sinkhorn plan refuses what does not fit", "[router]") {
   REQUIRE(make({.epsilon = 0}, plan) == "expar: sinkhorn: epsilon is 0; it is above 0");
   REQUIRE(make({.max_iterations = 0}, plan) ==
           "expar: sinkhorn: max_iterations is 0; it is at least 1");
+  REQUIRE(sentence_of([&] {
+            expar::sinkhorn(ctx, z.view(), {}, std::vector<std::uint8_t>{1}, plan.view());
+          }) ==
+          "expar: sinkhorn: valid has extent 1 in dimension 0, but the number of tokens is 2");
 }

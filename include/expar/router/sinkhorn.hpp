@@ -10,6 +10,7 @@
 #include <expar/error.hpp>
 #include <expar/router/exp.hpp>
 #include <expar/router/score.hpp>
+#include <expar/router/token_loss.hpp>  // every_token, marks_of
 #include <expar/tensor.hpp>
 
 namespace expar {
@@ -36,14 +37,15 @@ struct sinkhorn_kernel {
   static constexpr index_t block = 64;
 
   host_context const& ctx;
-  index_t tokens, experts;
+  index_t tokens, experts, valid_tokens;
   buffer<double> k, shift, rows, columns, parts;
 
-  template <class T>
-  sinkhorn_kernel(host_context const& c, tensor_view<T, 2> logits)
+  template <class T, class Valid>
+  sinkhorn_kernel(host_context const& c, tensor_view<T, 2> logits, Valid valid)
       : ctx(c),
         tokens(logits.extents[0]),
         experts(logits.extents[1]),
+        valid_tokens(0),
         k(c.memory()),
         shift(c.memory()),
         rows(c.memory()),
@@ -54,10 +56,12 @@ struct sinkhorn_kernel {
     rows.resize(tokens);
     columns.assign(static_cast<std::size_t>(experts), 1);
     parts.resize((tokens + block - 1) / block * experts);
+    for (index_t t = 0; t < tokens; ++t) valid_tokens += valid(t);
     for_each_block([&](index_t first, index_t last, double*) {
       for (index_t t = first; t < last; ++t) {
         double* const row = k.data() + t * experts;
-        for (index_t e = 0; e < experts; ++e) row[e] = static_cast<double>(widen(logits.row(t)[e]));
+        for (index_t e = 0; e < experts; ++e)
+          row[e] = valid(t) ? static_cast<double>(widen(logits.row(t)[e])) : -infinity<double>;
         shift[t] = largest_logit(row, static_cast<int>(experts));
         for (index_t e = 0; e < experts; ++e)
           row[e] = masked(row[e]) ? 0 : shifted_exp(row[e], shift[t]);
@@ -77,7 +81,7 @@ struct sinkhorn_kernel {
 
   /// Fits the rows to the columns, and then these to the rows. Gives the mean change of a column.
   double iterate(double epsilon) {
-    double const share = 1. / static_cast<double>(tokens);
+    double const share = 1. / static_cast<double>(valid_tokens);
     for_each_block([&](index_t first, index_t last, double* sums) {
       for (index_t e = 0; e < experts; ++e) sums[e] = 0;
       for (index_t t = first; t < last; ++t) {
@@ -103,8 +107,10 @@ struct sinkhorn_kernel {
 }  // namespace detail
 
 /// A plan by which every token sends out, and every expert takes in, equal shares:
-/// `sinkhorn(ctx, logits, options, plan)`.
+/// `sinkhorn(ctx, logits, options, plan)`, or with `valid` after the options.
 ///   logits: [T, experts], any element type; the plan is 0 where they are NaN or -inf
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 send nothing, and T counts the
+///          others. Their rows of the plan are 0
 ///   plan: [T, experts], any element type, overwritten: d0_t * exp(logit) * d1_e, where
 ///         d0_t = 1 / T / (sum over e of exp(logit) * d1_e + epsilon) and
 ///         d1_e = 1 / experts / (sum over t of exp(logit) * d0_t + epsilon)
@@ -115,16 +121,30 @@ struct sinkhorn_kernel {
 ///   router({E, k}, softmax_score{}, given_keys{plan})
 /// Computes in double, and takes the largest logit of a token out of its exponentials and its d0:
 /// the plan is the same, and no logit is too large. Where max_iterations end it, the plan is that
-/// of the last. O(T * experts) for each iteration, and as much memory.
+/// of the last. O(T * experts) for each iteration, and as much memory. The plan may share memory
+/// with the logits.
 inline constexpr struct sinkhorn_fn {
   template <class Logits, class Plan>
   sinkhorn_result operator()(host_context const& ctx, Logits const& logits,
                              sinkhorn_options const& options, Plan&& plan) const {
+    return fit(ctx, detail::as_view<2>(ctx, logits), options, detail::every_token{},
+               detail::as_output<2>(ctx, plan));
+  }
+  template <class Logits, class Valid, class Plan>
+  sinkhorn_result operator()(host_context const& ctx, Logits const& logits,
+                             sinkhorn_options const& options, Valid const& valid,
+                             Plan&& plan) const {
     auto const z = detail::as_view<2>(ctx, logits);
-    auto const out = detail::as_output<2>(ctx, plan);
-    using P = detail::element_of<decltype(out)>;
+    return fit(ctx, z, options, detail::marks_of("sinkhorn: valid", ctx, valid, z.extents[0]),
+               detail::as_output<2>(ctx, plan));
+  }
+
+ private:
+  template <class T, class Valid, class P>
+  static sinkhorn_result fit(host_context const& ctx, tensor_view<T, 2> z,
+                             sinkhorn_options const& options, Valid valid, tensor_view<P, 2> out) {
     static_assert(
-        element<detail::element_of<decltype(z)>> && element<P>,
+        element<std::remove_cv_t<T>> && element<P>,
         "expar: logits and plans are of an element type; specialize expar::element_traits for it");
     detail::check_view("sinkhorn: logits", z);
     detail::check_output("sinkhorn: plan", out);
@@ -139,8 +159,8 @@ inline constexpr struct sinkhorn_fn {
     detail::expects(z.extents[1] <= INT32_MAX, "sinkhorn: logits has ", z.extents[1],
                     " experts; at most ", INT32_MAX, " are possible");
     if (z.size() == 0) return {0, true};
-    detail::sinkhorn_kernel kernel(ctx, z);
-    sinkhorn_result result{0, false};
+    detail::sinkhorn_kernel kernel(ctx, z, valid);
+    sinkhorn_result result{0, kernel.valid_tokens == 0};
     while (!result.converged && result.iterations < options.max_iterations) {
       ++result.iterations;
       result.converged = kernel.iterate(options.epsilon) <= options.tolerance;
@@ -148,7 +168,8 @@ inline constexpr struct sinkhorn_fn {
     kernel.for_each_block([&](index_t first, index_t last, double*) {
       for (index_t t = first; t < last; ++t)
         for (index_t e = 0; e < kernel.experts; ++e) {
-          double const x = kernel.columns[e] * kernel.k[t * kernel.experts + e] * kernel.rows[t];
+          double const k = kernel.k[t * kernel.experts + e];
+          double const x = k == 0 ? 0 : kernel.columns[e] * k * kernel.rows[t];
           out.row(t)[e] = narrow<P>(static_cast<accumulator_t<P>>(x));
         }
     });
