@@ -317,6 +317,16 @@ TEST_CASE("the sparse mixer refuses what does not fit", "[router]") {
   REQUIRE(check(other, fits, pairs).starts_with(refused + "4"));
   REQUIRE(check(fits, other, pairs).starts_with(refused + "4"));
   REQUIRE(check(fits, fits, fits).starts_with(refused + "3"));
+  expar::routes<float> two_routes(2, 2);
+  std::string const negative = "expar: route: jitter is -0.5; it is at least 0";
+  REQUIRE(sentence_of([&] {
+            expar::route(ctx, expar::sparse_mixer(3, -.5), noise.view(), two_routes);
+          }) == negative);
+  REQUIRE(sentence_of([&] {
+            expar::sparse_mixer_training(3, -.5, fits, fits, pairs).check("route", 3, 2, 2);
+          }) == negative);
+  REQUIRE(sentence_of([&] { expar::sparse_mixer(3, qnan).check("route", 3, 2, 2); }) ==
+          "expar: route: jitter is nan; it is at least 0");
 }
 
 TEST_CASE("numbers of a stream sample as the softmax does", "[router]") {

@@ -6,6 +6,7 @@
 
 #include <expar/config.hpp>
 #include <expar/detail/arithmetic.hpp>
+#include <expar/error.hpp>
 #include <expar/router/detail/steps.hpp>
 #include <expar/router/random.hpp>
 #include <expar/router/score.hpp>
@@ -77,6 +78,10 @@ struct mixer_base {
 
   EXPAR_HD constexpr std::ptrdiff_t forward_scratch() const { return experts; }
   EXPAR_HD constexpr std::ptrdiff_t vjp_scratch() const { return experts; }
+
+  void check(char const* what, int /*expert_count*/, int /*k*/, index_t /*tokens*/) const {
+    expects(jitter >= 0, what, ": jitter is ", jitter, "; it is at least 0");
+  }
 
   template <class A>
   EXPAR_HD void vjp(A const* z, std::int32_t const* ids, A const* dw, A* gates, A* dz) const {
@@ -158,7 +163,9 @@ struct bound_mixer : mixer_base {
 /// The first choice is the largest logit m; its weight is the softmax over the candidates, which
 /// are the experts whose logit z has (m - z) / max(|z|, m) <= 2 * jitter. The second choice is the
 /// same among the other experts. The weights do not add up to 1. Use it with route() and
-/// route_backward(); where fewer than two logits can be selected there are ids of -1.
+/// route_backward(); where fewer than two logits can be selected there are ids of -1. Which experts
+/// the second weight is a softmax over depends on the first id. So on the way to route_backward()
+/// no first id becomes -1 before a second that stays: where a route was dropped its gradient is 0.
 struct sparse_mixer : detail::mixer_base {
   EXPAR_HD constexpr sparse_mixer(int expert_count, double jitter_epsilon)
       : detail::mixer_base{expert_count, jitter_epsilon} {}
@@ -201,6 +208,7 @@ struct sparse_mixer_training : detail::mixer_base {
                  {detail::bind(uniform, token)}};
   }
   void check(char const* what, int expert_count, int k, index_t tokens) const {
+    detail::mixer_base::check(what, expert_count, k, tokens);
     first.check(what, expert_count, tokens);
     second.check(what, expert_count, tokens);
     uniform.check(what, k, tokens);
