@@ -49,27 +49,33 @@ EXPAR_HD A interleaved_sum(int experts, Term term) {
   return part[0];
 }
 
-/// The scores s of one token by a separable policy.
-template <class Score, class A>
-EXPAR_HD void separable_scores(Score score, A const* z, A* s, int experts) {
-  A const most = Score::normalized ? largest_logit(z, experts) : A(0);
-  for (int e = 0; e < experts; ++e) {
-    A const x = z[e];
-    s[e] = zero_unless(!masked(x), score.term(x, most));
+/// What makes a score_policy of a separable_score.
+template <class Score>
+struct made_expert_by_expert {
+  template <class A>
+  EXPAR_HD void operator()(A const* z, A* s, int experts) const {
+    A const most = Score::normalized ? largest_logit(z, experts) : A(0);
+    for (int e = 0; e < experts; ++e) {
+      A const x = z[e];
+      s[e] = zero_unless(!masked(x), self().term(x, most));
+    }
+    if constexpr (Score::normalized) {
+      A const sum = interleaved_sum<A>(experts, [s](int e) { return s[e]; });
+      if (sum > A(0))
+        for (int e = 0; e < experts; ++e) s[e] = divide(s[e], sum);
+    }
   }
-  if constexpr (Score::normalized) {
-    A const sum = interleaved_sum<A>(experts, [s](int e) { return s[e]; });
-    if (sum > A(0))
-      for (int e = 0; e < experts; ++e) s[e] = divide(s[e], sum);
+  template <class A>
+  EXPAR_HD void vjp(A const* /*z*/, A const* s, A const* ds, A* dz, int experts) const {
+    A mean = 0;
+    if constexpr (Score::normalized)
+      mean = interleaved_sum<A>(experts, [s, ds](int e) { return multiply(ds[e], s[e]); });
+    for (int e = 0; e < experts; ++e) dz[e] = self().slope(s[e], ds[e], mean);
   }
-}
-template <class Score, class A>
-EXPAR_HD void separable_vjp(Score score, A const* s, A const* ds, A* dz, int experts) {
-  A mean = 0;
-  if constexpr (Score::normalized)
-    mean = interleaved_sum<A>(experts, [s, ds](int e) { return multiply(ds[e], s[e]); });
-  for (int e = 0; e < experts; ++e) dz[e] = score.slope(s[e], ds[e], mean);
-}
+
+ private:
+  EXPAR_HD Score const& self() const { return static_cast<Score const&>(*this); }
+};
 
 }  // namespace detail
 
@@ -101,7 +107,7 @@ concept separable_score = score_policy<S> && requires(S const score, float x) {
 };
 
 /// s = exp(z) / sum of exp(z) over the experts. One logit of +inf has score 1, m of them 1/m each.
-struct softmax_score {
+struct softmax_score : detail::made_expert_by_expert<softmax_score> {
   static constexpr bool monotone = true, normalized = true;
 
   template <class A>
@@ -112,18 +118,10 @@ struct softmax_score {
   EXPAR_HD A slope(A s, A ds, A mean) const {
     return detail::multiply(s, detail::add(ds, -mean));
   }
-  template <class A>
-  EXPAR_HD void operator()(A const* z, A* s, int experts) const {
-    detail::separable_scores(*this, z, s, experts);
-  }
-  template <class A>
-  EXPAR_HD void vjp(A const* /*z*/, A const* s, A const* ds, A* dz, int experts) const {
-    detail::separable_vjp(*this, s, ds, dz, experts);
-  }
 };
 
 /// s = 1 / (1 + exp(-z)), each expert for itself.
-struct sigmoid_score {
+struct sigmoid_score : detail::made_expert_by_expert<sigmoid_score> {
   static constexpr bool monotone = true, normalized = false;
 
   template <class A>
@@ -134,18 +132,10 @@ struct sigmoid_score {
   EXPAR_HD A slope(A s, A ds, A /*mean*/) const {
     return detail::multiply(detail::multiply(ds, s), detail::add(A(1), -s));
   }
-  template <class A>
-  EXPAR_HD void operator()(A const* z, A* s, int experts) const {
-    detail::separable_scores(*this, z, s, experts);
-  }
-  template <class A>
-  EXPAR_HD void vjp(A const* /*z*/, A const* s, A const* ds, A* dz, int experts) const {
-    detail::separable_vjp(*this, s, ds, dz, experts);
-  }
 };
 
 /// s = z. What weighs by the selected logits alone starts here: softmax_weights, sigmoid_weights.
-struct logit_score {
+struct logit_score : detail::made_expert_by_expert<logit_score> {
   static constexpr bool monotone = true, normalized = false;
 
   template <class A>
@@ -156,18 +146,10 @@ struct logit_score {
   EXPAR_HD A slope(A /*s*/, A ds, A /*mean*/) const {
     return ds;
   }
-  template <class A>
-  EXPAR_HD void operator()(A const* z, A* s, int experts) const {
-    detail::separable_scores(*this, z, s, experts);
-  }
-  template <class A>
-  EXPAR_HD void vjp(A const* /*z*/, A const* s, A const* ds, A* dz, int experts) const {
-    detail::separable_vjp(*this, s, ds, dz, experts);
-  }
 };
 
 /// s = max(z, 0) (ReMoE).
-struct relu_score {
+struct relu_score : detail::made_expert_by_expert<relu_score> {
   static constexpr bool monotone = false, normalized = false;  // all below 0 are alike
 
   template <class A>
@@ -178,19 +160,11 @@ struct relu_score {
   EXPAR_HD A slope(A s, A ds, A /*mean*/) const {
     return s > A(0) ? ds : A(0);
   }
-  template <class A>
-  EXPAR_HD void operator()(A const* z, A* s, int experts) const {
-    detail::separable_scores(*this, z, s, experts);
-  }
-  template <class A>
-  EXPAR_HD void vjp(A const* /*z*/, A const* s, A const* ds, A* dz, int experts) const {
-    detail::separable_vjp(*this, s, ds, dz, experts);
-  }
 };
 
 /// s = sqrt(log(1 + exp(z))) (DeepSeek-V4). Where exp(z) is below the smallest normal number, s and
 /// its gradient are 0; a logit of +inf counts as the largest number.
-struct sqrt_softplus_score {
+struct sqrt_softplus_score : detail::made_expert_by_expert<sqrt_softplus_score> {
   static constexpr bool monotone = true, normalized = false;
 
   template <class A>
@@ -204,14 +178,6 @@ struct sqrt_softplus_score {
     if (!(s > A(0))) return A(0);
     A const sigmoid = detail::one_minus_exp(detail::multiply(s, s));
     return detail::multiply(ds, detail::divide(sigmoid, detail::multiply(A(2), s)));
-  }
-  template <class A>
-  EXPAR_HD void operator()(A const* z, A* s, int experts) const {
-    detail::separable_scores(*this, z, s, experts);
-  }
-  template <class A>
-  EXPAR_HD void vjp(A const* /*z*/, A const* s, A const* ds, A* dz, int experts) const {
-    detail::separable_vjp(*this, s, ds, dz, experts);
   }
 };
 
