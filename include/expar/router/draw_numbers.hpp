@@ -15,12 +15,12 @@ namespace detail {
 /// The largest T that is not above x, which is at least 0; narrow() gives the nearest.
 template <class T>
 T narrow_down(accumulator_t<T> x) {
-  T near = narrow<T>(x);
+  T nearest = narrow<T>(x);
   // Of numbers further and further below x, the first that does not become this one again becomes
   // the one before it: they are less than two spacings apart from it.
-  for (auto further = widen(near) - x; widen(near) > x; further *= 2)
-    near = narrow<T>(further < x ? x - further : accumulator_t<T>(0));
-  return near;
+  for (auto further = widen(nearest) - x; widen(nearest) > x; further *= 2)
+    nearest = narrow<T>(further < x ? x - further : accumulator_t<T>(0));
+  return nearest;
 }
 
 }  // namespace detail

@@ -64,7 +64,7 @@ struct column_slots {
   static constexpr int lanes = pack<float>::lanes;
   static constexpr int more = 4;  // slots behind the last one that may be written
   static constexpr std::int64_t id_bits = (std::int64_t{1} << 29) - 1;  // what a float leaves
-  static constexpr double far = 0x1p500, least = 0x1p-300;  // in the place of infinity and of 0
+  static constexpr double most = 0x1p500, least = 0x1p-300;  // in the place of infinity and of 0
 
   alignas(64) double key[(Slots + more) * lanes];
   alignas(64) std::int64_t id[(Slots + more) * lanes];
@@ -92,8 +92,8 @@ struct column_slots {
       for (int i = 0; i < Slots; ++i) {
         auto const at = i * lanes + part;
         d x = add(d::load(key + at), d::all(least));
-        x = larger(x, d::all(-far));  // NaN too
-        x = {x.v < d::all(far).v ? x.v : d::all(far).v};
+        x = larger(x, d::all(-most));  // NaN too
+        x = {x.v < d::all(most).v ? x.v : d::all(most).v};
         d::mask low;
         std::memcpy(&low, id + at, sizeof low);
         low ^= (x.v > d::all(0).v) & bits;  // the lower id makes the larger number
@@ -104,7 +104,7 @@ struct column_slots {
         typename d::vector const x = rows[i];
         d::mask low = (d::mask)x & bits;
         low = x > d::all(0).v ? bits - low : low;
-        low |= x <= d::all(-far).v;
+        low |= x <= d::all(-most).v;
         for (int l = 0; l < d::lanes; ++l)
           ids[i * lanes + part + l] = static_cast<std::int32_t>(low[l]);
       }
