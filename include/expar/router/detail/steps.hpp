@@ -5,8 +5,11 @@
 #include <utility>
 
 #include <expar/config.hpp>
+#include <expar/router/expert_weights.hpp>
+#include <expar/router/given_ids.hpp>
 #include <expar/router/key.hpp>
 #include <expar/router/limit.hpp>
+#include <expar/router/normalize.hpp>
 #include <expar/router/score.hpp>
 #include <expar/router/selection.hpp>
 #include <expar/router/transform.hpp>

@@ -5,6 +5,8 @@
 #include <cstring>
 
 #include <expar/router/detail/column_slots.hpp>  // most_slots
+#include <expar/router/expert_weights.hpp>
+#include <expar/router/normalize.hpp>
 #include <expar/router/weight.hpp>
 
 namespace expar {

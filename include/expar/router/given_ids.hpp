@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include <expar/config.hpp>
+#include <expar/error.hpp>
+#include <expar/router/score.hpp>  // masked
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+
+namespace detail {
+
+inline void check_ids(char const* what, char const* name, std::int32_t const* row, index_t at,
+                      int top_k, int experts) {
+  for (int j = 0; j < top_k; ++j)
+    expects(row[j] >= -1 && row[j] < experts, what, ": ", name, "(", at, ", ", j, ") is ", row[j],
+            "; an expert id is -1 (no expert) or 0 to ", experts - 1);
+}
+
+/// The id, or -1 where that expert is not to be selected.
+template <class A>
+EXPAR_HD std::int32_t unless_out(A const* keys, std::int32_t id) {
+  return id >= 0 && masked(keys[id]) ? -1 : id;
+}
+
+/// The ids that stand there, whatever the keys are, but for experts that are out.
+struct ids_of_row {
+  std::int32_t const* row;
+
+  template <class A>
+  EXPAR_HD void select(A const* keys, A const* /*s*/, int /*experts*/, int k, std::int32_t* ids,
+                       A* /*scratch*/) const {
+    for (int j = 0; j < k; ++j) ids[j] = unless_out(keys, row[j]);
+  }
+};
+
+}  // namespace detail
+
+/// The experts that the caller names, ids [T, top_k]: a choice that was recorded and is replayed,
+/// or made elsewhere. The weights are those of the logits at hand; the id of an expert that is
+/// masked becomes -1.
+struct given_ids {
+  tensor_view<std::int32_t const, 2> ids;
+
+  EXPAR_HD constexpr detail::ids_of_row at(index_t token) const { return {ids.row(token)}; }
+  void check(char const* what, int /*experts*/, int top_k, index_t tokens) const {
+    detail::check_view("given ids", ids);
+    detail::expects(ids.extents[0] == tokens && ids.extents[1] == top_k, what, ": given ids are ",
+                    ids.extents[0], " x ", ids.extents[1], ", but ", tokens, " x ", top_k,
+                    " are needed");
+  }
+  void check_entries(char const* what, int experts, int top_k, index_t tokens) const {
+    for (index_t t = 0; t < tokens; ++t)
+      detail::check_ids(what, "given ids", ids.row(t), t, top_k, experts);
+  }
+};
+
+/// The experts of the token's entry in a fixed table: table[names[token]], where table is
+/// [entries, top_k] and names [T] is, say, the vocabulary id of each token (Hash Layers,
+/// DeepSeek-V4) or its position. The id of an expert that is masked becomes -1.
+struct table_ids {
+  tensor_view<std::int32_t const, 2> table;
+  tensor_view<std::int32_t const, 1> names;
+
+  EXPAR_HD constexpr detail::ids_of_row at(index_t token) const {
+    return {table.row(names.data[token])};
+  }
+  void check(char const* what, int /*experts*/, int top_k, index_t tokens) const {
+    detail::check_view("table", table);
+    detail::check_view("names", names);
+    detail::expects(table.extents[1] == top_k, what, ": table has ", table.extents[1],
+                    " ids in a row, but top_k is ", top_k);
+    detail::expects(names.extents[0] == tokens, what, ": names has ", names.extents[0],
+                    " entries, but there are ", tokens, " tokens");
+  }
+  void check_entries(char const* what, int experts, int top_k, index_t tokens) const {
+    for (index_t t = 0; t < tokens; ++t) {
+      index_t const at = names.data[t];
+      detail::expects(at >= 0 && at < table.extents[0], what, ": names(", t, ") is ", at,
+                      "; the table has ", table.extents[0], " rows");
+      detail::check_ids(what, "table", table.row(at), at, top_k, experts);
+    }
+  }
+};
+
+namespace detail {
+
+struct experts_in_turn {
+  index_t first;
+
+  template <class A>
+  EXPAR_HD void select(A const* keys, A const* /*s*/, int experts, int k, std::int32_t* ids,
+                       A* /*scratch*/) const {
+    for (int j = 0; j < k; ++j)
+      ids[j] = unless_out(keys, static_cast<std::int32_t>((first * k + j) % experts));
+  }
+};
+
+}  // namespace detail
+
+/// Experts in turn, for benchmarks of perfectly balanced load: token t takes those from t * k on.
+struct round_robin {
+  EXPAR_HD constexpr detail::experts_in_turn at(index_t token) const { return {token}; }
+};
+
+}  // namespace v0
+}  // namespace expar
