@@ -2,6 +2,7 @@
 #include <expar/router/detail/column_slots.hpp>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -68,13 +69,16 @@ void require_order(std::uint64_t seed) {
       });
     }
     std::int32_t ids[Slots * lanes];
-    slots.sort(Slots, ids);
+    float keys[Slots * lanes];
+    slots.sort(Slots, ids, keys);
     for (int l = 0; l < lanes; ++l)
       for (int j = 0; j < Slots; ++j) {
         auto const& mine = expected[static_cast<std::size_t>(l)];
         auto const at = static_cast<std::size_t>(j);
         CAPTURE(round, l, j);
         REQUIRE(ids[j * lanes + l] == (at < mine.size() ? mine[at].second : -1));
+        float const key = at < mine.size() ? mine[at].first : -inf;
+        REQUIRE(std::memcmp(keys + j * lanes + l, &key, sizeof key) == 0);
       }
   }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/detail/select_columns.hpp>
 
+#include <cstring>
 #include <vector>
 
 #include <expar/router/top_k.hpp>
@@ -30,17 +31,22 @@ void require_top_k(std::uint64_t seed, int rounds) {
       }
     }
     std::vector<std::int32_t> ids(static_cast<std::size_t>(k * lanes)), mine(ids);
-    std::vector<A> best(static_cast<std::size_t>(k));
+    std::vector<A> best(static_cast<std::size_t>(k)), best_keys(ids.size());
     A largest[lanes];
-    expar::detail::select_columns(static_cast<A const*>(keys.data()), experts, k, ids.data())
+    expar::detail::select_columns(static_cast<A const*>(keys.data()), experts, k, ids.data(),
+                                  best_keys.data())
         .store(largest);
     for (int l = 0; l < lanes; ++l) {
       A const* const row = rows[static_cast<std::size_t>(l)].data();
       expar::select_top_k(row, experts, k, mine.data(), best.data());
       CAPTURE(round, experts, k, l);
       REQUIRE(largest[l] == expar::detail::largest_logit(row, experts));
-      for (int j = 0; j < k; ++j)
-        REQUIRE(ids[static_cast<std::size_t>(j * lanes + l)] == mine[static_cast<std::size_t>(j)]);
+      for (int j = 0; j < k; ++j) {
+        auto const at = static_cast<std::size_t>(j * lanes + l);
+        REQUIRE(ids[at] == mine[static_cast<std::size_t>(j)]);
+        A const key = ids[at] < 0 ? -expar::detail::infinity<A> : row[ids[at]];
+        REQUIRE(std::memcmp(&best_keys[at], &key, sizeof key) == 0);
+      }
     }
   }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/detail/select_rows.hpp>
 
+#include <cstring>
 #include <vector>
 
 #include "../../support/catch.hpp"
@@ -29,15 +30,19 @@ void require_top_k(std::uint64_t seed, int rounds) {
     }
     keys.make_tails();
     std::vector<std::int32_t> ids(static_cast<std::size_t>(k * lanes)), mine(ids);
-    std::vector<float> best(static_cast<std::size_t>(k));
+    std::vector<float> best(static_cast<std::size_t>(k)), best_keys(ids.size());
     float largest[lanes];
-    expar::detail::select_rows<Slots>(keys, k, ids.data()).store(largest);
+    expar::detail::select_rows<Slots>(keys, k, ids.data(), best_keys.data()).store(largest);
     for (int l = 0; l < lanes; ++l) {
       expar::select_top_k(keys.row[l], experts, k, mine.data(), best.data());
       CAPTURE(round, experts, k, l);
       REQUIRE(largest[l] == expar::detail::largest_logit(keys.row[l], experts));
-      for (int j = 0; j < k; ++j)
-        REQUIRE(ids[static_cast<std::size_t>(j * lanes + l)] == mine[static_cast<std::size_t>(j)]);
+      for (int j = 0; j < k; ++j) {
+        auto const at = static_cast<std::size_t>(j * lanes + l);
+        REQUIRE(ids[at] == mine[static_cast<std::size_t>(j)]);
+        float const key = ids[at] < 0 ? -expar::detail::infinity<float> : keys.row[l][ids[at]];
+        REQUIRE(std::memcmp(&best_keys[at], &key, sizeof key) == 0);
+      }
     }
   }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/detail/transpose.hpp>
 
+#include <cstdint>
 #include <vector>
 
 #include "../../support/catch.hpp"
@@ -9,7 +10,7 @@ namespace {
 
 template <class A>
 void require_transposed() {
-  constexpr int lanes = expar::detail::pack<A>::lanes;
+  constexpr int lanes = expar::detail::vector_bytes / static_cast<int>(sizeof(A));
   for (int columns = 0; columns <= 21; ++columns) {
     int const pitch = columns + 3;
     std::vector<A> from(static_cast<std::size_t>(lanes * pitch)),
@@ -30,4 +31,5 @@ void require_transposed() {
 TEST_CASE("rows become columns", "[router]") {
   require_transposed<float>();
   require_transposed<double>();
+  require_transposed<std::int32_t>();
 }

@@ -5,6 +5,9 @@
 #include <type_traits>
 
 #include <expar/element.hpp>
+#include <expar/router/detail/limit_lanes.hpp>
+#include <expar/router/detail/put_rows.hpp>
+#include <expar/router/detail/score_lanes.hpp>
 #include <expar/router/detail/select_columns.hpp>
 #include <expar/router/detail/select_rows.hpp>
 #include <expar/router/detail/transpose.hpp>
@@ -16,38 +19,6 @@
 namespace expar {
 inline namespace v0 {
 namespace detail {
-
-/// score.term() of the logits of one expert; `plain`: no lane's `most` is +inf.
-template <class Score, class A>
-inline pack<A> term_of(Score const& score, pack<A> z, [[maybe_unused]] pack<A> most,
-                       [[maybe_unused]] bool plain) {
-  if constexpr (std::is_same_v<Score, logit_score>) {
-    return z;
-  } else if constexpr (std::is_same_v<Score, sigmoid_score> && std::is_same_v<A, float>) {
-    pack<A> const one = pack<A>::all(1);
-    return divide(one, add(one, exponential(pack<A>{-z.v})));
-  } else {
-    if constexpr (std::is_same_v<Score, softmax_score> && std::is_same_v<A, float>)
-      if (plain) return small_exponential(subtract(z, most));
-    A x[pack<A>::lanes], m[pack<A>::lanes];
-    z.store(x), most.store(m);
-    for (int l = 0; l < pack<A>::lanes; ++l) x[l] = score.term(x[l], m[l]);
-    return pack<A>::load(x);
-  }
-}
-template <class Key, class A>
-inline pack<A> key_of(Key const& key, pack<A> z, pack<A> s, A bias) {
-  if constexpr (std::is_same_v<Key, score_key>) {
-    return s;
-  } else if constexpr (std::is_same_v<Key, biased_key>) {
-    return add(s, pack<A>::all(bias));
-  } else {
-    A x[pack<A>::lanes], y[pack<A>::lanes];
-    z.store(x), s.store(y);
-    for (int l = 0; l < pack<A>::lanes; ++l) x[l] = key.of(x[l], y[l], bias);
-    return pack<A>::load(x);
-  }
-}
 
 template <class Step>
 inline constexpr bool limits_block = std::is_same_v<Step, group_limited>;
@@ -97,30 +68,25 @@ struct block_gate<router<Steps...>, A> {
                   tensor_view<Weight, 2> const& weights_out) const {
     alignas(64) std::int32_t ids[most_slots * lanes];
     alignas(64) A w[most_slots * lanes];
-    auto const sums = choose(logits, scratch, static_cast<std::int32_t*>(ids));
-    int const count = static_cast<int>(logits.extents[0]), k = r.top_k;
-    for (int j = 0; j < k; ++j)
-      for (int l = 0; l < lanes; ++l) {
-        std::int32_t const id = ids[j * lanes + l];
-        w[j * lanes + l] = id < 0 ? -infinity<A> : static_cast<A>(widen(row(logits, l)[id]));
-      }
+    auto const sums = choose(logits, scratch, static_cast<std::int32_t*>(ids), static_cast<A*>(w));
+    int const k = r.top_k;
+    if constexpr (!router_type::by_logit)
+      for (int j = 0; j < k; ++j)
+        for (int l = 0; l < lanes; ++l) {
+          std::int32_t const id = ids[j * lanes + l];
+          w[j * lanes + l] = id < 0 ? -infinity<A> : static_cast<A>(widen(row(logits, l)[id]));
+        }
     for (int j = 0; j < k; ++j) score_of(p::load(w + j * lanes), sums).store(w + j * lanes);
     for_steps<router_type::order::weights_at, router_type::weight_count>([&](auto const& step) {
       weigh_lanes(step, static_cast<std::int32_t const*>(ids), static_cast<A*>(w), k);
     });
-    for (int l = 0; l < count; ++l) {
-      std::int32_t* const to = ids_out.row(l);
-      Weight* const weights = weights_out.row(l);
-      for (int j = 0; j < k; ++j) {
-        to[j] = ids[j * lanes + l];
-        weights[j] = narrow<Weight>(static_cast<accumulator_t<Weight>>(w[j * lanes + l]));
-      }
-    }
+    put_rows<lanes>(static_cast<std::int32_t const*>(ids), k, ids_out);
+    put_rows<lanes>(static_cast<A const*>(w), k, weights_out);
   }
 
  private:
   static constexpr bool normalized = router_type::score_type::normalized;
-  static constexpr int most_groups = 64, tile = 64, by_rows_from = 65;
+  static constexpr int tile = 64, by_rows_from = fills_fast ? 33 : 65;
 
   /// What a score is normalized by.
   struct normalizer {
@@ -149,15 +115,16 @@ struct block_gate<router<Steps...>, A> {
   }
 
   template <class Logit>
-  normalizer choose(tensor_view<Logit, 2> const& logits, A* scratch, std::int32_t* ids) const {
+  normalizer choose(tensor_view<Logit, 2> const& logits, A* scratch, std::int32_t* ids,
+                    A* keys_of_ids) const {
     normalizer sums;
     int const experts = r.experts, k = r.top_k;
     if constexpr (router_type::by_logit) {
       if constexpr (std::is_same_v<A, float>)
-        if (experts >= by_rows_from) return choose_by_rows(logits, scratch, ids);
+        if (experts >= by_rows_from) return choose_by_rows(logits, scratch, ids, keys_of_ids);
       A* const z = scratch;
       load(logits, 0, experts, z);
-      sums.set_most(select_columns(static_cast<A const*>(z), experts, k, ids));
+      sums.set_most(select_columns(static_cast<A const*>(z), experts, k, ids, keys_of_ids));
       if constexpr (normalized) sums.sum = sum_of_terms(z, sums);
     } else {
       A *const keys = scratch, *const z = keys + selected_columns(experts) * lanes;
@@ -174,8 +141,8 @@ struct block_gate<router<Steps...>, A> {
         }
       }
       for_steps<router_type::order::limits_at, router_type::limit_count>(
-          [&](auto const& step) { limit(step, keys); });
-      select_columns(static_cast<A const*>(keys), experts, k, ids);
+          [&](auto const& step) { limit_lanes(step, keys, r.experts); });
+      select_columns(static_cast<A const*>(keys), experts, k, ids, keys_of_ids);
     }
     return sums;
   }
@@ -185,7 +152,11 @@ struct block_gate<router<Steps...>, A> {
   void load(tensor_view<Logit, 2> const& logits, int first, int last, A* z) const {
     A const* rows[lanes];
     if constexpr (std::is_same_v<std::remove_const_t<Logit>, A>) {
-      for (int l = 0; l < lanes; ++l) rows[l] = row(logits, l) + first;
+      Logit* mine = logits.data + first;
+      for (int l = 0; l < lanes; ++l) {
+        rows[l] = mine;
+        if (l + 1 < logits.extents[0]) mine += logits.strides[0];
+      }
       transpose(static_cast<A const* const*>(rows), last - first, z);
     } else {
       alignas(64) A wide[lanes * tile];
@@ -199,8 +170,8 @@ struct block_gate<router<Steps...>, A> {
   }
 
   template <class Logit>
-  normalizer choose_by_rows(tensor_view<Logit, 2> const& logits, A* scratch,
-                            std::int32_t* ids) const {
+  normalizer choose_by_rows(tensor_view<Logit, 2> const& logits, A* scratch, std::int32_t* ids,
+                            A* keys_of_ids) const {
     key_rows rows;
     rows.experts = r.experts;
     for (int l = 0; l < lanes; ++l) {
@@ -214,8 +185,8 @@ struct block_gate<router<Steps...>, A> {
     }
     rows.make_tails();
     normalizer sums;
-    sums.set_most(r.top_k <= 8 ? select_rows<16>(rows, r.top_k, ids)
-                               : select_rows<32>(rows, r.top_k, ids));
+    sums.set_most(r.top_k <= 8 ? select_rows<16>(rows, r.top_k, ids, keys_of_ids)
+                               : select_rows<32>(rows, r.top_k, ids, keys_of_ids));
     if constexpr (normalized) sums.sum = sums_of_rows(rows, sums);
     return sums;
   }
@@ -282,38 +253,6 @@ struct block_gate<router<Steps...>, A> {
       p const x = p::load(z + index_t{e - first} * lanes);
       p const made = key_of(key, x, score_of(x, by), bias == nullptr ? A(0) : bias[e]);
       select(x.v > none.v, made, none).store(keys + index_t{e} * lanes);
-    }
-  }
-
-  void limit(group_limited const& step, A* keys) const {
-    using mask = mask_of<A>;
-    int const size = r.experts / step.groups;
-    p const none = p::all(-infinity<A>);
-    alignas(64) A sums[most_groups * lanes];
-    for (int g = 0; g < step.groups; ++g) {
-      A const* const run = keys + index_t{g} * size * lanes;
-      p first = none, second = none;
-      for (int i = 0; i < size; ++i) {
-        p const key = p::load(run + index_t{i} * lanes);
-        p const smaller = {key.v > first.v ? first.v : key.v};
-        first = larger(key, first);
-        second = larger(smaller, second);
-      }
-      p const both =
-          step.best_of == 1 ? first : select(second.v > none.v, add(first, second), first);
-      both.store(sums + g * lanes);
-    }
-    for (int g = 0; g < step.groups; ++g) {
-      p const mine = p::load(sums + g * lanes);
-      mask before = {};
-      for (int h = 0; h < step.groups; ++h) {
-        p const other = p::load(sums + h * lanes);
-        before -= h < g ? other.v >= mine.v : other.v > mine.v;
-      }
-      mask const keeps = before < static_cast<typename p::integer>(step.top_groups);
-      A* const run = keys + index_t{g} * size * lanes;
-      for (int i = 0; i < size; ++i)
-        select(keeps, p::load(run + index_t{i} * lanes), none).store(run + index_t{i} * lanes);
     }
   }
 };

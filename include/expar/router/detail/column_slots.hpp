@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
 #include <expar/router/detail/pack.hpp>
+#include <expar/router/detail/transpose.hpp>
 
 namespace expar {
 inline namespace v0 {
@@ -36,19 +38,21 @@ struct sorting_network {
 /// Sorts N rows of vectors in every lane, the largest first. No entry is NaN.
 template <int N, class Vector>
 inline void sort_rows(Vector* rows) {
-  Vector r[N];
-  for (int i = 0; i < N; ++i) r[i] = rows[i];
-  auto const compare = [&r](auto step) {
-    constexpr auto c = sorting_network<N>::comparators.at[step()];
-    Vector const a = r[c.first], b = r[c.second];
-    r[c.first] = a > b ? a : b;
-    r[c.second] = a > b ? b : a;
+  auto const network = [rows]<int... Row, int... I>(std::integer_sequence<int, Row...>,
+                                                    std::integer_sequence<int, I...>)
+      __attribute__((always_inline)) {
+    Vector r[N] = {rows[Row]...};
+    constexpr auto& at = sorting_network<N>::comparators.at;
+    auto const compare = [](Vector & first, Vector & second) __attribute__((always_inline)) {
+      Vector const a = first, b = second;
+      first = larger_lanes(a, b);
+      second = smaller_lanes(b, a);
+    };
+    (compare(r[at[I].first], r[at[I].second]), ...);
+    ((rows[Row] = r[Row]), ...);
   };
-  [&]<int... I>(std::integer_sequence<int, I...>) {
-    (compare(std::integral_constant<int, I>{}), ...);
-  }
-  (std::make_integer_sequence<int, sorting_network<N>::comparators.count>{});
-  for (int i = 0; i < N; ++i) rows[i] = r[i];
+  network(std::make_integer_sequence<int, N>{},
+          std::make_integer_sequence<int, sorting_network<N>::comparators.count>{});
 }
 
 // How select_top_k() is done for the tokens of all lanes at once. Experts form classes by their id
@@ -57,58 +61,72 @@ inline void sort_rows(Vector* rows) {
 
 inline constexpr int most_slots = 32;
 
-/// Keys of float with their experts, `Slots` for each lane. To be sorted they become doubles, of
-/// which the upper bits are the key and the lower ones the expert.
+/// Of each lane the k best of the slots i with the keys key(i), packs, and the experts id(i),
+/// vectors of std::int32_t: experts and keys, by descending key and ascending id; -1 and -inf where
+/// a slot holds NaN or -inf. To be sorted, slots become doubles: the bits of the key, and below
+/// them those of the expert and of the key's sign. Lest such a double be NaN or below the normal
+/// numbers, its exponent is raised by 1.
+template <int Slots, class Key, class Id>
+inline void sort_slots(Key key, Id id, int k, std::int32_t* ids, float* keys) {
+  using p = pack<float>;
+  using ints = mask_of<float>;
+  using doubles = pack<double>::vector;
+  constexpr std::int32_t raised = 1 << 20;
+  constexpr bool little = std::endian::native == std::endian::little;
+  p const none = p::all(-infinity<float>);
+  doubles first[Slots], second[Slots];
+  for (int i = 0; i < Slots; ++i) {
+    p const x = key(i);
+    ints const e = id(i);
+    ints const high = (ints)add(larger(x, none), p::all(0.f)).v;   // 0 also where x is -0
+    ints const low = (e + e - ((ints)x.v >> 31)) ^ ~(high >> 31);  // the lower id is the larger
+    ints const in_memory[2] = {little ? low : high + raised, little ? high + raised : low};
+    first[i] = (doubles)low_pairs(in_memory[0], in_memory[1]);
+    second[i] = (doubles)high_pairs(in_memory[0], in_memory[1]);
+  }
+  sort_rows<Slots>(static_cast<doubles*>(first));
+  sort_rows<Slots>(static_cast<doubles*>(second));
+  for (int i = 0; i < k; ++i) {
+    ints const even = even_entries((ints)first[i], (ints)second[i]);
+    ints const odd = odd_entries((ints)first[i], (ints)second[i]);
+    ints const high = (little ? odd : even) - raised;
+    ints const low = (little ? even : odd) ^ ~(high >> 31);
+    p const x = {(p::vector)(high | (low << 31))};
+    ints const e = low >> 1 | (x.v == none.v);
+    x.store(keys + i * p::lanes);
+    std::memcpy(ids + i * p::lanes, &e, sizeof e);
+  }
+}
+
+/// Keys of float with their experts, `Slots` for each lane.
 template <int Slots>
 struct column_slots {
-  static constexpr int lanes = pack<float>::lanes;
+  using p = pack<float>;
+  static constexpr int lanes = p::lanes;
   static constexpr int more = 4;  // slots behind the last one that may be written
-  static constexpr std::int64_t id_bits = (std::int64_t{1} << 29) - 1;  // what a float leaves
-  static constexpr double most = 0x1p500, least = 0x1p-300;  // in the place of infinity and of 0
 
-  alignas(64) double key[(Slots + more) * lanes];
-  alignas(64) std::int64_t id[(Slots + more) * lanes];
+  alignas(64) float key[(Slots + more) * lanes];
+  alignas(64) std::int32_t id[(Slots + more) * lanes];
 
   void clear() {
-    for (double& k : key) k = -infinity<double>;
+    for (float& k : key) k = -infinity<float>;
   }
   void put(int slot, int lane, float k, std::int64_t e) {
-    key[slot * lanes + lane] = static_cast<double>(k);
-    id[slot * lanes + lane] = e;
+    key[slot * lanes + lane] = k;
+    id[slot * lanes + lane] = static_cast<std::int32_t>(e);
   }
   /// After `filled` entries, of which the last ones may have been written with others behind them.
   void clear_from(int filled, int lane) {
     for (int j = 0; j < more && filled <= Slots; ++j)
-      key[(filled + j) * lanes + lane] = -infinity<double>;
+      key[(filled + j) * lanes + lane] = -infinity<float>;
   }
-
-  /// The experts of the k best of each lane, by descending key and ascending id; -1 where a slot is
-  /// empty, or holds NaN or -inf.
-  void sort(int k, std::int32_t* ids) {
-    using d = pack<double>;
-    for (int part = 0; part < lanes; part += d::lanes) {
-      typename d::vector rows[Slots];
-      d::mask const bits = id_bits - d::mask{};
-      for (int i = 0; i < Slots; ++i) {
-        auto const at = i * lanes + part;
-        d x = add(d::load(key + at), d::all(least));
-        x = larger(x, d::all(-most));  // NaN too
-        x = {x.v < d::all(most).v ? x.v : d::all(most).v};
-        d::mask low;
-        std::memcpy(&low, id + at, sizeof low);
-        low ^= (x.v > d::all(0).v) & bits;  // the lower id makes the larger number
-        rows[i] = (typename d::vector)((d::mask)x.v | (low & bits));
-      }
-      sort_rows<Slots>(static_cast<typename d::vector*>(rows));
-      for (int i = 0; i < k; ++i) {
-        typename d::vector const x = rows[i];
-        d::mask low = (d::mask)x & bits;
-        low = x > d::all(0).v ? bits - low : low;
-        low |= x <= d::all(-most).v;
-        for (int l = 0; l < d::lanes; ++l)
-          ids[i * lanes + part + l] = static_cast<std::int32_t>(low[l]);
-      }
-    }
+  void sort(int k, std::int32_t* ids, float* keys) const {
+    auto const id_of = [this](int i) {
+      mask_of<float> e;
+      std::memcpy(&e, id + i * lanes, sizeof e);
+      return e;
+    };
+    sort_slots<Slots>([this](int i) { return p::load(key + i * lanes); }, id_of, k, ids, keys);
   }
 };
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include <expar/router/detail/extremes.hpp>
 #include <expar/router/exp.hpp>
 
 namespace expar {
@@ -72,7 +73,7 @@ inline pack<A> zero_unless(mask_of<A> keep, pack<A> x) {
 /// The larger of a key and what was the largest before; a key of NaN is not larger.
 template <class A>
 inline pack<A> larger(pack<A> key, pack<A> before) {
-  return {key.v > before.v ? key.v : before.v};
+  return {larger_lanes(key.v, before.v)};
 }
 template <class A>
 inline bool any(mask_of<A> m) {

@@ -31,7 +31,8 @@ inline pack<A> largest_column(A const* keys, index_t experts, index_t from = 0, 
 
 /// One lane, as select_top_k() would.
 template <class A>
-inline void select_column(A const* keys, int experts, int k, int lane, std::int32_t* ids) {
+inline void select_column(A const* keys, int experts, int k, int lane, std::int32_t* ids,
+                          A* best_keys) {
   constexpr int lanes = pack<A>::lanes;
   std::int32_t mine[most_slots];
   A best[most_slots];
@@ -44,27 +45,54 @@ inline void select_column(A const* keys, int experts, int k, int lane, std::int3
     for (; at > 0 && key > best[at - 1]; --at) best[at] = best[at - 1], mine[at] = mine[at - 1];
     best[at] = key, mine[at] = e;
   }
-  for (int j = 0; j < k; ++j) ids[j * lanes + lane] = j < found ? mine[j] : -1;
+  for (int j = 0; j < k; ++j) {
+    ids[j * lanes + lane] = j < found ? mine[j] : -1;
+    best_keys[j * lanes + lane] = j < found ? best[j] : -infinity<A>;
+  }
+}
+
+/// By insertion, which is the fastest for few experts and choices.
+template <int K>
+inline void select_few(float const* keys, int experts, std::int32_t* ids, float* best_keys) {
+  using p = pack<float>;
+  using ints = mask_of<float>;
+  p best[K];
+  ints id[K];
+  for (int j = 0; j < K; ++j) best[j] = p::all(-infinity<float>), id[j] = ints{} - 1;
+  for (int e = 0; e < experts; ++e) {
+    p const key = p::load(keys + index_t{e} * p::lanes);
+    for (int j = K - 1; j >= 0; --j) {
+      p next = key;
+      ints next_id = e - ints{};
+      if (j > 0) {
+        auto const above = key.v > best[j - 1].v;
+        next.v = above ? best[j - 1].v : next.v;
+        next_id = above ? id[j - 1] : next_id;
+      }
+      auto const enters = key.v > best[j].v;
+      best[j].v = enters ? next.v : best[j].v;
+      id[j] = enters ? next_id : id[j];
+    }
+  }
+  for (int j = 0; j < K; ++j) {
+    best[j].store(best_keys + j * p::lanes);
+    std::memcpy(ids + j * p::lanes, &id[j], sizeof id[j]);
+  }
 }
 
 /// All experts have a slot.
 template <int Slots>
-inline void select_all(float const* keys, int experts, int k, std::int32_t* ids) {
-  constexpr int lanes = pack<float>::lanes;
-  column_slots<Slots> slots;
-  for (int e = 0; e < Slots; ++e)
-    for (int l = 0; l < lanes; ++l) {
-      if (e < experts)
-        slots.put(e, l, keys[e * lanes + l], e);
-      else
-        slots.key[e * lanes + l] = -infinity<double>;
-    }
-  slots.sort(k, ids);
+inline void select_all(float const* keys, int experts, int k, std::int32_t* ids, float* best_keys) {
+  using p = pack<float>;
+  sort_slots<Slots>(
+      [=](int e) { return e < experts ? p::load(keys + e * p::lanes) : p::all(-infinity<float>); },
+      [](int e) { return e - mask_of<float>{}; }, k, ids, best_keys);
 }
 
 /// For more experts than slots, and k <= Slots / 2.
 template <int Slots>
-inline pack<float> select_by_threshold(float const* keys, int experts, int k, std::int32_t* ids) {
+inline pack<float> select_by_threshold(float const* keys, int experts, int k, std::int32_t* ids,
+                                       float* best_keys) {
   using p = pack<float>;
   constexpr int lanes = p::lanes;
   typename p::vector classes[Slots];
@@ -101,28 +129,37 @@ inline pack<float> select_by_threshold(float const* keys, int experts, int k, st
     }
   }
   for (int l = 0; l < lanes; ++l) slots.clear_from(filled[l], l);
-  slots.sort(k, ids);
+  slots.sort(k, ids, best_keys);
   for (int l = 0; l < lanes; ++l)
-    if (filled[l] > Slots) select_column(keys, experts, k, l, ids);
+    if (filled[l] > Slots) select_column(keys, experts, k, l, ids, best_keys);
   return p{classes[0]};
 }
 
 /// The k best experts of each lane to ids [k][lanes], -1 where there are fewer; gives the largest
 /// keys. k is at most 16, or at most `experts`, which is at most 32.
 template <class A>
-inline pack<A> select_columns(A const* keys, int experts, int k, std::int32_t* ids) {
+inline pack<A> select_columns(A const* keys, int experts, int k, std::int32_t* ids, A* best_keys) {
   if constexpr (std::is_same_v<A, float>) {
     if (experts > (k <= 8 ? 16 : 32))
-      return k <= 8 ? select_by_threshold<16>(keys, experts, k, ids)
-                    : select_by_threshold<32>(keys, experts, k, ids);
-    if (experts <= 8)
-      select_all<8>(keys, experts, k, ids);
+      return k <= 8 ? select_by_threshold<16>(keys, experts, k, ids, best_keys)
+                    : select_by_threshold<32>(keys, experts, k, ids, best_keys);
+    if (k == 1)
+      select_few<1>(keys, experts, ids, best_keys);
+    else if (k == 2)
+      select_few<2>(keys, experts, ids, best_keys);
+    else if (k == 3)
+      select_few<3>(keys, experts, ids, best_keys);
+    else if (k == 4)
+      select_few<4>(keys, experts, ids, best_keys);
+    else if (experts <= 8)
+      select_all<8>(keys, experts, k, ids, best_keys);
     else if (experts <= 16)
-      select_all<16>(keys, experts, k, ids);
+      select_all<16>(keys, experts, k, ids, best_keys);
     else
-      select_all<32>(keys, experts, k, ids);
+      select_all<32>(keys, experts, k, ids, best_keys);
+    return pack<A>::load(best_keys);
   } else {
-    for (int l = 0; l < pack<A>::lanes; ++l) select_column(keys, experts, k, l, ids);
+    for (int l = 0; l < pack<A>::lanes; ++l) select_column(keys, experts, k, l, ids, best_keys);
   }
   return largest_column(keys, experts);
 }

@@ -57,17 +57,17 @@ void weigh_lanes(renormalize const& step, std::int32_t const*, A* w, int k) {
   }
 }
 
-inline void weigh_lanes(softmax_weights const& step, std::int32_t const* ids, float* w, int k) {
+inline void weigh_lanes(softmax_weights const&, std::int32_t const* ids, float* w, int k) {
   using p = pack<float>;
   p const none = p::all(-infinity<float>), zero = p::all(0);
   p most = none, sum = zero;
   for (int j = 0; j < k; ++j)
     most = larger(select(chosen(ids + j * p::lanes), p::load(w + j * p::lanes), none), most);
-  if (any<float>(most.v == p::all(infinity<float>).v))
-    return weigh_lanes<softmax_weights, float>(step, ids, w, k);
   for (int j = 0; j < k; ++j) {
     p const mine = p::load(w + j * p::lanes);
-    p const term = zero_unless(chosen(ids + j * p::lanes), small_exponential(subtract(mine, most)));
+    p const below = zero_unless(mine.v != most.v, subtract(mine, most));  // +inf below itself: 0
+    auto const counts = chosen(ids + j * p::lanes) & (mine.v > none.v);
+    p const term = zero_unless(counts, small_exponential(below));
     term.store(w + j * p::lanes);
     sum = add(sum, term);
   }

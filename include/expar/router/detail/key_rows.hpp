@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include <expar/router/detail/pack.hpp>
+
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+#include <immintrin.h>
+#define EXPAR_DETAIL_AVX512 1
+#endif
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+/// Rows of keys [experts], one of each lane, and what is behind their last strip of 32.
+struct key_rows {
+  static constexpr int lanes = pack<float>::lanes, strip = 32;
+
+  float const* row[lanes];
+  int experts;
+  alignas(64) float tail[lanes][strip];  // -inf where there is no expert
+
+  /// Once the rows are there.
+  void make_tails() {
+    int const first = full();
+    if (first == experts) return;
+#ifdef EXPAR_DETAIL_AVX512
+    std::uint32_t const there = (1u << (experts - first)) - 1;
+    __m512 const none = _mm512_set1_ps(-infinity<float>);
+    for (int l = 0; l < lanes; ++l)
+      for (int i = 0; i < strip; i += 16)
+        _mm512_store_ps(tail[l] + i, _mm512_mask_loadu_ps(none, static_cast<__mmask16>(there >> i),
+                                                          row[l] + first + i));
+#else
+    for (int l = 0; l < lanes; ++l)
+      for (int i = 0; i < strip; ++i)
+        tail[l][i] = first + i < experts ? row[l][first + i] : -infinity<float>;
+#endif
+  }
+  /// Where the tail begins.
+  int full() const {
+    return experts / strip * strip;
+  }
+  /// f(keys) for the strips from expert `first` to `last`, which are multiples of 32 or beyond all.
+  template <class F>
+  void for_each_strip(int lane, int first, int last, F f) const {
+    int const end = last < full() ? last : full();
+    for (int e = first; e < end; e += strip) f(row[lane] + e);
+    if (end < experts && end < last) f(static_cast<float const*>(tail[lane]));
+  }
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar
+
+#undef EXPAR_DETAIL_AVX512

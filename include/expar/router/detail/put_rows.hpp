@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include <expar/element.hpp>
+#include <expar/router/detail/pack.hpp>
+#include <expar/router/detail/shuffles.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+/// Packs [k] to rows of k, for numbers of 4 bytes and k of 2 or at least 4, if rows of 2 follow one
+/// another; whether it could be done.
+template <class T>
+inline bool put_quads(T const* packs, int k, tensor_view<T, 2> const& to) {
+  typedef T V __attribute__((vector_size(vector_bytes)));
+  constexpr int lanes = vector_bytes / static_cast<int>(sizeof(T));
+  index_t const count = to.extents[0];
+  auto const load = [packs](int j) {
+    V v;
+    std::memcpy(&v, packs + j * lanes, sizeof v);
+    return v;
+  };
+  if (k == 2 && count == lanes && to.strides[0] == 2) {
+    V const made[2] = {low_pairs(load(0), load(1)), high_pairs(load(0), load(1))};
+    T pairs[2][lanes];
+    for (int i = 0; i < 2; ++i) std::memcpy(pairs[i], made + i, sizeof made[i]);
+    for (int l = 0; l < lanes; l += 2) std::memcpy(to.row(l), pairs[l / 2 % 2] + l / 4 * 4, 16);
+    return true;
+  }
+  for (int j = 0; k >= 4 && j < k; j += 4) {
+    int const at = j + 4 < k ? j : k - 4;
+    V made[4];
+    transpose_quads(load(at), load(at + 1), load(at + 2), load(at + 3), static_cast<V*>(made));
+    T quads[4][lanes];
+    for (int i = 0; i < 4; ++i) std::memcpy(quads[i], made + i, sizeof made[i]);
+    for (int l = 0; l < count; ++l) std::memcpy(to.row(l) + at, quads[l % 4] + l / 4 * 4, 16);
+  }
+  return k >= 4;
+}
+
+/// Numbers [k][Lanes] to rows of k, one of each lane, as many as there are.
+template <int Lanes, class From, class To>
+inline void put_rows(From const* numbers, int k, tensor_view<To, 2> const& to) {
+  if constexpr (std::is_same_v<From, To> && Lanes * sizeof(To) == vector_bytes && sizeof(To) == 4)
+    if (put_quads(numbers, k, to)) return;
+  for (int l = 0; l < to.extents[0]; ++l) {
+    To* const mine = to.row(l);
+    for (int j = 0; j < k; ++j) {
+      if constexpr (std::is_same_v<From, To>)
+        mine[j] = numbers[j * Lanes + l];
+      else
+        mine[j] = narrow<To>(static_cast<accumulator_t<To>>(numbers[j * Lanes + l]));
+    }
+  }
+}
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar
