@@ -237,20 +237,21 @@ void compare(benchmark::State& state, problem& p, Route route, Plain plain) {
   state.counters["two_threads"] = median(threads);
 }
 
-// Softmax over all experts; the weights are divided by their sum (Mixtral, Qwen3-MoE).
+// Softmax over all experts; the weights are divided by their sum (Arctic).
 void route_softmax(benchmark::State& state) {
   problem p(shapes[state.range(0)]);
-  auto const r = expar::models::mixtral({.experts = p.s.experts, .top_k = p.s.top_k});
+  auto const r = expar::models::arctic({.experts = p.s.experts, .top_k = p.s.top_k});
   compare(
       state, p,
       [&](auto const& ctx, auto const& z, auto& routes) { expar::route(ctx, r, z, routes); },
       plain_router<false>(p));
 }
 
-// The softmax of the selected logits alone (gpt-oss): the same weights, but for rounding.
+// The softmax of the selected logits alone (Mixtral, Qwen3-MoE): the same weights, but for
+// rounding.
 void route_selected_softmax(benchmark::State& state) {
   problem p(shapes[state.range(0)]);
-  expar::router const r({p.s.experts, p.s.top_k}, expar::logit_score{}, expar::softmax_weights{});
+  auto const r = expar::models::mixtral({.experts = p.s.experts, .top_k = p.s.top_k});
   compare(
       state, p,
       [&](auto const& ctx, auto const& z, auto& routes) { expar::route(ctx, r, z, routes); },
