@@ -78,8 +78,8 @@ inline void sort_slots(Key key, Id id, int k, std::int32_t* ids, float* keys) {
   for (int i = 0; i < Slots; ++i) {
     p const x = key(i);
     ints const e = id(i);
-    ints const high = (ints)add(larger(x, none), p::all(0.f)).v;   // 0 also where x is -0
-    ints const low = (e + e - ((ints)x.v >> 31)) ^ ~(high >> 31);  // the lower id is the larger
+    ints const high = (ints)add(larger(x, none), p::all(0.f)).v;      // 0 also where x is -0
+    ints const low = ((e << 1) - ((ints)x.v >> 31)) ^ ~(high >> 31);  // the lower id is the larger
     ints const in_memory[2] = {little ? low : high + raised, little ? high + raised : low};
     first[i] = (doubles)low_pairs(in_memory[0], in_memory[1]);
     second[i] = (doubles)high_pairs(in_memory[0], in_memory[1]);
