@@ -49,32 +49,39 @@ EXPAR_HD A interleaved_sum(int experts, Term term) {
   return part[0];
 }
 
+/// The scores s of one token, by a score that is made expert by expert, and their adjoint.
+template <class Score, class A>
+EXPAR_HD void separable_scores(Score score, A const* z, A* s, int experts) {
+  A const most = Score::normalized ? largest_logit(z, experts) : A(0);
+  for (int e = 0; e < experts; ++e) {
+    A const x = z[e];
+    s[e] = zero_unless(!masked(x), score.term(x, most));
+  }
+  if constexpr (Score::normalized) {
+    A const sum = interleaved_sum<A>(experts, [s](int e) { return s[e]; });
+    if (sum > A(0))
+      for (int e = 0; e < experts; ++e) s[e] = divide(s[e], sum);
+  }
+}
+template <class Score, class A>
+EXPAR_HD void separable_vjp(Score score, A const* s, A const* ds, A* dz, int experts) {
+  A mean = 0;
+  if constexpr (Score::normalized)
+    mean = interleaved_sum<A>(experts, [s, ds](int e) { return multiply(ds[e], s[e]); });
+  for (int e = 0; e < experts; ++e) dz[e] = score.slope(s[e], ds[e], mean);
+}
+
 /// What makes a score_policy of a separable_score.
 template <class Score>
 struct made_expert_by_expert {
   template <class A>
   EXPAR_HD void operator()(A const* z, A* s, int experts) const {
-    A const most = Score::normalized ? largest_logit(z, experts) : A(0);
-    for (int e = 0; e < experts; ++e) {
-      A const x = z[e];
-      s[e] = zero_unless(!masked(x), self().term(x, most));
-    }
-    if constexpr (Score::normalized) {
-      A const sum = interleaved_sum<A>(experts, [s](int e) { return s[e]; });
-      if (sum > A(0))
-        for (int e = 0; e < experts; ++e) s[e] = divide(s[e], sum);
-    }
+    separable_scores(static_cast<Score const&>(*this), z, s, experts);
   }
   template <class A>
   EXPAR_HD void vjp(A const* /*z*/, A const* s, A const* ds, A* dz, int experts) const {
-    A mean = 0;
-    if constexpr (Score::normalized)
-      mean = interleaved_sum<A>(experts, [s, ds](int e) { return multiply(ds[e], s[e]); });
-    for (int e = 0; e < experts; ++e) dz[e] = self().slope(s[e], ds[e], mean);
+    separable_vjp(static_cast<Score const&>(*this), s, ds, dz, experts);
   }
-
- private:
-  EXPAR_HD Score const& self() const { return static_cast<Score const&>(*this); }
 };
 
 }  // namespace detail
