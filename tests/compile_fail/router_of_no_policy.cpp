@@ -1,4 +1,4 @@
-// error: expar: a router is made of policies: transform_policy, score_policy, key_policy, limit_policy, selection_policy, weight_policy
+// error: expar: a router is made of policies, which expar::router lists
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/router.hpp>
 

@@ -1,4 +1,4 @@
-// error: expar: the policies of a router stand in the order in which they run: transforms, score, key, limits, selection, weights
+// error: expar: policies stand in the order in which they run, as expar::router lists
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/router.hpp>
 

@@ -38,11 +38,9 @@ template <class... Steps>
 struct router {
   using order = detail::step_order<Steps...>;
   static_assert(order::count(detail::stage::none) == 0,
-                "expar: a router is made of policies: transform_policy, score_policy, key_policy, "
-                "limit_policy, selection_policy, weight_policy");
+                "expar: a router is made of policies, which expar::router lists");
   static_assert(order::ascending(),
-                "expar: the policies of a router stand in the order in which they run: transforms, "
-                "score, key, limits, selection, weights");
+                "expar: policies stand in the order in which they run, as expar::router lists");
   static_assert(order::count(detail::stage::score) == 1 && order::count(detail::stage::key) <= 1 &&
                     order::count(detail::stage::selection) <= 1,
                 "expar: a router has one score, and at most one key and one selection");
