@@ -11,6 +11,9 @@ inline namespace v0 {
 
 template <class Comm, class Layout, class Site>
 class expert_parallel;
+namespace detail {
+struct batch_fit;
+}
 
 /// One batch on its way: where the routes of this rank's tokens went, and the rows that this rank's
 /// experts got. Made by expert_parallel, owns its memory, and is independent of every other batch:
@@ -47,6 +50,7 @@ class expert_batch : public routed_batch {
  private:
   template <class, class, class>
   friend class expert_parallel;
+  friend struct detail::batch_fit;
 
   index_t rows_here() const noexcept {
     return hidden_ == 0 ? 0 : static_cast<index_t>(rows_.size()) / hidden_;

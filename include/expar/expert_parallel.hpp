@@ -3,6 +3,7 @@
 
 #include <expar/exchange/counts.hpp>
 #include <expar/exchange/detail/arguments.hpp>
+#include <expar/exchange/detail/batch_fit.hpp>
 #include <expar/exchange/linear.hpp>
 #include <expar/expert_batch.hpp>
 #include <expar/expert_shape.hpp>
@@ -105,8 +106,8 @@ class expert_parallel {
     tensor_view<T, 2> to;
     column<W> scalars;
     auto const checks = [&] {
-      require_prepared("dispatch", batch);
-      check_token_rows("dispatch: tokens", batch, x);
+      fit().prepared("dispatch", batch);
+      fit().token_rows("dispatch: tokens", batch, x);
       auto const room = static_cast<index_t>(batch.rows_.capacity());
       detail::expects(!detail::overlap(x, make_view(batch.rows_.data(), index_t{1}, room)),
                       "dispatch: tokens lie in the rows of the batch, which are written");
@@ -146,9 +147,9 @@ class expert_parallel {
     auto const from = detail::rows_view<T>(ctx, y);
     auto const to = detail::as_output<2>(ctx, out);
     auto const checks = [&] {
-      require_prepared("combine", batch);
-      check_expert_rows("combine: y", batch, from);
-      check_token_rows("combine: out", batch, to);
+      fit().prepared("combine", batch);
+      fit().expert_rows("combine: y", batch, from);
+      fit().token_rows("combine: out", batch, to);
       detail::check_apart("combine: out", to, "y", from);
     };
     using A = accumulator_t<T>;
@@ -174,13 +175,13 @@ class expert_parallel {
     auto const to = detail::as_output<2>(ctx, d_y);
     auto const d_w = detail::as_output<2>(ctx, d_weights);
     auto const checks = [&] {
-      require_prepared("combine_backward", batch);
-      check_token_rows("combine_backward: d_out", batch, d);
-      check_expert_rows("combine_backward: y", batch, y_rows);
-      check_expert_rows("combine_backward: d_y", batch, to);
+      fit().prepared("combine_backward", batch);
+      fit().token_rows("combine_backward: d_out", batch, d);
+      fit().expert_rows("combine_backward: y", batch, y_rows);
+      fit().expert_rows("combine_backward: d_y", batch, to);
       detail::check_apart("combine_backward: d_y", to, "y", y_rows);
       detail::check_apart("combine_backward: d_y", to, "d_out", d);
-      check_route_weights("combine_backward: d_weights", batch, d_w);
+      fit().route_weights("combine_backward: d_weights", batch, d_w);
       detail::check_apart("combine_backward: d_weights", d_w, "y", y_rows);
       detail::check_apart("combine_backward: d_weights", d_w, "d_out", d);
       detail::check_apart("combine_backward: d_weights", d_w, "d_y", to);
@@ -234,9 +235,9 @@ class expert_parallel {
     auto const d = detail::rows_view<T>(ctx, d_out);
     auto const to = detail::as_output<2>(ctx, d_y);
     auto const checks = [&] {
-      require_prepared("combine_backward", batch);
-      check_token_rows("combine_backward: d_out", batch, d);
-      check_expert_rows("combine_backward: d_y", batch, to);
+      fit().prepared("combine_backward", batch);
+      fit().token_rows("combine_backward: d_out", batch, d);
+      fit().expert_rows("combine_backward: d_y", batch, to);
       detail::check_apart("combine_backward: d_y", to, "d_out", d);
     };
     to_experts(ctx, step::combine_backward, batch, checks, d, detail::unit_weights{}, to,
@@ -255,9 +256,9 @@ class expert_parallel {
     auto const from = detail::rows_view<T>(ctx, d_rows);
     auto const to = detail::as_output<2>(ctx, d_tokens);
     auto const checks = [&] {
-      require_prepared("dispatch_backward", batch);
-      check_expert_rows("dispatch_backward: d_rows", batch, from);
-      check_token_rows("dispatch_backward: d_tokens", batch, to);
+      fit().prepared("dispatch_backward", batch);
+      fit().expert_rows("dispatch_backward: d_rows", batch, from);
+      fit().token_rows("dispatch_backward: d_tokens", batch, to);
       detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", from);
     };
     using A = accumulator_t<T>;
@@ -281,11 +282,11 @@ class expert_parallel {
     auto const to = detail::as_output<2>(ctx, d_tokens);
     auto const d_w = detail::as_output<2>(ctx, d_weights);
     auto const checks = [&] {
-      require_prepared("dispatch_backward", batch);
-      check_expert_rows("dispatch_backward: d_rows", batch, from);
-      check_token_rows("dispatch_backward: d_tokens", batch, to);
+      fit().prepared("dispatch_backward", batch);
+      fit().expert_rows("dispatch_backward: d_rows", batch, from);
+      fit().token_rows("dispatch_backward: d_tokens", batch, to);
       detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", from);
-      check_route_weights("dispatch_backward: d_weights", batch, d_w);
+      fit().route_weights("dispatch_backward: d_weights", batch, d_w);
       detail::check_apart("dispatch_backward: d_weights", d_w, "d_rows", from);
       detail::check_apart("dispatch_backward: d_weights", d_w, "d_tokens", to);
     };
@@ -293,7 +294,7 @@ class expert_parallel {
       auto const x = detail::rows_view<T>(ctx, what);
       auto const all_checks = [&] {
         checks();
-        check_token_rows("dispatch_backward: tokens", batch, x);
+        fit().token_rows("dispatch_backward: tokens", batch, x);
         detail::check_apart("dispatch_backward: d_tokens", to, "tokens", x);
         detail::check_apart("dispatch_backward: d_weights", d_w, "tokens", x);
       };
@@ -447,38 +448,8 @@ class expert_parallel {
     return {make_view(batch.weights_.data(), batch.plan_.tokens(), index_t{batch.plan_.top_k()})};
   }
 
-  template <class T, class W>
-  void require_prepared(char const* what, expert_batch<T, W> const& batch) const {
-    detail::expects(batch.prepared_, what,
-                    ": the batch has no routes; dispatch or prepare it first");
-    detail::expects(batch.plan_.experts() == shape_.experts &&
-                        batch.plan_.top_k() == shape_.top_k && batch.hidden_ == shape_.hidden &&
-                        batch.map_.place.ranks == place_.ranks,
-                    what, ": the batch was made for ", batch.plan_.experts(), " experts, top_k ",
-                    batch.plan_.top_k(), ", rows of ", batch.hidden_, " and ",
-                    batch.map_.place.ranks, " ranks, not for ", shape_.experts, ", ", shape_.top_k,
-                    ", ", shape_.hidden, " and ", place_.ranks);
-    detail::expects((batch.map_.capacity >= 0) == has_capacity, what,
-                    ": the batch was made for another layout (ragged or fixed_capacity)");
-  }
-  template <class T, class W, class X>
-  void check_token_rows(char const* what, expert_batch<T, W> const& batch,
-                        tensor_view<X, 2> const& v) const {
-    detail::check_matrix(what, v, batch.plan_.tokens(), "the number of tokens in the batch",
-                         shape_.hidden, "hidden");
-  }
-  template <class T, class W, class X>
-  void check_expert_rows(char const* what, expert_batch<T, W> const& batch,
-                         tensor_view<X, 2> const& v) const {
-    detail::check_matrix(what, v, batch.row_count(), "the number of rows in the batch",
-                         shape_.hidden, "hidden");
-  }
-  template <class T, class W, class X>
-  void check_route_weights(char const* what, expert_batch<T, W> const& batch,
-                           tensor_view<X, 2> const& v) const {
-    detail::check_matrix(what, v, batch.plan_.tokens(), "the number of tokens in the batch",
-                         shape_.top_k, "top_k");
-  }
+  /// What every operation asks of the batch that it is given.
+  detail::batch_fit fit() const { return {shape_, place_.ranks, has_capacity}; }
 
   detail::cleared_by_move<Comm*> comm_;
   expert_shape shape_;

@@ -263,13 +263,13 @@ TEST_CASE("the orders refuse what does not fit", "[plan]") {
   CHECK(drop(expar::by_value{view(1, 2)}) ==
         "expar: drop_to_capacity: values are 1 x 2, but ids are 2 x 2");
   CHECK(drop(expar::by_value{expar::make_view<float>(nullptr, 2, 2)}) ==
-        "expar: drop order: values has 4 elements but its data is null");
+        "expar: drop_to_capacity: values has 4 elements but its data is null");
   CHECK(drop(expar::by_choice_and_score{view(3, 1)}) ==
         "expar: drop_to_capacity: scores has 3 rows, but there are 2 tokens");
   CHECK(drop(expar::by_choice_and_score{view(2, 0)}) ==
         "expar: drop_to_capacity: scores has no columns; at least 1 is needed");
   CHECK(drop(expar::by_choice_and_score{expar::make_view<float>(nullptr, 2, 1)}) ==
-        "expar: drop order: scores has 2 elements but its data is null");
+        "expar: drop_to_capacity: scores has 2 elements but its data is null");
   CHECK(kept.data == std::vector<std::int32_t>(4, -7));
   CHECK(dropped == counts{9, 9});
 }

@@ -42,7 +42,7 @@ TEST_CASE("experts that the caller names are checked", "[router]") {
           "expar: route: names has 2 entries, but there are 5 tokens");
   REQUIRE(sentence(table, 2, 2, true) == "expar: route: names(1) is 2; the table has 2 rows");
   expar::tensor_view<std::int32_t const, 2> const columns{ids.data(), {2, 2}, {1, 2}};
-  REQUIRE(sentence(expar::given_ids{columns}, 2, 2, false).find("expar: given ids") == 0);
+  REQUIRE(sentence(expar::given_ids{columns}, 2, 2, false).find("expar: route: given ids ") == 0);
   REQUIRE(router_test::sentence_of([] { expar::top_p{-1}.check("route", 4, 4, 1); }) ==
           "expar: route: p is -1; it is at least 0 and finite");
   REQUIRE(router_test::sentence_of([] { expar::top_k_per_group{3}.check("route", 6, 4, 1); }) ==

@@ -69,5 +69,5 @@ TEST_CASE("values of transforms are checked", "[router]") {
           "expar: route: experts 3 to 9 are no range of the 8 experts");
   std::vector<float> const numbers(8);
   expar::tensor_view<float const, 2> const columns{numbers.data(), {1, 8}, {1, 2}};
-  REQUIRE(sentence(expar::add_rows<float>{columns}).find("expar: addend") == 0);
+  REQUIRE(sentence(expar::add_rows<float>{columns}).find("expar: route: addend ") == 0);
 }

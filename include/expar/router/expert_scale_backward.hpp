@@ -65,8 +65,7 @@ inline constexpr struct expert_scale_backward_fn {
     detail::check_output("expert_scale_backward: d_factors", df);
     detail::check_extent("expert_scale_backward: d_factors", df, 0, experts,
                          "the router's number of experts");
-    for (index_t t = 0; t < tokens; ++t)
-      detail::check_ids("expert_scale_backward", "ids", ids.row(t), t, r.top_k, r.experts);
+    detail::check_expert_ids("expert_scale_backward: ids", ids, experts);
     detail::check_steps("expert_scale_backward", r, tokens, true);
     constexpr index_t block = 256;
     index_t const blocks = (tokens + block - 1) / block, room = 3 * experts + k + 64;

@@ -28,7 +28,7 @@ struct expert_scale {
     for (int j = 0; j < k; ++j) d[j] = ids[j] < 0 ? A(0) : detail::multiply(d[j], of<A>(ids[j]));
   }
   void check(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
-    detail::check_view("factors", factors);
+    detail::check_view(detail::argument(what, "factors"), factors);
     detail::expects(factors.extents[0] == experts, what, ": factors has ", factors.extents[0],
                     " entries, but there are ", experts, " experts");
   }

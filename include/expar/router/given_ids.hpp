@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include <expar/config.hpp>
+#include <expar/detail/expert_ids.hpp>
 #include <expar/error.hpp>
 #include <expar/router/score.hpp>  // masked
 #include <expar/tensor.hpp>
@@ -12,13 +13,6 @@ namespace expar {
 inline namespace v0 {
 
 namespace detail {
-
-inline void check_ids(char const* what, char const* name, std::int32_t const* row, index_t at,
-                      int top_k, int experts) {
-  for (int j = 0; j < top_k; ++j)
-    expects(row[j] >= -1 && row[j] < experts, what, ": ", name, "(", at, ", ", j, ") is ", row[j],
-            "; an expert id is -1 (no expert) or 0 to ", experts - 1);
-}
 
 /// The id, or -1 where that expert is not to be selected.
 template <class A>
@@ -47,14 +41,13 @@ struct given_ids {
 
   EXPAR_HD constexpr detail::ids_of_row at(index_t token) const { return {ids.row(token)}; }
   void check(char const* what, int /*experts*/, int top_k, index_t tokens) const {
-    detail::check_view("given ids", ids);
+    detail::check_view(detail::argument(what, "given ids"), ids);
     detail::expects(ids.extents[0] == tokens && ids.extents[1] == top_k, what, ": given ids are ",
                     ids.extents[0], " x ", ids.extents[1], ", but ", tokens, " x ", top_k,
                     " are needed");
   }
-  void check_entries(char const* what, int experts, int top_k, index_t tokens) const {
-    for (index_t t = 0; t < tokens; ++t)
-      detail::check_ids(what, "given ids", ids.row(t), t, top_k, experts);
+  void check_entries(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
+    detail::check_expert_ids(detail::argument(what, "given ids"), ids, experts);
   }
 };
 
@@ -69,8 +62,8 @@ struct table_ids {
     return {table.row(names.data[token])};
   }
   void check(char const* what, int /*experts*/, int top_k, index_t tokens) const {
-    detail::check_view("table", table);
-    detail::check_view("names", names);
+    detail::check_view(detail::argument(what, "table"), table);
+    detail::check_view(detail::argument(what, "names"), names);
     detail::expects(table.extents[1] == top_k, what, ": table has ", table.extents[1],
                     " ids in a row, but top_k is ", top_k);
     detail::expects(names.extents[0] == tokens, what, ": names has ", names.extents[0],
@@ -81,7 +74,10 @@ struct table_ids {
       index_t const at = names.data[t];
       detail::expects(at >= 0 && at < table.extents[0], what, ": names(", t, ") is ", at,
                       "; the table has ", table.extents[0], " rows");
-      detail::check_ids(what, "table", table.row(at), at, top_k, experts);
+      for (int j = 0; j < top_k; ++j)
+        detail::expects(table(at, j) >= -1 && table(at, j) < experts, what, ": table(", at, ", ", j,
+                        ") is ", table(at, j), "; an expert id is -1 (no expert) or 0 to ",
+                        experts - 1);
     }
   }
 };

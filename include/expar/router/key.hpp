@@ -152,7 +152,7 @@ struct given_keys {
 
   EXPAR_HD constexpr detail::keys_of_row<T> at(index_t token) const { return {keys.row(token)}; }
   void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
-    detail::check_view("given keys", keys);
+    detail::check_view(detail::argument(what, "given keys"), keys);
     detail::expects(keys.extents[0] == tokens && keys.extents[1] == experts, what,
                     ": given keys are ", keys.extents[0], " x ", keys.extents[1],
                     ", but the logits are ", tokens, " x ", experts);

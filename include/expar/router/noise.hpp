@@ -174,7 +174,7 @@ struct add_learned_noise {
                                                                      detail::bind(numbers, token)};
   }
   void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
-    detail::check_view("raw", raw);
+    detail::check_view(detail::argument(what, "raw"), raw);
     detail::expects(raw.extents[0] == tokens && raw.extents[1] == experts, what, ": raw is ",
                     raw.extents[0], " x ", raw.extents[1], ", but the logits are ", tokens, " x ",
                     experts);

@@ -225,7 +225,7 @@ struct given_numbers {
     return {numbers.row(token)};
   }
   void check(char const* what, index_t experts, index_t tokens) const {
-    detail::check_view("given numbers", numbers);
+    detail::check_view(detail::argument(what, "given numbers"), numbers);
     detail::expects(numbers.extents[0] == tokens && numbers.extents[1] == experts, what,
                     ": given numbers are ", numbers.extents[0], " x ", numbers.extents[1], ", but ",
                     tokens, " x ", experts, " are needed");

@@ -6,6 +6,7 @@
 
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/detail/expert_ids.hpp>
 #include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/router/detail/block_gate.hpp>
@@ -208,12 +209,8 @@ inline constexpr struct route_backward_fn {
     detail::check_in_place("route_backward: d_logits", dz, "route_backward: logits", z);
     detail::check_apart("route_backward: d_logits", dz, "route_backward: d_weights", dw);
     detail::check_steps("route_backward", r, tokens, true);
+    detail::check_expert_ids("route_backward: ids", ids, r.experts);
     index_t const k = r.top_k;
-    for (index_t t = 0; t < tokens; ++t)
-      for (index_t j = 0; j < k; ++j)
-        detail::expects(ids(t, j) >= -1 && ids(t, j) < r.experts, "route_backward: ids(", t, ", ",
-                        j, ") is ", ids(t, j), "; an expert id is -1 (no expert) or 0 to ",
-                        r.experts - 1);
     detail::for_each_token_with<A>(
         ctx, tokens, r.experts, 2 * index_t{r.experts} + k + r.vjp_scratch(),
         [&](index_t t, A* scratch) {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
 #include <type_traits>
 
 #include <expar/context.hpp>
@@ -28,18 +27,6 @@ auto term_at(Term const& term, [[maybe_unused]] index_t token) {
   else
     return term;
 }
-
-/// "operation: argument", with which sentences begin.
-class argument {
- public:
-  argument(char const* operation, char const* name) {
-    std::snprintf(text_, sizeof text_, "%s: %s", operation, name);
-  }
-  operator char const*() const { return text_; }
-
- private:
-  char text_[96];
-};
 
 /// Which tokens count, as a callable: all of them, or those whose mark is not zero.
 struct every_token {

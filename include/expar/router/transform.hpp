@@ -94,8 +94,8 @@ struct experts_of_class {
     return {from[0], from[1]};
   }
   void check(char const* what, int /*experts*/, int /*top_k*/, index_t tokens) const {
-    detail::check_view("classes", classes);
-    detail::check_view("bounds of classes", bounds);
+    detail::check_view(detail::argument(what, "classes"), classes);
+    detail::check_view(detail::argument(what, "bounds of classes"), bounds);
     detail::expects(classes.extents[0] == tokens, what, ": classes has ", classes.extents[0],
                     " entries, but there are ", tokens, " tokens");
   }
@@ -138,7 +138,7 @@ struct add_rows {
 
   EXPAR_HD constexpr detail::row_addend<T> at(index_t token) const { return {addend.row(token)}; }
   void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
-    detail::check_view("addend", addend);
+    detail::check_view(detail::argument(what, "addend"), addend);
     detail::expects(addend.extents[0] == tokens && addend.extents[1] == experts, what,
                     ": addend is ", addend.extents[0], " x ", addend.extents[1],
                     ", but the logits are ", tokens, " x ", experts);

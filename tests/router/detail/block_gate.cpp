@@ -116,6 +116,9 @@ void compare(std::uint64_t seed, int rounds, int most_experts) {
         e::group_limited const limit{groups, top_groups, best_of};
         check(e::sigmoid_score{}, e::biased_key{}, limit, e::renormalize{1e-20}, e::scale{2.5});
         check(e::softmax_score{}, e::score_key{}, limit);
+        // Two limits, of which blocks may fit the one and not the other.
+        check(e::sigmoid_score{}, e::biased_key{}, limit, e::group_limited{1, 1, 1});
+        check(e::sigmoid_score{}, e::biased_key{}, e::group_limited{1, 1, 1}, limit);
       }
     }
   }

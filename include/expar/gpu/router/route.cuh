@@ -63,7 +63,8 @@ auto gate_arguments_of(char const* what, std::type_identity_t<char const* const 
 /// Gives every token its experts: expar::route() in one launch and without waiting, with the ids of
 /// the host, and its weights bit for bit where the host's compiler contracts no product and sum
 /// into one: `route(ctx, router, logits, bias, routes)`, where the bias may be left out if the
-/// router's key takes none. All tensors are on the device; rows may be pitched.
+/// router's key takes none. All tensors are on the device, those in policies of the router too (a
+/// table_ids, say), whose entries nothing checks; rows may be pitched.
 /// Up to 2048 experts (1024 for logits of double) and 32 choices, of policies that are made expert
 /// by expert (separable_score, separable_key, perhaps group_limited, no transform and no selection
 /// but the largest keys; models::deepseek_v3 and most others), a token is in the registers of 8 or

@@ -56,8 +56,9 @@ struct block_gate<router<Steps...>, A> {
   /// Whether a block can be made; else tokens go one by one.
   bool fits() const {
     bool limits_fit = true;
-    for_steps<router_type::order::limits_at, router_type::limit_count>(
-        [&](auto const& step) { limits_fit = step.groups <= most_groups && step.best_of <= 2; });
+    for_steps<router_type::order::limits_at, router_type::limit_count>([&](auto const& step) {
+      limits_fit = limits_fit && step.groups <= most_groups && step.best_of <= 2;
+    });
     return limits_fit && (r.top_k <= 16 || r.experts <= most_slots);
   }
 

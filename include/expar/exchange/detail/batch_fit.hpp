@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <expar/error.hpp>
+#include <expar/exchange/detail/arguments.hpp>
+#include <expar/expert_batch.hpp>
+#include <expar/expert_shape.hpp>
+#include <expar/tensor.hpp>
+
+namespace expar {
+inline namespace v0 {
+namespace detail {
+
+/// What an expert_parallel asks of a batch, and of tensors that go with it. Each throws a sentence
+/// that begins with `what` where it does not fit.
+struct batch_fit {
+  expert_shape shape;
+  int ranks;
+  bool has_capacity;
+
+  template <class T, class W>
+  void prepared(char const* what, expert_batch<T, W> const& batch) const {
+    expects(batch.prepared_, what, ": the batch has no routes; dispatch or prepare it first");
+    route_plan const& plan = batch.plan_;
+    expects(plan.experts() == shape.experts && plan.top_k() == shape.top_k &&
+                batch.hidden_ == shape.hidden && batch.map_.place.ranks == ranks,
+            what, ": the batch was made for ", plan.experts(), " experts, top_k ", plan.top_k(),
+            ", rows of ", batch.hidden_, " and ", batch.map_.place.ranks, " ranks, not for ",
+            shape.experts, ", ", shape.top_k, ", ", shape.hidden, " and ", ranks);
+    expects((batch.map_.capacity >= 0) == has_capacity, what,
+            ": the batch was made for another layout (ragged or fixed_capacity)");
+  }
+  template <class T, class W, class X>
+  void token_rows(char const* what, expert_batch<T, W> const& batch,
+                  tensor_view<X, 2> const& v) const {
+    check_matrix(what, v, batch.plan_.tokens(), "the number of tokens in the batch", shape.hidden,
+                 "hidden");
+  }
+  template <class T, class W, class X>
+  void expert_rows(char const* what, expert_batch<T, W> const& batch,
+                   tensor_view<X, 2> const& v) const {
+    check_matrix(what, v, batch.row_count(), "the number of rows in the batch", shape.hidden,
+                 "hidden");
+  }
+  template <class T, class W, class X>
+  void route_weights(char const* what, expert_batch<T, W> const& batch,
+                     tensor_view<X, 2> const& v) const {
+    check_matrix(what, v, batch.plan_.tokens(), "the number of tokens in the batch", shape.top_k,
+                 "top_k");
+  }
+};
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace expar
