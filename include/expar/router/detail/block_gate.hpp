@@ -19,6 +19,7 @@
 namespace expar {
 inline namespace v0 {
 namespace detail {
+inline namespace EXPAR_VECTORS {
 
 template <class Step>
 inline constexpr bool limits_block = std::is_same_v<Step, group_limited>;
@@ -258,6 +259,7 @@ struct block_gate<router<Steps...>, A> {
   }
 };
 
+}  // namespace EXPAR_VECTORS
 }  // namespace detail
 }  // namespace v0
 }  // namespace expar

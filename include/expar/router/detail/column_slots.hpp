@@ -12,6 +12,7 @@
 namespace expar {
 inline namespace v0 {
 namespace detail {
+inline namespace EXPAR_VECTORS {
 
 /// Comparators that sort n numbers, n a power of 2 (Batcher's odd-even merge sort).
 template <int N>
@@ -137,6 +138,7 @@ inline int count_bits(std::uint64_t x) {
   return static_cast<int>(((x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu) * 0x0101010101010101u >> 56);
 }
 
+}  // namespace EXPAR_VECTORS
 }  // namespace detail
 }  // namespace v0
 }  // namespace expar

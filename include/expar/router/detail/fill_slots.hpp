@@ -17,6 +17,7 @@
 namespace expar {
 inline namespace v0 {
 namespace detail {
+inline namespace EXPAR_VECTORS {
 
 #ifdef EXPAR_DETAIL_COMPRESSES
 
@@ -171,6 +172,7 @@ void fill_slots(key_rows const& keys, float const* thresholds, column_slots<Slot
 
 #endif
 
+}  // namespace EXPAR_VECTORS
 }  // namespace detail
 }  // namespace v0
 }  // namespace expar

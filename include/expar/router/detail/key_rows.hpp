@@ -13,6 +13,7 @@
 namespace expar {
 inline namespace v0 {
 namespace detail {
+inline namespace EXPAR_VECTORS {
 
 /// Rows of keys [experts], one of each lane, and what is behind their last strip of 32.
 struct key_rows {
@@ -52,6 +53,7 @@ struct key_rows {
   }
 };
 
+}  // namespace EXPAR_VECTORS
 }  // namespace detail
 }  // namespace v0
 }  // namespace expar

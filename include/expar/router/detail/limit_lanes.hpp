@@ -8,6 +8,7 @@
 namespace expar {
 inline namespace v0 {
 namespace detail {
+inline namespace EXPAR_VECTORS {
 
 inline constexpr int most_groups = 64;
 
@@ -47,6 +48,7 @@ void limit_lanes(group_limited const& step, A* keys, int experts) {
   }
 }
 
+}  // namespace EXPAR_VECTORS
 }  // namespace detail
 }  // namespace v0
 }  // namespace expar

@@ -8,19 +8,26 @@
 #include <expar/router/detail/extremes.hpp>
 #include <expar/router/exp.hpp>
 
+// Vectors of the compiler, which GCC and Clang have on every target: of the width that the target
+// has, so that a vector is one register. What depends on the width is in a namespace of its own,
+// so that files of one program may be compiled for different targets.
+#if defined(__AVX512F__)
+#define EXPAR_VECTOR_BYTES 64
+#define EXPAR_VECTORS vectors_of_64_bytes
+#elif defined(__AVX__)
+#define EXPAR_VECTOR_BYTES 32
+#define EXPAR_VECTORS vectors_of_32_bytes
+#else
+#define EXPAR_VECTOR_BYTES 16
+#define EXPAR_VECTORS vectors_of_16_bytes
+#endif
+
 namespace expar {
 inline namespace v0 {
 namespace detail {
+inline namespace EXPAR_VECTORS {
 
-// Vectors of the compiler, which GCC and Clang have on every target: of the width that the target
-// has, so that a vector is one register.
-#if defined(__AVX512F__)
-inline constexpr int vector_bytes = 64;
-#elif defined(__AVX__)
-inline constexpr int vector_bytes = 32;
-#else
-inline constexpr int vector_bytes = 16;
-#endif
+inline constexpr int vector_bytes = EXPAR_VECTOR_BYTES;
 
 /// One number of each of `lanes` tokens. What it is computed by has the bits of the scalar
 /// functions of the same name.
@@ -106,6 +113,7 @@ inline pack<float> exponential(pack<float> x) {
                 small_exponential(x));
 }
 
+}  // namespace EXPAR_VECTORS
 }  // namespace detail
 }  // namespace v0
 }  // namespace expar

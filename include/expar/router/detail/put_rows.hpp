@@ -12,6 +12,7 @@
 namespace expar {
 inline namespace v0 {
 namespace detail {
+inline namespace EXPAR_VECTORS {
 
 /// Packs [k] to rows of k, for numbers of 4 bytes and k of 2 or at least 4, if rows of 2 follow one
 /// another; whether it could be done.
@@ -59,6 +60,7 @@ inline void put_rows(From const* numbers, int k, tensor_view<To, 2> const& to) {
   }
 }
 
+}  // namespace EXPAR_VECTORS
 }  // namespace detail
 }  // namespace v0
 }  // namespace expar

@@ -10,6 +10,7 @@
 namespace expar {
 inline namespace v0 {
 namespace detail {
+inline namespace EXPAR_VECTORS {
 
 // What score and key policies do, for all lanes.
 
@@ -45,6 +46,7 @@ inline pack<A> key_of(Key const& key, pack<A> z, pack<A> s, A bias) {
   }
 }
 
+}  // namespace EXPAR_VECTORS
 }  // namespace detail
 }  // namespace v0
 }  // namespace expar

@@ -12,6 +12,7 @@
 namespace expar {
 inline namespace v0 {
 namespace detail {
+inline namespace EXPAR_VECTORS {
 
 /// How many columns of keys select_columns() may read, though it makes nothing of those behind the
 /// last expert.
@@ -164,6 +165,7 @@ inline pack<A> select_columns(A const* keys, int experts, int k, std::int32_t* i
   return largest_column(keys, experts);
 }
 
+}  // namespace EXPAR_VECTORS
 }  // namespace detail
 }  // namespace v0
 }  // namespace expar

@@ -12,6 +12,7 @@
 namespace expar {
 inline namespace v0 {
 namespace detail {
+inline namespace EXPAR_VECTORS {
 
 /// The k best experts of each row to ids [k][lanes], -1 where there are fewer; gives the largest
 /// keys. For more experts than slots, and k <= Slots / 2.
@@ -55,6 +56,7 @@ pack<float> select_rows(key_rows const& keys, int k, std::int32_t* ids, float* b
   return p{classes[0]};
 }
 
+}  // namespace EXPAR_VECTORS
 }  // namespace detail
 }  // namespace v0
 }  // namespace expar

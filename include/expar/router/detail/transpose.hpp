@@ -15,6 +15,7 @@
 namespace expar {
 inline namespace v0 {
 namespace detail {
+inline namespace EXPAR_VECTORS {
 
 /// Four numbers of 4 bytes of the rows i, i + 4, i + 8, ..., as many as fit.
 template <class T>
@@ -54,6 +55,7 @@ inline void transpose(T const* const* rows, index_t columns, T* to) {
     for (int l = 0; l < lanes; ++l) to[c * lanes + l] = rows[l][c];
 }
 
+}  // namespace EXPAR_VECTORS
 }  // namespace detail
 }  // namespace v0
 }  // namespace expar

@@ -12,6 +12,7 @@
 namespace expar {
 inline namespace v0 {
 namespace detail {
+inline namespace EXPAR_VECTORS {
 
 // What weight policies do, for all lanes: weights w and ids are [k][lanes].
 
@@ -77,6 +78,7 @@ inline void weigh_lanes(softmax_weights const&, std::int32_t const* ids, float* 
   }
 }
 
+}  // namespace EXPAR_VECTORS
 }  // namespace detail
 }  // namespace v0
 }  // namespace expar
