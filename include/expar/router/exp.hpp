@@ -20,7 +20,7 @@ template <class A>
 inline constexpr A smallest_normal = std::numeric_limits<A>::min();
 
 // x = n ln 2 + r with |r| <= ln 2 / 2; the product of n with the upper part of ln 2 is exact. The
-// polynomial in r is that of the Cephes library for float, and Taylor's for double. Free of
+// polynomial in r is Taylor's for double; for float, one of degree 6, within 5e-9 of e^r. Free of
 // branches, so that loops over it become vector code.
 
 /// exponential() of an x that is not so large that the result is infinite.
@@ -29,13 +29,13 @@ EXPAR_HD inline float small_exponential(float x) {
   float const shifted = add(multiply(x, 1.44269504f), shift);
   float const n = add(shifted, -shift);
   float const r = add(add(x, multiply(n, -0.693359375f)), multiply(n, 2.12194440e-4f));
-  float p = 1.9875691500e-4f;
-  p = add(multiply(p, r), 1.3981999507e-3f);
-  p = add(multiply(p, r), 8.3334519073e-3f);
-  p = add(multiply(p, r), 4.1665795894e-2f);
-  p = add(multiply(p, r), 1.6666665459e-1f);
-  p = add(multiply(p, r), 5.0000001201e-1f);
-  p = add(add(multiply(multiply(r, r), p), r), 1.f);
+  float p = 1.4037225628e-3f;
+  p = add(multiply(p, r), 8.3723356947e-3f);
+  p = add(multiply(p, r), 4.1665550321e-2f);
+  p = add(multiply(p, r), 1.6666488349e-1f);
+  p = add(multiply(p, r), .5f);
+  p = add(multiply(p, r), 1.f);
+  p = add(multiply(p, r), 1.f);
   auto const bits =
       __builtin_bit_cast(std::uint32_t, p) + (__builtin_bit_cast(std::uint32_t, shifted) << 23);
   return zero_unless(x >= -87.336544f, __builtin_bit_cast(float, bits));

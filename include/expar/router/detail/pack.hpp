@@ -96,13 +96,13 @@ inline pack<float> small_exponential(pack<float> x) {
   p const shifted = add(multiply(x, p::all(1.44269504f)), shift);
   p const n = subtract(shifted, shift);
   p const r = add(add(x, multiply(n, p::all(-0.693359375f))), multiply(n, p::all(2.12194440e-4f)));
-  p y = p::all(1.9875691500e-4f);
-  y = add(multiply(y, r), p::all(1.3981999507e-3f));
-  y = add(multiply(y, r), p::all(8.3334519073e-3f));
-  y = add(multiply(y, r), p::all(4.1665795894e-2f));
-  y = add(multiply(y, r), p::all(1.6666665459e-1f));
-  y = add(multiply(y, r), p::all(5.0000001201e-1f));
-  y = add(add(multiply(multiply(r, r), y), r), p::all(1.f));
+  p y = p::all(1.4037225628e-3f);
+  y = add(multiply(y, r), p::all(8.3723356947e-3f));
+  y = add(multiply(y, r), p::all(4.1665550321e-2f));
+  y = add(multiply(y, r), p::all(1.6666488349e-1f));
+  y = add(multiply(y, r), p::all(.5f));
+  y = add(multiply(y, r), p::all(1.f));
+  y = add(multiply(y, r), p::all(1.f));
   p const power = {(p::vector)((p::bits)y.v + ((p::bits)shifted.v << 23))};
   return zero_unless(x.v >= p::all(-87.336544f).v, power);
 }
