@@ -137,15 +137,12 @@ inline constexpr struct route_fn {
     index_t const grain = 131072 / (block.r.experts + 16) + lanes;  // some 100 us
     ctx.for_each_chunk(z.extents[0], grain, [&](int, index_t first, index_t last) {
       alignas(64) A scratch[on_stack<A>];
-      for (index_t t = first; t < last; t += lanes) {
-        index_t const n = last - t < lanes ? last - t : lanes;
-        auto const tokens = [t, n](auto view) {
-          view.data = view.row(t);
-          view.extents[0] = n;
-          return view;
-        };
-        block(tokens(z), scratch, tokens(ids), tokens(weights));
-      }
+      auto const tokens = [first, last](auto view) {
+        view.data = view.row(first);
+        view.extents[0] = last - first;
+        return view;
+      };
+      block(tokens(z), scratch, tokens(ids), tokens(weights));
     });
   }
 

@@ -102,7 +102,8 @@ concept score_policy = requires(S const score, float const* in, float* out, int 
 /// A score policy that is made expert by expert, which lets a device hold a token in registers:
 ///   score.term(z, most)       the score of a logit, or what becomes it when divided by the
 ///                             interleaved sum over the unmasked experts; most is their largest
-///                             logit. What it gives for a masked logit is not used
+///                             logit. What it gives for a masked logit is not used. Where the
+///                             score is monotone, a logit of -0 may come as 0
 ///   score.normalized          whether to divide; if not, most is not given
 ///   score.slope(s, ds, mean)  the gradient for z of one expert; mean is the interleaved
 ///                             sum of ds * s, or 0 unless normalized
@@ -141,13 +142,14 @@ struct sigmoid_score : detail::made_expert_by_expert<sigmoid_score> {
   }
 };
 
-/// s = z. What weighs by the selected logits alone starts here: softmax_weights, sigmoid_weights.
+/// s = z, and 0 where z is -0. What weighs by the selected logits alone starts here:
+/// softmax_weights, sigmoid_weights.
 struct logit_score : detail::made_expert_by_expert<logit_score> {
   static constexpr bool monotone = true, normalized = false;
 
   template <class A>
   EXPAR_HD A term(A z, A /*most*/) const {
-    return z;
+    return detail::add(z, A(0));
   }
   template <class A>
   EXPAR_HD A slope(A /*s*/, A ds, A /*mean*/) const {

@@ -29,6 +29,9 @@ void require_shuffled() {
       CAPTURE(v, i);
       REQUIRE(pairs[v][i] == in[f / 4][i / 4 * 4 + f % 4]);
     }
+  V mixed[2];
+  interleave(a, b, static_cast<V*>(mixed));
+  for (int i = 0; i < 2 * size; ++i) REQUIRE(mixed[i / size][i % size] == in[i % 2][i / 2]);
   V to[4];
   transpose_quads(in[0], in[1], in[2], in[3], static_cast<V*>(to));
   for (int v = 0; v < 4; ++v)

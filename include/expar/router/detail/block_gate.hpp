@@ -63,11 +63,40 @@ struct block_gate<router<Steps...>, A> {
     return limits_fit && (r.top_k <= 16 || r.experts <= most_slots);
   }
 
-  /// The tokens of a block, which are logits [at most lanes, experts].
+  /// The tokens of logits [any, experts].
   template <class Logit, class Weight>
   void operator()(tensor_view<Logit, 2> const& logits, A* scratch,
-                  tensor_view<std::int32_t, 2> const& ids_out,
-                  tensor_view<Weight, 2> const& weights_out) const {
+                  tensor_view<std::int32_t, 2> const& ids,
+                  tensor_view<Weight, 2> const& weights) const {
+    index_t const tokens = logits.extents[0];
+    index_t first = 0;
+    if constexpr (router_type::by_logit && std::is_same_v<A, float> &&
+                  std::is_same_v<std::remove_const_t<Logit>, A> && std::is_same_v<Weight, A>)
+      if (r.experts == 8 && r.top_k <= 2 && logits.strides[0] == 8 && ids.strides[0] == r.top_k &&
+          weights.strides[0] == r.top_k) {
+        std::make_integer_sequence<int, 8> const experts;
+        first = tokens / lanes * lanes;
+        if (r.top_k == 1)
+          route_few<1>(experts, logits.data, first, ids.data, weights.data);
+        else
+          route_few<2>(experts, logits.data, first, ids.data, weights.data);
+      }
+    for (; first < tokens; first += lanes) {
+      auto const block = [first, n = tokens - first](auto view) {
+        view.data = view.row(first);
+        view.extents[0] = n < lanes ? n : lanes;
+        return view;
+      };
+      route(block(logits), scratch, block(ids), block(weights));
+    }
+  }
+
+ private:
+  /// A block, which has at most lanes tokens.
+  template <class Logit, class Weight>
+  void route(tensor_view<Logit, 2> const& logits, A* scratch,
+             tensor_view<std::int32_t, 2> const& ids_out,
+             tensor_view<Weight, 2> const& weights_out) const {
     alignas(64) std::int32_t ids[most_slots * lanes];
     alignas(64) A w[most_slots * lanes];
     auto const sums = choose(logits, scratch, static_cast<std::int32_t*>(ids), static_cast<A*>(w));
@@ -78,16 +107,42 @@ struct block_gate<router<Steps...>, A> {
           std::int32_t const id = ids[j * lanes + l];
           w[j * lanes + l] = id < 0 ? -infinity<A> : static_cast<A>(widen(row(logits, l)[id]));
         }
-    for (int j = 0; j < k; ++j) score_of(p::load(w + j * lanes), sums).store(w + j * lanes);
-    for_steps<router_type::order::weights_at, router_type::weight_count>([&](auto const& step) {
-      weigh_lanes(step, static_cast<std::int32_t const*>(ids), static_cast<A*>(w), k);
-    });
+    weigh(static_cast<std::int32_t const*>(ids), static_cast<A*>(w), k, sums);
     put_rows<lanes>(static_cast<std::int32_t const*>(ids), k, ids_out);
     put_rows<lanes>(static_cast<A const*>(w), k, weights_out);
   }
 
- private:
+  /// Tokens of so few experts that registers hold a block, all matrices without gaps.
+  template <int K, int... E>
+  void route_few(std::integer_sequence<int, E...>, A const* logits, index_t tokens,
+                 std::int32_t* ids_out, A* weights_out) const {
+    constexpr int experts = sizeof...(E);
+    for (index_t t = 0; t < tokens; t += lanes) {
+      alignas(64) A z[experts * lanes], w[K * lanes];
+      alignas(64) std::int32_t ids[K * lanes];
+      transpose_eights(logits + t * experts, static_cast<A*>(z));
+      few_best<K> best;
+      (best.enter(p::load(z + E * lanes), E), ...);
+      best.store(static_cast<std::int32_t*>(ids), static_cast<A*>(w));
+      normalizer sums;
+      sums.set_most(best.key[0]);
+      if constexpr (normalized) {
+        p part[experts] = {term(p::load(z + E * lanes), sums.most, sums.plain)...};
+        sums.sum = halved<experts>(static_cast<p*>(part));
+      }
+      weigh(static_cast<std::int32_t const*>(ids), static_cast<A*>(w),
+            std::integral_constant<int, K>{}, sums);
+      put_rows<lanes>(static_cast<std::int32_t const*>(ids), K,
+                      make_view(ids_out + t * K, lanes, K));
+      put_rows<lanes>(static_cast<A const*>(w), K, make_view(weights_out + t * K, lanes, K));
+    }
+  }
+
   static constexpr bool normalized = router_type::score_type::normalized;
+  static constexpr bool softmax_of_selected_logits =
+      std::is_same_v<A, float> && router_type::by_logit &&
+      std::is_same_v<typename router_type::score_type, logit_score> &&
+      std::is_same_v<step_type<stage::weight, void, Steps...>, softmax_weights>;
   static constexpr int tile = 64, by_rows_from = fills_fast ? 33 : 65;
 
   /// What a score is normalized by.
@@ -96,8 +151,10 @@ struct block_gate<router<Steps...>, A> {
     bool plain = true;  // no `most` is +inf
 
     void set_most(p x) {
-      most = x;
-      plain = !any<A>(x.v == p::all(infinity<A>).v);
+      if constexpr (normalized) {
+        most = x;
+        plain = !any<A>(x.v == p::all(infinity<A>).v);
+      }
     }
   };
 
@@ -108,6 +165,19 @@ struct block_gate<router<Steps...>, A> {
       f(step_of<First>(r.steps));
       for_steps<First + 1, Count - 1>(f);
     }
+  }
+
+  /// The logits w of the chosen to their weights.
+  template <class K>
+  EXPAR_ALWAYS_INLINE void weigh(std::int32_t const* ids, A* w, K k, normalizer const& sums) const {
+    constexpr int weights_at = router_type::order::weights_at;
+    constexpr bool softmax = softmax_of_selected_logits;
+    if constexpr (softmax)
+      descending_softmax(w, k);
+    else
+      for (int j = 0; j < k; ++j) score_of(p::load(w + j * lanes), sums).store(w + j * lanes);
+    for_steps<weights_at + softmax, router_type::weight_count - softmax>(
+        [&](auto const& step) { weigh_lanes(step, ids, w, k); });
   }
 
   /// A lane without a token repeats the last one.
@@ -152,22 +222,17 @@ struct block_gate<router<Steps...>, A> {
   /// Columns [first, last) of the logits to z.
   template <class Logit>
   void load(tensor_view<Logit, 2> const& logits, int first, int last, A* z) const {
-    A const* rows[lanes];
     if constexpr (std::is_same_v<std::remove_const_t<Logit>, A>) {
-      Logit* mine = logits.data + first;
-      for (int l = 0; l < lanes; ++l) {
-        rows[l] = mine;
-        if (l + 1 < logits.extents[0]) mine += logits.strides[0];
+      if (logits.extents[0] == lanes) {
+        transpose(static_cast<A const*>(logits.data + first), logits.strides[0], last - first, z);
+        return;
       }
-      transpose(static_cast<A const* const*>(rows), last - first, z);
-    } else {
-      alignas(64) A wide[lanes * tile];
-      for (int l = 0; l < lanes; ++l) rows[l] = wide + l * tile;
-      for (int e = first; e < last; e += tile) {
-        int const n = last - e < tile ? last - e : tile;
-        for (int l = 0; l < lanes; ++l) widen_row(row(logits, l) + e, wide + l * tile, n);
-        transpose(static_cast<A const* const*>(rows), n, z + index_t{e - first} * lanes);
-      }
+    }
+    alignas(64) A wide[lanes * tile];
+    for (int e = first; e < last; e += tile) {
+      int const n = last - e < tile ? last - e : tile;
+      for (int l = 0; l < lanes; ++l) widen_row(row(logits, l) + e, wide + l * tile, n);
+      transpose(static_cast<A const*>(wide), tile, n, z + index_t{e - first} * lanes);
     }
   }
 
@@ -186,6 +251,8 @@ struct block_gate<router<Steps...>, A> {
       }
     }
     rows.make_tails();
+    if (std::is_same_v<std::remove_const_t<Logit>, A> && logits.extents[0] == lanes)
+      rows.next_block = static_cast<std::uintptr_t>(logits.strides[0]) * sizeof(A) * lanes;
     normalizer sums;
     sums.set_most(r.top_k <= 8 ? select_rows<16>(rows, r.top_k, ids, keys_of_ids)
                                : select_rows<32>(rows, r.top_k, ids, keys_of_ids));
@@ -195,20 +262,23 @@ struct block_gate<router<Steps...>, A> {
 
   /// interleaved_sum() of the terms of each lane.
   p sum_of_terms(A const* z, normalizer const& by) const {
-    p part[32];
-    int parts = 32;
-    while (parts / 2 >= r.experts) parts /= 2;  // the others are 0
-    for (int i = 0; i < parts; ++i) {
-      part[i] = p::all(0);
-      for (int e = i; e < r.experts; e += parts)
-        part[i] = add(part[i], term(p::load(z + index_t{e} * lanes), by.most, by.plain));
-    }
-    return halved(part, parts);
+    if (r.experts <= 8) return sum_of_terms<8>(z, by);
+    if (r.experts <= 16) return sum_of_terms<16>(z, by);
+    return sum_of_terms<32>(z, by);
+  }
+  template <int Parts>  // the others are 0
+  p sum_of_terms(A const* z, normalizer const& by) const {
+    auto const term_at = [&](int e) {
+      return term(p::load(z + index_t{e} * lanes), by.most, by.plain);
+    };
+    p part[Parts];
+    for (int i = 0; i < Parts; ++i) part[i] = i < r.experts ? term_at(i) : p::all(0);
+    for (int e = Parts; e < r.experts; ++e) part[e % Parts] = add(part[e % Parts], term_at(e));
+    return halved<Parts>(part);
   }
   p sums_of_rows(key_rows const& rows, normalizer const& by) const {
     constexpr int width = key_rows::strip / lanes;
     alignas(64) A most[lanes], parts[lanes * lanes], columns[lanes * lanes];
-    A const* part_rows[lanes];
     by.most.store(most);
     for (int l = 0; l < lanes; ++l) {
       p part[width];
@@ -218,18 +288,21 @@ struct block_gate<router<Steps...>, A> {
         for (int i = 0; i < width; ++i)
           part[i] = add(part[i], term(p::load(strip + i * lanes), largest, by.plain));
       });
-      halved(part, width).store(parts + l * lanes);
-      part_rows[l] = parts + l * lanes;
+      halved<width>(part).store(parts + l * lanes);
     }
-    transpose(static_cast<A const* const*>(part_rows), lanes, static_cast<A*>(columns));
+    transpose(static_cast<A const*>(parts), lanes, lanes, static_cast<A*>(columns));
     p part[lanes];
     for (int i = 0; i < lanes; ++i) part[i] = p::load(columns + i * lanes);
-    return halved(part, lanes);
+    return halved<lanes>(part);
   }
-  static p halved(p* part, int parts) {
-    for (int half = parts / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) part[i] = add(part[i], part[i + half]);
-    return part[0];
+  template <int Parts>
+  static p halved(p* part) {
+    if constexpr (Parts > 1) {
+      for (int i = 0; i < Parts / 2; ++i) part[i] = add(part[i], part[i + Parts / 2]);
+      return halved<Parts / 2>(part);
+    } else {
+      return part[0];
+    }
   }
 
   p term(p z, p most, bool plain) const {

@@ -23,37 +23,55 @@ struct sorting_network {
   struct list {
     comparator at[N * 6];
     int count = 0;
+
+    constexpr void put(int first, int second) { at[count++] = {first, second}; }
+    constexpr void sort(int from, int n) {
+      for (int p = 1; p < n; p *= 2)
+        for (int k = p; k >= 1; k /= 2)
+          for (int j = k % p; j + k < n; j += 2 * k)
+            for (int i = j; i < j + k && i + k < n; ++i)
+              if (i / (2 * p) == (i + k) / (2 * p)) put(from + i, from + i + k);
+    }
   };
-  static constexpr list make() {
+  /// All of them.
+  static constexpr list whole() {
     list all{};
-    for (int p = 1; p < N; p *= 2)
-      for (int k = p; k >= 1; k /= 2)
-        for (int j = k % p; j + k < N; j += 2 * k)
-          for (int i = j; i < j + k && i + k < N; ++i)
-            if (i / (2 * p) == (i + k) / (2 * p)) all.at[all.count++] = {i, i + k};
+    all.sort(0, N);
     return all;
   }
-  static constexpr list comparators = make();
+  /// Only the larger half of them, which comes first.
+  static constexpr list half() {
+    list all{};
+    all.sort(0, N / 2);
+    all.sort(N / 2, N / 2);
+    for (int i = 0; i < N / 2; ++i) all.put(i, N - 1 - i);
+    for (int k = N / 4; k >= 1; k /= 2)  // those ascend and then descend, or the other way round
+      for (int i = 0; i < N / 2; ++i)
+        if (i / k % 2 == 0) all.put(i, i + k);
+    return all;
+  }
 };
 
-/// Sorts N rows of vectors in every lane, the largest first. No entry is NaN.
-template <int N, class Vector>
+/// Sorts N rows of vectors in every lane, the largest first, or gives only the first Sorted, which
+/// is N or N / 2. No entry is NaN.
+template <int N, int Sorted = N, class Vector>
 inline void sort_rows(Vector* rows) {
-  auto const network = [rows]<int... Row, int... I>(std::integer_sequence<int, Row...>,
-                                                    std::integer_sequence<int, I...>)
-      __attribute__((always_inline)) {
+  static constexpr auto comparators =
+      Sorted == N ? sorting_network<N>::whole() : sorting_network<N>::half();
+  auto const network = [rows]<int... Row, int... Given, int... I>(
+      std::integer_sequence<int, Row...>, std::integer_sequence<int, Given...>,
+      std::integer_sequence<int, I...>) __attribute__((always_inline)) {
     Vector r[N] = {rows[Row]...};
-    constexpr auto& at = sorting_network<N>::comparators.at;
     auto const compare = [](Vector & first, Vector & second) __attribute__((always_inline)) {
       Vector const a = first, b = second;
       first = larger_lanes(a, b);
       second = smaller_lanes(b, a);
     };
-    (compare(r[at[I].first], r[at[I].second]), ...);
-    ((rows[Row] = r[Row]), ...);
+    (compare(r[comparators.at[I].first], r[comparators.at[I].second]), ...);
+    ((rows[Given] = r[Given]), ...);
   };
-  network(std::make_integer_sequence<int, N>{},
-          std::make_integer_sequence<int, sorting_network<N>::comparators.count>{});
+  network(std::make_integer_sequence<int, N>{}, std::make_integer_sequence<int, Sorted>{},
+          std::make_integer_sequence<int, comparators.count>{});
 }
 
 // How select_top_k() is done for the tokens of all lanes at once. Experts form classes by their id
@@ -64,10 +82,10 @@ inline constexpr int most_slots = 32;
 
 /// Of each lane the k best of the slots i with the keys key(i), packs, and the experts id(i),
 /// vectors of std::int32_t: experts and keys, by descending key and ascending id; -1 and -inf where
-/// a slot holds NaN or -inf. To be sorted, slots become doubles: the bits of the key, and below
-/// them those of the expert and of the key's sign. Lest such a double be NaN or below the normal
-/// numbers, its exponent is raised by 1.
-template <int Slots, class Key, class Id>
+/// a slot holds NaN or -inf. A key of -0 becomes 0. k is at most Sorted, which is Slots or half of
+/// it. To be sorted, slots become doubles: the bits of the key, and below them those of the expert.
+/// Lest such a double be below the normal numbers, its exponent is raised by 1.
+template <int Slots, int Sorted, class Key, class Id>
 inline void sort_slots(Key key, Id id, int k, std::int32_t* ids, float* keys) {
   using p = pack<float>;
   using ints = mask_of<float>;
@@ -77,23 +95,20 @@ inline void sort_slots(Key key, Id id, int k, std::int32_t* ids, float* keys) {
   p const none = p::all(-infinity<float>);
   doubles first[Slots], second[Slots];
   for (int i = 0; i < Slots; ++i) {
-    p const x = key(i);
-    ints const e = id(i);
-    ints const high = (ints)add(larger(x, none), p::all(0.f)).v;      // 0 also where x is -0
-    ints const low = ((e << 1) - ((ints)x.v >> 31)) ^ ~(high >> 31);  // the lower id is the larger
+    ints const high = (ints)add(larger(key(i), none), p::all(0.f)).v;
+    ints const low = id(i) ^ ~(high >> 31);  // the lower id is the larger
     ints const in_memory[2] = {little ? low : high + raised, little ? high + raised : low};
     first[i] = (doubles)low_pairs(in_memory[0], in_memory[1]);
     second[i] = (doubles)high_pairs(in_memory[0], in_memory[1]);
   }
-  sort_rows<Slots>(static_cast<doubles*>(first));
-  sort_rows<Slots>(static_cast<doubles*>(second));
+  sort_rows<Slots, Sorted>(static_cast<doubles*>(first));
+  sort_rows<Slots, Sorted>(static_cast<doubles*>(second));
   for (int i = 0; i < k; ++i) {
     ints const even = even_entries((ints)first[i], (ints)second[i]);
     ints const odd = odd_entries((ints)first[i], (ints)second[i]);
     ints const high = (little ? odd : even) - raised;
-    ints const low = (little ? even : odd) ^ ~(high >> 31);
-    p const x = {(p::vector)(high | (low << 31))};
-    ints const e = low >> 1 | (x.v == none.v);
+    p const x = {(p::vector)high};
+    ints const e = ((little ? even : odd) ^ ~(high >> 31)) | (x.v == none.v);
     x.store(keys + i * p::lanes);
     std::memcpy(ids + i * p::lanes, &e, sizeof e);
   }
@@ -116,18 +131,19 @@ struct column_slots {
     key[slot * lanes + lane] = k;
     id[slot * lanes + lane] = static_cast<std::int32_t>(e);
   }
-  /// After `filled` entries, of which the last ones may have been written with others behind them.
-  void clear_from(int filled, int lane) {
-    for (int j = 0; j < more && filled <= Slots; ++j)
-      key[(filled + j) * lanes + lane] = -infinity<float>;
-  }
-  void sort(int k, std::int32_t* ids, float* keys) const {
+  /// The slots of each lane that are filled; k is at most Slots / 2.
+  void sort(int const* filled, int k, std::int32_t* ids, float* keys) const {
+    mask_of<float> count;
+    std::memcpy(&count, filled, sizeof count);
+    auto const key_of = [this, count](int i) {
+      return select(count > i, p::load(key + i * lanes), p::all(-infinity<float>));
+    };
     auto const id_of = [this](int i) {
       mask_of<float> e;
       std::memcpy(&e, id + i * lanes, sizeof e);
       return e;
     };
-    sort_slots<Slots>([this](int i) { return p::load(key + i * lanes); }, id_of, k, ids, keys);
+    sort_slots<Slots, Slots / 2>(key_of, id_of, k, ids, keys);
   }
 };
 

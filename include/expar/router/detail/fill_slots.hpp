@@ -25,15 +25,16 @@ inline namespace EXPAR_VECTORS {
 inline constexpr bool fills_fast = true;
 
 /// What is at least `threshold` among 32 keys.
-inline __mmask32 reaching(float const* strip, __m512 threshold) {
+EXPAR_ALWAYS_INLINE __mmask32 reaching(float const* strip, __m512 threshold) {
   return _mm512_kunpackw(_mm512_cmp_ps_mask(_mm512_loadu_ps(strip + 16), threshold, _CMP_GE_OQ),
                          _mm512_cmp_ps_mask(_mm512_loadu_ps(strip), threshold, _CMP_GE_OQ));
 }
 
-/// The experts of one lane whose keys reach the threshold to ids [Slots + 16], 0 or any expert
-/// behind them; how many, or more than Slots.
+/// The experts of one lane whose keys reach the threshold to ids [2 Slots], any experts behind
+/// them; how many, or more than Slots.
 template <int Slots>
-int reaching_experts(key_rows const& keys, int lane, float threshold, std::int32_t* ids) {
+EXPAR_ALWAYS_INLINE int reaching_experts(key_rows const& keys, int lane, float threshold,
+                                         std::int32_t* ids) {
   static constexpr struct numbers {
     std::uint8_t at[64] = {};
     constexpr numbers() {
@@ -44,14 +45,14 @@ int reaching_experts(key_rows const& keys, int lane, float threshold, std::int32
   if (!(threshold > -infinity<float>)) return Slots + 1;
   __m512i const each = _mm512_loadu_si512(numbers.at);
   __m512 const least = _mm512_set1_ps(threshold);
-  int const full = keys.full();
-  auto const strip = [&](int first) {
-    return first < full ? keys.row[lane] + first : keys.tail[lane];
-  };
   int found = 0;
   for (int first = 0; first < keys.experts && found <= Slots; first += 64) {
-    __mmask64 bits = reaching(strip(first), least);
-    if (first + 32 < keys.experts) bits = _mm512_kunpackd(reaching(strip(first + 32), least), bits);
+    keys.prefetch(lane, first);
+    __mmask64 bits = reaching(keys.strip_at(lane, first), least);
+    if (first + 32 < keys.experts) {
+      keys.prefetch(lane, first + 32);
+      bits = _mm512_kunpackd(reaching(keys.strip_at(lane, first + 32), least), bits);
+    }
     __m512i const bytes = _mm512_maskz_compress_epi8(bits, each);
     __m512i const base = _mm512_set1_epi32(first);
     auto const put = [&](__m128i part, int at) {
@@ -66,6 +67,20 @@ int reaching_experts(key_rows const& keys, int lane, float threshold, std::int32
   return found;
 }
 
+/// The keys of 16 experts of one lane, of which there are at most 128 in all.
+EXPAR_ALWAYS_INLINE __m512 keys_of(key_rows const& keys, int lane, __m512i experts) {
+  __m512i const strips = _mm512_maskz_srli_epi32(0xffff, experts, 5);
+  __m512 all = _mm512_setzero_ps();
+  for (int first = 0; first < keys.experts; first += key_rows::strip) {
+    float const* const strip = keys.strip_at(lane, first);
+    __mmask16 const here = _mm512_cmpeq_epi32_mask(strips, _mm512_set1_epi32(first / 32));
+    all = _mm512_mask_mov_ps(
+        all, here,
+        _mm512_permutex2var_ps(_mm512_loadu_ps(strip), experts, _mm512_loadu_ps(strip + 16)));
+  }
+  return all;
+}
+
 /// Puts the keys that reach their row's threshold in slots, and counts them. A row with more of
 /// them than slots is said to fill more than Slots, as is one without a threshold.
 template <int Slots>
@@ -73,21 +88,21 @@ void fill_slots(key_rows const& keys, float const* thresholds, column_slots<Slot
                 int* filled) {
   using p = pack<float>;
   constexpr int lanes = p::lanes;
-  alignas(64) std::int32_t ids[lanes][Slots + 16];
-  std::int32_t const* rows[lanes];
-  for (int l = 0; l < lanes; ++l) {
-    rows[l] = ids[l];
-    filled[l] = reaching_experts<Slots>(keys, l, thresholds[l], ids[l]);
-  }
-  transpose(static_cast<std::int32_t const* const*>(rows), Slots,
-            static_cast<std::int32_t*>(slots.id));
+  alignas(64) std::int32_t ids[lanes][2 * Slots];
   for (int l = 0; l < lanes; ++l)
-    for (int i = 0; i < Slots; ++i) slots.key[i * lanes + l] = keys.row[l][ids[l][i]];
-  mask_of<float> count;
-  std::memcpy(&count, filled, sizeof count);
-  for (int i = 0; i < Slots; ++i) {
-    p const key = p::load(slots.key + i * lanes);
-    select(count > i, key, p::all(-infinity<float>)).store(slots.key + i * lanes);
+    filled[l] = reaching_experts<Slots>(keys, l, thresholds[l], ids[l]);
+  transpose(static_cast<std::int32_t const*>(ids[0]), 2 * Slots, Slots,
+            static_cast<std::int32_t*>(slots.id));
+  if (keys.experts <= 128) {
+    alignas(64) float found[lanes][Slots];
+    for (int l = 0; l < lanes; ++l)
+      for (int i = 0; i < Slots; i += 16)
+        _mm512_store_ps(found[l] + i, keys_of(keys, l, _mm512_load_si512(ids[l] + i)));
+    transpose(static_cast<float const*>(found[0]), Slots, Slots, static_cast<float*>(slots.key));
+  } else {
+    for (int l = 0; l < lanes; ++l)
+      for (int i = 0; i < Slots; ++i)
+        std::memcpy(slots.key + i * lanes + l, keys.row[l] + ids[l][i], sizeof(float));
   }
 }
 
@@ -121,6 +136,8 @@ void fill_from(key_rows const& keys, float const* thresholds, int first, column_
     p const threshold = p::all(thresholds[l]);
     mask reach[width] = {};
     mask bit = 1 - mask{};
+    for (int e = first; e < keys.experts && e < first + Steps * Slots; e += key_rows::strip)
+      keys.prefetch(l, e);
     keys.for_each_strip(l, first, first + Steps * Slots, [&](float const* strip) {
       for (int i = 0; i < key_rows::strip / lanes; ++i) {
         reach[i % width] |= bit & (p::load(strip + i * lanes).v >= threshold.v);
@@ -139,7 +156,7 @@ void fill_from(key_rows const& keys, float const* thresholds, int first, column_
         break;
       }
       for (int j = 0; j < n; j += slots.more)
-        for (int m = 0; m < slots.more; ++m) {  // those behind the last one will be cleared
+        for (int m = 0; m < slots.more; ++m) {  // those behind the last one do not count
           std::int64_t const id = 2 * i + class_word<Slots, Steps>.expert[std::countr_zero(bits)];
           std::int64_t const valid = first + (id < last ? id : last);
           bits &= bits - 1;
@@ -167,7 +184,6 @@ void fill_slots(key_rows const& keys, float const* thresholds, column_slots<Slot
     else
       fill_from<Slots, 16>(keys, thresholds, first, slots, filled);
   }
-  for (int l = 0; l < lanes; ++l) slots.clear_from(filled[l], l);
 }
 
 #endif

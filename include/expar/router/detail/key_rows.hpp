@@ -21,6 +21,7 @@ struct key_rows {
 
   float const* row[lanes];
   int experts;
+  std::uintptr_t next_block = 0;  // bytes to what will be asked for after these rows, if anything
   alignas(64) float tail[lanes][strip];  // -inf where there is no expert
 
   /// Once the rows are there.
@@ -43,6 +44,16 @@ struct key_rows {
   /// Where the tail begins.
   int full() const {
     return experts / strip * strip;
+  }
+  float const* strip_at(int lane, int first) const {
+    return first < full() ? row[lane] + first : tail[lane];
+  }
+  /// Has the caches fetch the next block's strip; its rows may be far too many for them to keep.
+  EXPAR_ALWAYS_INLINE void prefetch(int lane, int first) const {
+    if (next_block == 0) return;
+    auto const at = reinterpret_cast<std::uintptr_t>(row[lane] + first) + next_block;
+    for (int i = 0; i < strip * 4; i += 64)
+      __builtin_prefetch(reinterpret_cast<void const*>(at + static_cast<unsigned>(i)), 0, 2);
   }
   /// f(keys) for the strips from expert `first` to `last`, which are multiples of 32 or beyond all.
   template <class F>

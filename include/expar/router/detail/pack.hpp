@@ -8,10 +8,15 @@
 #include <expar/router/detail/extremes.hpp>
 #include <expar/router/exp.hpp>
 
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+#include <immintrin.h>
+#define EXPAR_DETAIL_AVX512 1
+#endif
+
 // Vectors of the compiler, which GCC and Clang have on every target: of the width that the target
 // has, so that a vector is one register. What depends on the width is in a namespace of its own,
 // so that files of one program may be compiled for different targets.
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(__CUDACC__)
 #define EXPAR_VECTOR_BYTES 64
 #define EXPAR_VECTORS vectors_of_64_bytes
 #elif defined(__AVX__)
@@ -21,6 +26,10 @@
 #define EXPAR_VECTOR_BYTES 16
 #define EXPAR_VECTORS vectors_of_16_bytes
 #endif
+
+// For what is fast only where the compiler sees the whole: so many registers, and loops of a length
+// that it knows.
+#define EXPAR_ALWAYS_INLINE inline __attribute__((always_inline))
 
 namespace expar {
 inline namespace v0 {
@@ -82,15 +91,24 @@ template <class A>
 inline pack<A> larger(pack<A> key, pack<A> before) {
   return {larger_lanes(key.v, before.v)};
 }
+/// The smaller of both; the second one if either is NaN.
+template <class A>
+inline pack<A> smaller(pack<A> a, pack<A> b) {
+  return {smaller_lanes(a.v, b.v)};
+}
 template <class A>
 inline bool any(mask_of<A> m) {
-  typename pack<A>::integer set = 0;
-  for (int l = 0; l < pack<A>::lanes; ++l) set |= m[l];
+#ifdef EXPAR_DETAIL_AVX512
+  return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0;
+#endif
+  std::uint64_t words[vector_bytes / 8], set = 0;
+  std::memcpy(words, &m, sizeof m);
+  for (std::uint64_t word : words) set |= word;
   return set != 0;
 }
 
 /// As small_exponential(float); 0 where x is NaN.
-inline pack<float> small_exponential(pack<float> x) {
+EXPAR_ALWAYS_INLINE pack<float> small_exponential(pack<float> x) {
   using p = pack<float>;
   p const shift = p::all(0x1.8p23f);
   p const shifted = add(multiply(x, p::all(1.44269504f)), shift);
@@ -117,3 +135,5 @@ inline pack<float> exponential(pack<float> x) {
 }  // namespace detail
 }  // namespace v0
 }  // namespace expar
+
+#undef EXPAR_DETAIL_AVX512

@@ -17,7 +17,7 @@ inline namespace EXPAR_VECTORS {
 /// Packs [k] to rows of k, for numbers of 4 bytes and k of 2 or at least 4, if rows of 2 follow one
 /// another; whether it could be done.
 template <class T>
-inline bool put_quads(T const* packs, int k, tensor_view<T, 2> const& to) {
+EXPAR_ALWAYS_INLINE bool put_quads(T const* packs, int k, tensor_view<T, 2> const& to) {
   typedef T V __attribute__((vector_size(vector_bytes)));
   constexpr int lanes = vector_bytes / static_cast<int>(sizeof(T));
   index_t const count = to.extents[0];
@@ -26,27 +26,36 @@ inline bool put_quads(T const* packs, int k, tensor_view<T, 2> const& to) {
     std::memcpy(&v, packs + j * lanes, sizeof v);
     return v;
   };
+  auto const put = [&to](V const& v, int first, index_t at) {  // a quad to each 4th row
+    T quads[lanes];
+    std::memcpy(quads, &v, sizeof v);
+    T* row = to.data + first * to.strides[0] + at;
+    for (int l = 0; l < lanes; l += 4, row += 4 * to.strides[0]) std::memcpy(row, quads + l, 16);
+  };
   if (k == 2 && count == lanes && to.strides[0] == 2) {
-    V const made[2] = {low_pairs(load(0), load(1)), high_pairs(load(0), load(1))};
-    T pairs[2][lanes];
-    for (int i = 0; i < 2; ++i) std::memcpy(pairs[i], made + i, sizeof made[i]);
-    for (int l = 0; l < lanes; l += 2) std::memcpy(to.row(l), pairs[l / 2 % 2] + l / 4 * 4, 16);
+    V made[2];
+    interleave(load(0), load(1), static_cast<V*>(made));
+    std::memcpy(to.data, made, sizeof made);
     return true;
   }
   for (int j = 0; k >= 4 && j < k; j += 4) {
     int const at = j + 4 < k ? j : k - 4;
     V made[4];
     transpose_quads(load(at), load(at + 1), load(at + 2), load(at + 3), static_cast<V*>(made));
-    T quads[4][lanes];
-    for (int i = 0; i < 4; ++i) std::memcpy(quads[i], made + i, sizeof made[i]);
-    for (int l = 0; l < count; ++l) std::memcpy(to.row(l) + at, quads[l % 4] + l / 4 * 4, 16);
+    if (count == lanes) {
+      for (int i = 0; i < 4; ++i) put(made[i], i, at);
+    } else {
+      T quads[4][lanes];
+      for (int i = 0; i < 4; ++i) std::memcpy(quads[i], made + i, sizeof made[i]);
+      for (int l = 0; l < count; ++l) std::memcpy(to.row(l) + at, quads[l % 4] + l / 4 * 4, 16);
+    }
   }
   return k >= 4;
 }
 
 /// Numbers [k][Lanes] to rows of k, one of each lane, as many as there are.
 template <int Lanes, class From, class To>
-inline void put_rows(From const* numbers, int k, tensor_view<To, 2> const& to) {
+EXPAR_ALWAYS_INLINE void put_rows(From const* numbers, int k, tensor_view<To, 2> const& to) {
   if constexpr (std::is_same_v<From, To> && Lanes * sizeof(To) == vector_bytes && sizeof(To) == 4)
     if (put_quads(numbers, k, to)) return;
   for (int l = 0; l < to.extents[0]; ++l) {

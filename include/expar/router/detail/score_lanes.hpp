@@ -19,7 +19,7 @@ template <class Score, class A>
 inline pack<A> term_of(Score const& score, pack<A> z, [[maybe_unused]] pack<A> most,
                        [[maybe_unused]] bool plain) {
   if constexpr (std::is_same_v<Score, logit_score>) {
-    return z;
+    return add(z, pack<A>::all(0));
   } else if constexpr (std::is_same_v<Score, sigmoid_score> && std::is_same_v<A, float>) {
     pack<A> const one = pack<A>::all(1);
     return divide(one, add(one, exponential(pack<A>{-z.v})));

@@ -52,40 +52,46 @@ inline void select_column(A const* keys, int experts, int k, int lane, std::int3
   }
 }
 
-/// By insertion, which is the fastest for few experts and choices.
+/// The K best of keys that come expert by expert, by insertion, which is the fastest for few of
+/// them. A key of 0 may lose its sign.
 template <int K>
-inline void select_few(float const* keys, int experts, std::int32_t* ids, float* best_keys) {
-  using p = pack<float>;
+struct few_best {
   using ints = mask_of<float>;
-  p best[K];
+  pack<float> key[K];
   ints id[K];
-  for (int j = 0; j < K; ++j) best[j] = p::all(-infinity<float>), id[j] = ints{} - 1;
-  for (int e = 0; e < experts; ++e) {
-    p const key = p::load(keys + index_t{e} * p::lanes);
-    for (int j = K - 1; j >= 0; --j) {
-      p next = key;
-      ints next_id = e - ints{};
-      if (j > 0) {
-        auto const above = key.v > best[j - 1].v;
-        next.v = above ? best[j - 1].v : next.v;
-        next_id = above ? id[j - 1] : next_id;
-      }
-      auto const enters = key.v > best[j].v;
-      best[j].v = enters ? next.v : best[j].v;
-      id[j] = enters ? next_id : id[j];
+
+  EXPAR_ALWAYS_INLINE few_best() {
+    for (int j = 0; j < K; ++j) key[j] = pack<float>::all(-infinity<float>), id[j] = ints{} - 1;
+  }
+  EXPAR_ALWAYS_INLINE void enter(pack<float> x, int expert) {
+    ints const e = expert - ints{};
+    for (int j = K - 1; j > 0; --j) {
+      ints const next = x.v > key[j - 1].v ? id[j - 1] : e;
+      id[j] = x.v > key[j].v ? next : id[j];
+      key[j] = larger(smaller(key[j - 1], x), key[j]);
+    }
+    id[0] = x.v > key[0].v ? e : id[0];
+    key[0] = larger(x, key[0]);
+  }
+  EXPAR_ALWAYS_INLINE void store(std::int32_t* ids, float* keys) const {
+    for (int j = 0; j < K; ++j) {
+      key[j].store(keys + j * pack<float>::lanes);
+      std::memcpy(ids + j * pack<float>::lanes, &id[j], sizeof id[j]);
     }
   }
-  for (int j = 0; j < K; ++j) {
-    best[j].store(best_keys + j * p::lanes);
-    std::memcpy(ids + j * p::lanes, &id[j], sizeof id[j]);
-  }
+};
+template <int K>
+inline void select_few(float const* keys, int experts, std::int32_t* ids, float* best_keys) {
+  few_best<K> best;
+  for (int e = 0; e < experts; ++e) best.enter(pack<float>::load(keys + e * pack<float>::lanes), e);
+  best.store(ids, best_keys);
 }
 
 /// All experts have a slot.
 template <int Slots>
 inline void select_all(float const* keys, int experts, int k, std::int32_t* ids, float* best_keys) {
   using p = pack<float>;
-  sort_slots<Slots>(
+  sort_slots<Slots, Slots>(
       [=](int e) { return e < experts ? p::load(keys + e * p::lanes) : p::all(-infinity<float>); },
       [](int e) { return e - mask_of<float>{}; }, k, ids, best_keys);
 }
@@ -98,7 +104,7 @@ inline pack<float> select_by_threshold(float const* keys, int experts, int k, st
   constexpr int lanes = p::lanes;
   typename p::vector classes[Slots];
   for (int c = 0; c < Slots; ++c) classes[c] = largest_column(keys, experts, c, Slots).v;
-  sort_rows<Slots>(static_cast<typename p::vector*>(classes));
+  sort_rows<Slots, Slots / 2>(static_cast<typename p::vector*>(classes));
   p const threshold = {classes[k - 1]};
   column_slots<Slots> slots;
   slots.clear();
@@ -121,7 +127,7 @@ inline pack<float> select_by_threshold(float const* keys, int experts, int k, st
         continue;
       }
       for (int i = 0; i < n; i += slots.more)
-        for (int j = 0; j < slots.more; ++j) {  // those behind the last one will be cleared
+        for (int j = 0; j < slots.more; ++j) {  // those behind the last one do not count
           int const e = std::countr_zero(bits);
           bits &= bits - 1;
           slots.put(filled[l] + i + j, l, from[e * lanes + l], first + e);
@@ -129,8 +135,7 @@ inline pack<float> select_by_threshold(float const* keys, int experts, int k, st
       filled[l] += n;
     }
   }
-  for (int l = 0; l < lanes; ++l) slots.clear_from(filled[l], l);
-  slots.sort(k, ids, best_keys);
+  slots.sort(static_cast<int const*>(filled), k, ids, best_keys);
   for (int l = 0; l < lanes; ++l)
     if (filled[l] > Slots) select_column(keys, experts, k, l, ids, best_keys);
   return p{classes[0]};

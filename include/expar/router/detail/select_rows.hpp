@@ -22,7 +22,6 @@ pack<float> select_rows(key_rows const& keys, int k, std::int32_t* ids, float* b
   constexpr int lanes = p::lanes, width = Slots / lanes;
   int const experts = keys.experts;
   alignas(64) float largest[lanes * Slots], by_class[Slots * lanes], thresholds[lanes];
-  float const* largest_rows[lanes];
   for (int l = 0; l < lanes; ++l) {
     p most[width];
     for (p& m : most) m = p::all(-infinity<float>);
@@ -31,17 +30,16 @@ pack<float> select_rows(key_rows const& keys, int k, std::int32_t* ids, float* b
         most[i % width] = larger(p::load(strip + i * lanes), most[i % width]);
     });
     for (int i = 0; i < width; ++i) most[i].store(largest + l * Slots + i * lanes);
-    largest_rows[l] = largest + l * Slots;
   }
-  transpose(static_cast<float const* const*>(largest_rows), Slots, static_cast<float*>(by_class));
+  transpose(static_cast<float const*>(largest), Slots, Slots, static_cast<float*>(by_class));
   typename p::vector classes[Slots];
   for (int i = 0; i < Slots; ++i) classes[i] = p::load(by_class + i * lanes).v;
-  sort_rows<Slots>(static_cast<typename p::vector*>(classes));
+  sort_rows<Slots, Slots / 2>(static_cast<typename p::vector*>(classes));
   p{classes[k - 1]}.store(thresholds);
   column_slots<Slots> slots;
   int filled[lanes];
   fill_slots(keys, static_cast<float const*>(thresholds), slots, static_cast<int*>(filled));
-  slots.sort(k, ids, best_keys);
+  slots.sort(static_cast<int const*>(filled), k, ids, best_keys);
   for (int l = 0; l < lanes; ++l)
     if (filled[l] > Slots) {
       std::int32_t mine[Slots];

@@ -67,6 +67,26 @@ inline V odd_entries(V a, V b) {
   return shuffle_quads<1, 3, 5, 7>(a, b);
 }
 
+/// a and b entry by entry, a0 b0 a1 b1 ..., as two vectors.
+template <class V>
+inline void interleave(V a, V b, V* to) {
+  constexpr int size = sizeof(V) / 4;
+#ifdef EXPAR_DETAIL_SHUFFLES
+  if constexpr (size == 4) {
+    to[0] = low_pairs(a, b), to[1] = high_pairs(a, b);
+  } else if constexpr (size == 8) {
+    to[0] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    to[1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  } else {
+    to[0] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    to[1] =
+        __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+#else
+  for (int i = 0; i < 2 * size; ++i) to[i / size][i % size] = i % 2 == 0 ? a[i / 2] : b[i / 2];
+#endif
+}
+
 /// Four vectors a, b, c, d to the quads a0 b0 c0 d0, ..., a3 b3 c3 d3: `to[i]` has those of the
 /// entries i, i + 4, ...
 template <class V>

@@ -17,42 +17,73 @@ inline namespace v0 {
 namespace detail {
 inline namespace EXPAR_VECTORS {
 
-/// Four numbers of 4 bytes of the rows i, i + 4, i + 8, ..., as many as fit.
+/// Four numbers of 4 bytes at `row`, and behind each step from there, as many as fit.
 template <class T>
-inline auto load_quads(T const* const* rows, index_t at, int i) {
+EXPAR_ALWAYS_INLINE auto load_quads(T const* row, index_t step) {
   typedef T V __attribute__((vector_size(vector_bytes)));
   V v;
 #ifdef EXPAR_DETAIL_AVX512
-  auto const quad = [=](int l) { return _mm_loadu_si128((__m128i const*)(rows[i + l] + at)); };
+  auto const quad = [=](int i) { return _mm_loadu_si128((__m128i const*)(row + i * step)); };
   __m512i quads = _mm512_castsi128_si512(quad(0));
-  quads = _mm512_maskz_inserti32x4(0xffff, quads, quad(4), 1);
-  quads = _mm512_maskz_inserti32x4(0xffff, quads, quad(8), 2);
-  v = (V)_mm512_maskz_inserti32x4(0xffff, quads, quad(12), 3);
+  quads = _mm512_maskz_inserti32x4(0xffff, quads, quad(1), 1);
+  quads = _mm512_maskz_inserti32x4(0xffff, quads, quad(2), 2);
+  v = (V)_mm512_maskz_inserti32x4(0xffff, quads, quad(3), 3);
 #else
   T quads[vector_bytes / 4];
-  for (int l = 0; l < vector_bytes / 4; l += 4) std::memcpy(quads + l, rows[i + l] + at, 16);
+  for (int i = 0; i < vector_bytes / 16; ++i) std::memcpy(quads + 4 * i, row + i * step, 16);
   std::memcpy(&v, quads, sizeof v);
 #endif
   return v;
 }
 
-/// Rows of `columns` numbers, one of each lane, to packs, one of each column.
+/// Rows of `columns` numbers, one of each lane and `stride` numbers apart, to packs, one of each
+/// column.
 template <class T>
-inline void transpose(T const* const* rows, index_t columns, T* to) {
+EXPAR_ALWAYS_INLINE void transpose(T const* rows, index_t stride, index_t columns, T* to) {
   typedef T V __attribute__((vector_size(vector_bytes)));
   constexpr int lanes = vector_bytes / static_cast<int>(sizeof(T));
   index_t done = 0;
   if constexpr (sizeof(T) == 4) {
     done = columns / 4 * 4;
     for (index_t c = 0; c < done; c += 4) {
-      V made[4];
-      transpose_quads(load_quads(rows, c, 0), load_quads(rows, c, 1), load_quads(rows, c, 2),
-                      load_quads(rows, c, 3), static_cast<V*>(made));
+      V quads[4], made[4];
+      for (int i = 0; i < 4; ++i) quads[i] = load_quads(rows + i * stride + c, 4 * stride);
+      transpose_quads(quads[0], quads[1], quads[2], quads[3], static_cast<V*>(made));
       for (int i = 0; i < 4; ++i) std::memcpy(to + (c + i) * lanes, made + i, sizeof made[i]);
     }
   }
   for (index_t c = done; c < columns; ++c)
-    for (int l = 0; l < lanes; ++l) to[c * lanes + l] = rows[l][c];
+    for (int l = 0; l < lanes; ++l) to[c * lanes + l] = rows[l * stride + c];
+}
+
+/// transpose() of rows of 8 numbers that follow one another.
+EXPAR_ALWAYS_INLINE void transpose_eights(float const* rows, float* to) {
+#ifdef EXPAR_DETAIL_AVX512
+  __m512 two[8], four[8];  // rows of each
+  __m512d eight[8];
+  for (int i = 0; i < 8; ++i) two[i] = _mm512_loadu_ps(rows + 16 * i);
+  for (int i = 0; i < 8; i += 2) {
+    four[i] = _mm512_maskz_unpacklo_ps(0xffff, two[i], two[i + 1]);
+    four[i + 1] = _mm512_maskz_unpackhi_ps(0xffff, two[i], two[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      auto const a = (__m512d)four[i + j], b = (__m512d)four[i + j + 2];
+      eight[i + 2 * j] = _mm512_maskz_unpacklo_pd(0xff, a, b);
+      eight[i + 2 * j + 1] = _mm512_maskz_unpackhi_pd(0xff, a, b);
+    }
+  for (int half = 0; half < 2; ++half) {
+    int const h = 4 * half;
+    __m512i const from =
+        _mm512_setr_epi32(h, h + 8, h + 1, h + 9, h + 2, h + 10, h + 3, h + 11,  //
+                          h + 16, h + 24, h + 17, h + 25, h + 18, h + 26, h + 19, h + 27);
+    for (int j = 0; j < 4; ++j)
+      _mm512_storeu_ps(to + (h + j) * 16,
+                       _mm512_permutex2var_ps((__m512)eight[j], from, (__m512)eight[4 + j]));
+  }
+#else
+  transpose(rows, 8, 8, to);
+#endif
 }
 
 }  // namespace EXPAR_VECTORS

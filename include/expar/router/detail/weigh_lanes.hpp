@@ -17,15 +17,15 @@ inline namespace EXPAR_VECTORS {
 // What weight policies do, for all lanes: weights w and ids are [k][lanes].
 
 /// Lanes with an expert.
-inline mask_of<float> chosen(std::int32_t const* ids) {
+EXPAR_ALWAYS_INLINE mask_of<float> chosen(std::int32_t const* ids) {
   mask_of<float> id;
   std::memcpy(&id, ids, sizeof id);
   return id >= 0;
 }
 
 /// Any policy, lane by lane.
-template <class Step, class A>
-void weigh_lanes(Step const& step, std::int32_t const* ids, A* w, int k) {
+template <class Step, class A, class K>
+void weigh_lanes(Step const& step, std::int32_t const* ids, A* w, K k) {
   constexpr int lanes = pack<A>::lanes;
   std::int32_t id[most_slots];
   A mine[most_slots];
@@ -35,15 +35,15 @@ void weigh_lanes(Step const& step, std::int32_t const* ids, A* w, int k) {
     for (int j = 0; j < k; ++j) w[j * lanes + l] = mine[j];
   }
 }
-template <class A>
-void weigh_lanes(scale const& step, std::int32_t const*, A* w, int k) {
+template <class A, class K>
+EXPAR_ALWAYS_INLINE void weigh_lanes(scale const& step, std::int32_t const*, A* w, K k) {
   using p = pack<A>;
   for (int j = 0; j < k; ++j)
     multiply(p::load(w + j * p::lanes), p::all(static_cast<A>(step.factor)))
         .store(w + j * p::lanes);
 }
-template <class A>
-void weigh_lanes(renormalize const& step, std::int32_t const*, A* w, int k) {
+template <class A, class K>
+EXPAR_ALWAYS_INLINE void weigh_lanes(renormalize const& step, std::int32_t const*, A* w, K k) {
   using p = pack<A>;
   if (k == 1 && !step.single) return;
   p const epsilon = p::all(static_cast<A>(step.epsilon)), zero = p::all(0);
@@ -58,7 +58,9 @@ void weigh_lanes(renormalize const& step, std::int32_t const*, A* w, int k) {
   }
 }
 
-inline void weigh_lanes(softmax_weights const&, std::int32_t const* ids, float* w, int k) {
+template <class K>
+EXPAR_ALWAYS_INLINE void weigh_lanes(softmax_weights const&, std::int32_t const* ids, float* w,
+                                     K k) {
   using p = pack<float>;
   p const none = p::all(-infinity<float>), zero = p::all(0);
   p most = none, sum = zero;
@@ -76,6 +78,25 @@ inline void weigh_lanes(softmax_weights const&, std::int32_t const* ids, float* 
     p const mine = p::load(w + j * p::lanes);
     select(sum.v > zero.v, divide(mine, sum), mine).store(w + j * p::lanes);
   }
+}
+
+/// softmax_weights of logits that descend, -inf where there is no expert.
+template <class K>
+EXPAR_ALWAYS_INLINE void descending_softmax(float* w, K k) {
+  using p = pack<float>;
+  p const none = p::all(-infinity<float>), one = p::all(1);
+  p const most = p::load(w);
+  p sum = zero_unless(most.v > none.v, one);
+  sum.store(w);
+  for (int j = 1; j < k; ++j) {
+    p const mine = p::load(w + j * p::lanes);
+    p const below = zero_unless(mine.v != most.v, subtract(mine, most));  // +inf below itself: 0
+    p const term = zero_unless(mine.v > none.v, small_exponential(below));
+    term.store(w + j * p::lanes);
+    sum = add(sum, term);
+  }
+  sum = larger(sum, one);  // 0 if there is no expert
+  for (int j = 0; j < k; ++j) divide(p::load(w + j * p::lanes), sum).store(w + j * p::lanes);
 }
 
 }  // namespace EXPAR_VECTORS
