@@ -86,7 +86,8 @@ struct softmax_weights {
       w[j] = ids[j] < 0 || detail::masked(w[j]) ? A(0) : detail::shifted_exp(w[j], most);
       sum = detail::add(sum, w[j]);
     }
-    for (int j = 0; sum > A(0) && j < k; ++j) w[j] = detail::divide(w[j], sum);
+    A const inverse = detail::inverse_of_sum(sum);
+    for (int j = 0; j < k; ++j) w[j] = detail::multiply(w[j], inverse);
   }
   template <class A>
   EXPAR_HD void vjp(std::int32_t const* /*ids*/, A const* /*in*/, A const* out, A* d, int k) const {

@@ -49,6 +49,12 @@ EXPAR_HD A interleaved_sum(int experts, Term term) {
   return part[0];
 }
 
+/// What terms are multiplied by to be normalized: one division for all of them.
+template <class A>
+EXPAR_HD A inverse_of_sum(A sum) {
+  return sum > A(0) ? divide(A(1), sum) : A(1);
+}
+
 /// The scores s of one token, by a score that is made expert by expert, and their adjoint.
 template <class Score, class A>
 EXPAR_HD void separable_scores(Score score, A const* z, A* s, int experts) {
@@ -59,8 +65,8 @@ EXPAR_HD void separable_scores(Score score, A const* z, A* s, int experts) {
   }
   if constexpr (Score::normalized) {
     A const sum = interleaved_sum<A>(experts, [s](int e) { return s[e]; });
-    if (sum > A(0))
-      for (int e = 0; e < experts; ++e) s[e] = divide(s[e], sum);
+    A const inverse = inverse_of_sum(sum);
+    for (int e = 0; e < experts; ++e) s[e] = multiply(s[e], inverse);
   }
 }
 template <class Score, class A>
@@ -100,11 +106,12 @@ concept score_policy = requires(S const score, float const* in, float* out, int 
 };
 
 /// A score policy that is made expert by expert, which lets a device hold a token in registers:
-///   score.term(z, most)       the score of a logit, or what becomes it when divided by the
-///                             interleaved sum over the unmasked experts; most is their largest
-///                             logit. What it gives for a masked logit is not used. Where the
-///                             score is monotone, a logit of -0 may come as 0
-///   score.normalized          whether to divide; if not, most is not given
+///   score.term(z, most)       the score of a logit, or what becomes it when multiplied by the
+///                             inverse of the interleaved sum over the unmasked experts, which is
+///                             0 or has a finite inverse; most is their largest logit. What it
+///                             gives for a masked logit is not used. Where the score is monotone,
+///                             a logit of -0 may come as 0
+///   score.normalized          whether to normalize; if not, most is not given
 ///   score.slope(s, ds, mean)  the gradient for z of one expert; mean is the interleaved
 ///                             sum of ds * s, or 0 unless normalized
 template <class S>

@@ -128,7 +128,7 @@ struct block_gate<router<Steps...>, A> {
       sums.set_most(best.key[0]);
       if constexpr (normalized) {
         p part[experts] = {term(p::load(z + E * lanes), sums.most, sums.plain)...};
-        sums.sum = halved<experts>(static_cast<p*>(part));
+        sums.inverse = inverse_of_sum(halved<experts>(static_cast<p*>(part)));
       }
       weigh(static_cast<std::int32_t const*>(ids), static_cast<A*>(w),
             std::integral_constant<int, K>{}, sums);
@@ -147,7 +147,7 @@ struct block_gate<router<Steps...>, A> {
 
   /// What a score is normalized by.
   struct normalizer {
-    p most = p::all(0), sum = p::all(0);
+    p most = p::all(0), inverse = p::all(1);
     bool plain = true;  // no `most` is +inf
 
     void set_most(p x) {
@@ -197,13 +197,13 @@ struct block_gate<router<Steps...>, A> {
       A* const z = scratch;
       load(logits, 0, experts, z);
       sums.set_most(select_columns(static_cast<A const*>(z), experts, k, ids, keys_of_ids));
-      if constexpr (normalized) sums.sum = sum_of_terms(z, sums);
+      if constexpr (normalized) sums.inverse = inverse_of_sum(sum_of_terms(z, sums));
     } else {
       A *const keys = scratch, *const z = keys + selected_columns(experts) * lanes;
       if constexpr (normalized) {
         load(logits, 0, experts, z);
         sums.set_most(largest_column(static_cast<A const*>(z), experts));
-        sums.sum = sum_of_terms(z, sums);
+        sums.inverse = inverse_of_sum(sum_of_terms(z, sums));
         make_keys(z, 0, experts, sums, keys);
       } else {
         for (int e = 0; e < experts; e += tile) {
@@ -256,7 +256,7 @@ struct block_gate<router<Steps...>, A> {
     normalizer sums;
     sums.set_most(r.top_k <= 8 ? select_rows<16>(rows, r.top_k, ids, keys_of_ids)
                                : select_rows<32>(rows, r.top_k, ids, keys_of_ids));
-    if constexpr (normalized) sums.sum = sums_of_rows(rows, sums);
+    if constexpr (normalized) sums.inverse = inverse_of_sum(sums_of_rows(rows, sums));
     return sums;
   }
 
@@ -314,10 +314,7 @@ struct block_gate<router<Steps...>, A> {
   }
   p score_of(p z, normalizer const& by) const {
     p const x = term(z, by.most, by.plain);
-    if constexpr (normalized)
-      return select(by.sum.v > p::all(0).v, divide(x, by.sum), x);
-    else
-      return x;
+    return normalized ? multiply(x, by.inverse) : x;
   }
 
   /// Keys of the experts [first, last), whose logits are z.

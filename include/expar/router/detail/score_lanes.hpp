@@ -32,6 +32,11 @@ inline pack<A> term_of(Score const& score, pack<A> z, [[maybe_unused]] pack<A> m
     return pack<A>::load(x);
   }
 }
+template <class A>
+inline pack<A> inverse_of_sum(pack<A> sum) {
+  pack<A> const one = pack<A>::all(1);
+  return divide(one, select(sum.v > pack<A>::all(0).v, sum, one));
+}
 template <class Key, class A>
 inline pack<A> key_of(Key const& key, pack<A> z, pack<A> s, A bias) {
   if constexpr (std::is_same_v<Key, score_key>) {

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include <expar/router/detail/column_slots.hpp>  // most_slots
+#include <expar/router/detail/score_lanes.hpp>
 #include <expar/router/expert_weights.hpp>
 #include <expar/router/normalize.hpp>
 #include <expar/router/weight.hpp>
@@ -74,10 +75,8 @@ EXPAR_ALWAYS_INLINE void weigh_lanes(softmax_weights const&, std::int32_t const*
     term.store(w + j * p::lanes);
     sum = add(sum, term);
   }
-  for (int j = 0; j < k; ++j) {
-    p const mine = p::load(w + j * p::lanes);
-    select(sum.v > zero.v, divide(mine, sum), mine).store(w + j * p::lanes);
-  }
+  p const inverse = inverse_of_sum(sum);
+  for (int j = 0; j < k; ++j) multiply(p::load(w + j * p::lanes), inverse).store(w + j * p::lanes);
 }
 
 /// softmax_weights of logits that descend, -inf where there is no expert.
@@ -95,8 +94,8 @@ EXPAR_ALWAYS_INLINE void descending_softmax(float* w, K k) {
     term.store(w + j * p::lanes);
     sum = add(sum, term);
   }
-  sum = larger(sum, one);  // 0 if there is no expert
-  for (int j = 0; j < k; ++j) divide(p::load(w + j * p::lanes), sum).store(w + j * p::lanes);
+  p const inverse = divide(one, larger(sum, one));  // the sum is 0 if there is no expert
+  for (int j = 0; j < k; ++j) multiply(p::load(w + j * p::lanes), inverse).store(w + j * p::lanes);
 }
 
 }  // namespace EXPAR_VECTORS

@@ -111,17 +111,16 @@ __device__ A sum_of_parts(A (&part)[Layout::run]) {
 template <class Score, class A>
 struct token_score {
   Score score;
-  A most, sum;
+  A most, inverse;
 
   __device__ A term(A z) const {
     return expar::detail::zero_unless(!expar::detail::masked(z), score.term(z, most));
   }
   __device__ A of(A z) const {
-    A const s = term(z);
     if constexpr (Score::normalized)
-      return sum > A(0) ? expar::detail::divide(s, sum) : s;
+      return expar::detail::multiply(term(z), inverse);
     else
-      return s;
+      return term(z);
   }
 };
 /// Given the largest logit of the lane. The lane has put its logits into the row: reading them from
@@ -137,7 +136,7 @@ __device__ token_score<Score, A> score_token(Score score, int experts, int lane,
     for (int e = lane * Layout::run; e < round_up(experts, 32); e += 32)
 #pragma unroll
       for (int i = 0; i < Layout::run; ++i) part[i] = add(part[i], shared.term(row[e + i]));
-    shared.sum = sum_of_parts<Layout>(part);
+    shared.inverse = expar::detail::inverse_of_sum(sum_of_parts<Layout>(part));
   }
   return shared;
 }
