@@ -29,13 +29,18 @@ void require_shuffled() {
       CAPTURE(v, i);
       REQUIRE(pairs[v][i] == in[f / 4][i / 4 * 4 + f % 4]);
     }
-  V mixed[2];
-  interleave(a, b, static_cast<V*>(mixed));
+  V mixed[2], to[4];
+  interleave(a, b, [&](int i, V v) { mixed[i] = v; });
   for (int i = 0; i < 2 * size; ++i) REQUIRE(mixed[i / size][i % size] == in[i % 2][i / 2]);
-  V to[4];
-  transpose_quads(in[0], in[1], in[2], in[3], static_cast<V*>(to));
+  transpose_quads(in[0], in[1], in[2], in[3], [&](int i, V v) { to[i] = v; });
   for (int v = 0; v < 4; ++v)
     for (int i = 0; i < size; ++i) REQUIRE(to[v][i] == in[i % 4][i / 4 * 4 + v]);
+  typedef T Q __attribute__((vector_size(16)));
+  Q quads[size / 4];
+  split_quads(a, [&](int i, Q quad) { quads[i] = quad; });
+  for (int i = 0; i < size; ++i) REQUIRE(quads[i / 4][i % 4] == a[i]);
+  V const joined = join_quads<T, vector_bytes>([&](int i) { return quads[i]; });
+  for (int i = 0; i < size; ++i) REQUIRE(joined[i] == a[i]);
 }
 
 }  // namespace

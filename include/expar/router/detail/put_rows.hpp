@@ -26,31 +26,28 @@ EXPAR_ALWAYS_INLINE bool put_quads(T const* packs, int k, tensor_view<T, 2> cons
     std::memcpy(&v, packs + j * lanes, sizeof v);
     return v;
   };
-  auto const put = [&to](V const& v, int first, index_t at) {  // a quad to each 4th row
-    T quads[lanes];
-    std::memcpy(quads, &v, sizeof v);
-    T* row = to.data + first * to.strides[0] + at;
-    for (int l = 0; l < lanes; l += 4, row += 4 * to.strides[0]) std::memcpy(row, quads + l, 16);
-  };
   if (k == 2 && count == lanes && to.strides[0] == 2) {
-    V made[2];
-    interleave(load(0), load(1), static_cast<V*>(made));
-    std::memcpy(to.data, made, sizeof made);
+    interleave(load(0), load(1),
+               [&to](int i, V v) { std::memcpy(to.data + i * lanes, &v, sizeof v); });
     return true;
   }
-  for (int j = 0; k >= 4 && j < k; j += 4) {
-    int const at = j + 4 < k ? j : k - 4;
-    V made[4];
-    transpose_quads(load(at), load(at + 1), load(at + 2), load(at + 3), static_cast<V*>(made));
-    if (count == lanes) {
-      for (int i = 0; i < 4; ++i) put(made[i], i, at);
-    } else {
-      T quads[4][lanes];
-      for (int i = 0; i < 4; ++i) std::memcpy(quads[i], made + i, sizeof made[i]);
-      for (int l = 0; l < count; ++l) std::memcpy(to.row(l) + at, quads[l % 4] + l / 4 * 4, 16);
+  auto const put = [&](auto all) {
+    for (int j = 0; j < k; j += 4) {
+      int const at = j + 4 < k ? j : k - 4;
+      transpose_quads(load(at), load(at + 1), load(at + 2), load(at + 3), [=](int i, V v) {
+        split_quads(v, [=](int part, auto quad) {
+          int const l = i + 4 * part;
+          if (all || l < count) std::memcpy(to.row(l) + at, &quad, sizeof quad);
+        });
+      });
     }
-  }
-  return k >= 4;
+  };
+  if (k < 4) return false;
+  if (count == lanes)
+    put(std::true_type{});
+  else
+    put(std::false_type{});
+  return true;
 }
 
 /// Numbers [k][Lanes] to rows of k, one of each lane, as many as there are.

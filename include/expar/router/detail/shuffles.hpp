@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <type_traits>
+
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define EXPAR_DETAIL_SHUFFLES 1
@@ -67,34 +69,82 @@ inline V odd_entries(V a, V b) {
   return shuffle_quads<1, 3, 5, 7>(a, b);
 }
 
-/// a and b entry by entry, a0 b0 a1 b1 ..., as two vectors.
-template <class V>
-inline void interleave(V a, V b, V* to) {
-  constexpr int size = sizeof(V) / 4;
+/// to(i, v) for the two vectors that have a and b entry by entry, a0 b0 a1 b1 ...
+template <class V, class F>
+inline void interleave(V a, V b, F to) {
 #ifdef EXPAR_DETAIL_SHUFFLES
-  if constexpr (size == 4) {
-    to[0] = low_pairs(a, b), to[1] = high_pairs(a, b);
-  } else if constexpr (size == 8) {
-    to[0] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-    to[1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  if constexpr (sizeof(V) == 16) {
+    to(0, low_pairs(a, b));
+    to(1, high_pairs(a, b));
+  } else if constexpr (sizeof(V) == 32) {
+    to(0, V(__builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)));
+    to(1, V(__builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)));
   } else {
-    to[0] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    to[1] =
-        __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    to(0, V(__builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19,  //
+                                    4, 20, 5, 21, 6, 22, 7, 23)));
+    to(1, V(__builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27,  //
+                                    12, 28, 13, 29, 14, 30, 15, 31)));
   }
 #else
-  for (int i = 0; i < 2 * size; ++i) to[i / size][i % size] = i % 2 == 0 ? a[i / 2] : b[i / 2];
+  constexpr int size = sizeof(V) / 4;
+  V both[2];
+  for (int i = 0; i < 2 * size; ++i) both[i / size][i % size] = i % 2 == 0 ? a[i / 2] : b[i / 2];
+  to(0, both[0]);
+  to(1, both[1]);
 #endif
 }
 
-/// Four vectors a, b, c, d to the quads a0 b0 c0 d0, ..., a3 b3 c3 d3: `to[i]` has those of the
-/// entries i, i + 4, ...
-template <class V>
-inline void transpose_quads(V a, V b, V c, V d, V* to) {
+/// to(i, v) for the four vectors that have the entries i, i + 4, ... of a, b, c and d, in quads:
+/// the first has a0 b0 c0 d0, a4 b4 c4 d4, ...
+template <class V, class F>
+inline void transpose_quads(V a, V b, V c, V d, F to) {
   V const ab = low_pairs(a, b), cd = low_pairs(c, d);
   V const ab_high = high_pairs(a, b), cd_high = high_pairs(c, d);
-  to[0] = first_halves(ab, cd), to[1] = last_halves(ab, cd);
-  to[2] = first_halves(ab_high, cd_high), to[3] = last_halves(ab_high, cd_high);
+  to(0, first_halves(ab, cd));
+  to(1, last_halves(ab, cd));
+  to(2, first_halves(ab_high, cd_high));
+  to(3, last_halves(ab_high, cd_high));
+}
+
+/// A vector of T that has so many bytes, of the quads load(0), load(1), ..., vectors of 16 bytes.
+template <class T, int Bytes, class F>
+inline auto join_quads(F load) {
+#ifdef EXPAR_DETAIL_SHUFFLES
+  if constexpr (Bytes == 16) {
+    return load(0);
+  } else if constexpr (Bytes == 32) {
+    return __builtin_shufflevector(load(0), load(1), 0, 1, 2, 3, 4, 5, 6, 7);
+  } else {
+    auto const low = __builtin_shufflevector(load(0), load(1), 0, 1, 2, 3, 4, 5, 6, 7);
+    auto const high = __builtin_shufflevector(load(2), load(3), 0, 1, 2, 3, 4, 5, 6, 7);
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7,  //
+                                   8, 9, 10, 11, 12, 13, 14, 15);
+  }
+#else
+  typedef T V __attribute__((vector_size(Bytes)));
+  V v;
+  for (int i = 0; i < Bytes / 16; ++i) {
+    auto const quad = load(i);
+    for (int j = 0; j < 4; ++j) v[4 * i + j] = quad[j];
+  }
+  return v;
+#endif
+}
+/// put(i, quad) for the quads of v.
+template <class V, class F>
+inline void split_quads(V v, F put) {
+#ifdef EXPAR_DETAIL_SHUFFLES
+  put(0, __builtin_shufflevector(v, v, 0, 1, 2, 3));
+  if constexpr (sizeof(V) >= 32) put(1, __builtin_shufflevector(v, v, 4, 5, 6, 7));
+  if constexpr (sizeof(V) >= 64) {
+    put(2, __builtin_shufflevector(v, v, 8, 9, 10, 11));
+    put(3, __builtin_shufflevector(v, v, 12, 13, 14, 15));
+  }
+#else
+  typedef std::remove_cvref_t<decltype(v[0])> quad __attribute__((vector_size(16)));
+  for (int i = 0; i < static_cast<int>(sizeof(V)) / 16; ++i)
+    put(i, quad{v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]});
+#endif
 }
 
 }  // namespace detail

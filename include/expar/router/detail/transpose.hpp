@@ -20,20 +20,21 @@ inline namespace EXPAR_VECTORS {
 /// Four numbers of 4 bytes at `row`, and behind each step from there, as many as fit.
 template <class T>
 EXPAR_ALWAYS_INLINE auto load_quads(T const* row, index_t step) {
-  typedef T V __attribute__((vector_size(vector_bytes)));
-  V v;
 #ifdef EXPAR_DETAIL_AVX512
+  typedef T V __attribute__((vector_size(vector_bytes)));
   auto const quad = [=](int i) { return _mm_loadu_si128((__m128i const*)(row + i * step)); };
   __m512i quads = _mm512_castsi128_si512(quad(0));
   quads = _mm512_maskz_inserti32x4(0xffff, quads, quad(1), 1);
   quads = _mm512_maskz_inserti32x4(0xffff, quads, quad(2), 2);
-  v = (V)_mm512_maskz_inserti32x4(0xffff, quads, quad(3), 3);
+  return (V)_mm512_maskz_inserti32x4(0xffff, quads, quad(3), 3);
 #else
-  T quads[vector_bytes / 4];
-  for (int i = 0; i < vector_bytes / 16; ++i) std::memcpy(quads + 4 * i, row + i * step, 16);
-  std::memcpy(&v, quads, sizeof v);
+  typedef T Q __attribute__((vector_size(16)));
+  return join_quads<T, vector_bytes>([=](int i) {
+    Q quad;
+    std::memcpy(&quad, row + i * step, sizeof quad);
+    return quad;
+  });
 #endif
-  return v;
 }
 
 /// Rows of `columns` numbers, one of each lane and `stride` numbers apart, to packs, one of each
@@ -45,11 +46,12 @@ EXPAR_ALWAYS_INLINE void transpose(T const* rows, index_t stride, index_t column
   index_t done = 0;
   if constexpr (sizeof(T) == 4) {
     done = columns / 4 * 4;
+    index_t const four = 4 * stride;
     for (index_t c = 0; c < done; c += 4) {
-      V quads[4], made[4];
-      for (int i = 0; i < 4; ++i) quads[i] = load_quads(rows + i * stride + c, 4 * stride);
-      transpose_quads(quads[0], quads[1], quads[2], quads[3], static_cast<V*>(made));
-      for (int i = 0; i < 4; ++i) std::memcpy(to + (c + i) * lanes, made + i, sizeof made[i]);
+      T const *const first = rows + c, *const third = first + 2 * stride;
+      transpose_quads(load_quads(first, four), load_quads(first + stride, four),
+                      load_quads(third, four), load_quads(third + stride, four),
+                      [=](int i, V v) { std::memcpy(to + (c + i) * lanes, &v, sizeof v); });
     }
   }
   for (index_t c = done; c < columns; ++c)
