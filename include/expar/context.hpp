@@ -26,7 +26,8 @@ class host_context {
   host_context() = default;
 
   /// `threads` threads (the caller's among them) and a memory resource for what an operation needs
-  /// while it runs; the resource outlives the context.
+  /// while it runs; the resource outlives the context. Threads without work poll for 50 us, so that
+  /// the next operation finds them awake, and then sleep.
   explicit host_context(int threads,
                         std::pmr::memory_resource* memory = std::pmr::get_default_resource())
       : memory_(memory) {

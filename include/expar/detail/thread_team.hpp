@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -40,10 +41,12 @@ class thread_team {
     }
     {
       std::lock_guard lock(mutex_);
-      job_ = f, tasks_ = tasks, next_.store(0, std::memory_order_relaxed), ++epoch_;
+      job_ = f, tasks_ = tasks, next_.store(0, std::memory_order_relaxed);
+      epoch_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
     claim(f, tasks);
+    await([this] { return active_.load(std::memory_order_acquire) == 0; });
     {
       std::unique_lock lock(mutex_);
       done_.wait(lock, [this] { return active_ == 0; });
@@ -64,10 +67,23 @@ class thread_team {
   void claim(task f, int tasks) {
     for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) f(i);
   }
+  /// Polls for 50 us, and lets other threads run meanwhile: one job often follows another, and to
+  /// fall asleep and be woken takes as long.
+  template <class Condition>
+  static void await(Condition holds) {
+    auto const end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+    while (!holds() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  }
   void work() {
     std::unique_lock lock(mutex_);
     for (unsigned long seen = 0;;) {
-      wake_.wait(lock, [&] { return stopping_ || epoch_ != seen; });
+      auto const called = [&] {
+        return stopping_ || epoch_.load(std::memory_order_acquire) != seen;
+      };
+      lock.unlock();
+      await(called);
+      lock.lock();
+      wake_.wait(lock, called);
       if (stopping_) return;
       seen = epoch_;
       if (!job_) continue;
@@ -88,9 +104,10 @@ class thread_team {
   std::condition_variable wake_, done_;
   std::atomic<int> next_{0};
   task job_{};
-  int tasks_ = 0, active_ = 0;
-  unsigned long epoch_ = 0;
-  bool stopping_ = false;
+  int tasks_ = 0;
+  std::atomic<int> active_{0};
+  std::atomic<unsigned long> epoch_{0};
+  std::atomic<bool> stopping_{false};
 };
 
 }  // namespace detail
