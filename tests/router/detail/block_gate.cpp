@@ -64,8 +64,8 @@ void require_forward(Router const& r, matrix<Logit>& z, std::vector<float> const
 
 /// Logits that are all different, or tie, or are special.
 template <class Logit>
-matrix<Logit> logits_of(router_test::random& rng, int tokens, int experts) {
-  matrix<Logit> z(tokens, experts, rng.integer(0, 5));
+matrix<Logit> logits_of(router_test::random& rng, int tokens, int experts, int gap) {
+  matrix<Logit> z(tokens, experts, gap);
   for (int t = 0; t < tokens; ++t) {
     if (rng.chance(.5)) {
       auto const row = router_test::random_row(rng, experts);
@@ -86,7 +86,7 @@ void compare(std::uint64_t seed, int rounds, int most_experts) {
     int const experts = static_cast<int>(rng.integer(1, rng.chance(.5) ? 40 : most_experts));
     int k =
         rng.chance(.15) ? experts : static_cast<int>(rng.integer(1, experts < 20 ? experts : 20));
-    auto z = logits_of<Logit>(rng, tokens, experts);
+    auto z = logits_of<Logit>(rng, tokens, experts, static_cast<int>(rng.integer(0, 5)));
     std::vector<float> bias;
     if (rng.chance(.8))
       for (int e = 0; e < experts; ++e)
@@ -135,17 +135,35 @@ TEST_CASE("blocks of tokens have the bits of single tokens", "[router]") {
   compare<router_test::fixed16, double>(6, 10, 100);
 }
 
+TEST_CASE("blocks of 8 experts have the bits of single tokens", "[router]") {
+  router_test::random rng(8);
+  for (int round = 0; round < 150; ++round) {
+    auto z = logits_of<float>(rng, static_cast<int>(rng.integer(1, 70)), 8, rng.chance(.1) ? 1 : 0);
+    int const k = static_cast<int>(rng.integer(1, 3)),
+              threads = static_cast<int>(rng.integer(1, 3));
+    auto const check = [&](auto... steps) {
+      require_forward<float>(expar::router({8, k}, steps...), z, {}, threads);
+      require_forward<expar::bfloat16>(expar::router({8, k}, steps...), z, {}, threads);
+    };
+    check(expar::softmax_score{});
+    check(expar::softmax_score{}, expar::renormalize{});
+    check(expar::logit_score{}, expar::softmax_weights{});
+    check(expar::logit_score{}, expar::sigmoid_weights{});
+    check(expar::sigmoid_score{}, expar::normalize{2}, expar::scale{2.5});
+  }
+}
+
 TEST_CASE("blocks select among many experts", "[router]") {
   router_test::random rng(7);
   for (int experts : {256, 384, 500, 513, 1500})
     for (int k : {1, 6, 8, 9, 16, 17}) {
-      auto z = logits_of<float>(rng, 37, experts);
+      auto z = logits_of<float>(rng, 37, experts, 3);
       require_forward<float>(expar::models::mixtral({experts, k}), z, {});
       std::vector<float> bias(static_cast<std::size_t>(experts));
       for (float& b : bias) b = static_cast<float>(.1 * rng.normal());
       require_forward<float>(expar::models::glm_4_5({.experts = experts, .top_k = k}), z, bias);
     }
-  auto z = logits_of<float>(rng, 300, 256);
+  auto z = logits_of<float>(rng, 300, 256, 0);
   std::vector<float> bias(256);
   for (float& b : bias) b = static_cast<float>(.1 * rng.normal());
   for (int threads : {1, 3}) require_forward<float>(expar::models::deepseek_v3(), z, bias, threads);
