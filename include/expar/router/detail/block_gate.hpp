@@ -193,7 +193,8 @@ struct block_gate<router<Steps...>, A> {
     int const experts = r.experts, k = r.top_k;
     if constexpr (router_type::by_logit) {
       if constexpr (std::is_same_v<A, float>)
-        if (experts >= by_rows_from) return choose_by_rows(logits, scratch, ids, keys_of_ids);
+        if (experts >= by_rows_from && experts <= most_experts_of_rows)
+          return choose_by_rows(logits, scratch, ids, keys_of_ids);
       A* const z = scratch;
       load(logits, 0, experts, z);
       sums.set_most(select_columns(static_cast<A const*>(z), experts, k, ids, keys_of_ids));

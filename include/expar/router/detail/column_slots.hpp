@@ -82,9 +82,9 @@ inline constexpr int most_slots = 32;
 
 /// Of each lane the k best of the slots i with the keys key(i), packs, and the experts id(i),
 /// vectors of std::int32_t: experts and keys, by descending key and ascending id; -1 and -inf where
-/// a slot holds NaN or -inf. A key of -0 becomes 0. k is at most Sorted, which is Slots or half of
-/// it. To be sorted, slots become doubles: the bits of the key, and below them those of the expert.
-/// Lest such a double be below the normal numbers, its exponent is raised by 1.
+/// a slot holds -inf. No key is NaN; one of -0 becomes 0. k is at most Sorted, which is Slots or
+/// half of it. To be sorted, slots become doubles: the bits of the key, and below them those of the
+/// expert. Lest such a double be below the normal numbers, its exponent is raised by 1.
 template <int Slots, int Sorted, class Key, class Id>
 inline void sort_slots(Key key, Id id, int k, std::int32_t* ids, float* keys) {
   using p = pack<float>;
@@ -95,7 +95,7 @@ inline void sort_slots(Key key, Id id, int k, std::int32_t* ids, float* keys) {
   p const none = p::all(-infinity<float>);
   doubles first[Slots], second[Slots];
   for (int i = 0; i < Slots; ++i) {
-    ints const high = (ints)add(larger(key(i), none), p::all(0.f)).v;
+    ints const high = (ints)add(key(i), p::all(0.f)).v;
     ints const low = id(i) ^ ~(high >> 31);  // the lower id is the larger
     ints const in_memory[2] = {little ? low : high + raised, little ? high + raised : low};
     first[i] = (doubles)low_pairs(in_memory[0], in_memory[1]);

@@ -24,48 +24,113 @@ inline namespace EXPAR_VECTORS {
 /// Whether slots are filled so fast that rows are better than columns however few experts.
 inline constexpr bool fills_fast = true;
 
+/// A cast, without GCC's warning of its own header.
+EXPAR_ALWAYS_INLINE __m128i first_quad(__m512i v) {
+  auto const ints = (mask_of<float>)v;
+  return (__m128i)__builtin_shufflevector(ints, ints, 0, 1, 2, 3);
+}
+
 /// What is at least `threshold` among 32 keys.
 EXPAR_ALWAYS_INLINE __mmask32 reaching(float const* strip, __m512 threshold) {
   return _mm512_kunpackw(_mm512_cmp_ps_mask(_mm512_loadu_ps(strip + 16), threshold, _CMP_GE_OQ),
                          _mm512_cmp_ps_mask(_mm512_loadu_ps(strip), threshold, _CMP_GE_OQ));
 }
 
-/// The experts of one lane whose keys reach the threshold to ids [2 Slots], any experts behind
-/// them; how many, or more than Slots.
+/// The experts of each lane whose keys reach its threshold, by ascending id.
 template <int Slots>
-EXPAR_ALWAYS_INLINE int reaching_experts(key_rows const& keys, int lane, float threshold,
-                                         std::int32_t* ids) {
-  static constexpr struct numbers {
-    std::uint8_t at[64] = {};
-    constexpr numbers() {
-      for (int i = 0; i < 64; ++i) at[i] = static_cast<std::uint8_t>(i);
+struct reaching_experts {
+  static constexpr int lanes = pack<float>::lanes;
+
+  alignas(
+      64) std::uint8_t low[lanes][2 * Slots];  // of their ids the lowest 8 bits; any behind them
+  std::int32_t filled[most_experts_of_rows / 256][lanes];  // how many are below 256, 512, ...
+
+  /// Finds them; of each lane how many, or more than Slots.
+  EXPAR_ALWAYS_INLINE void find(key_rows const& keys, float const* thresholds, int* found) {
+    static constexpr struct numbers {
+      std::uint8_t at[64] = {};
+      constexpr numbers() {
+        for (int i = 0; i < 64; ++i) at[i] = static_cast<std::uint8_t>(i);
+      }
+    } numbers;
+    __m512i const more = _mm512_set1_epi8(64);
+    int const experts = keys.experts, full = keys.full();
+    for (int l = 0; l < lanes; ++l) found[l] = thresholds[l] > -infinity<float> ? 0 : Slots + 1;
+    for (int base = 0; base < experts; base += 256) {
+      int const end = experts - base < 256 ? experts : base + 256;
+      int const whole = base + (((full < end ? full : end) - base) & ~63);
+      for (int l = 0; l < lanes; ++l) {
+        if (base == 0) keys.prefetch(l);
+        __m512 const least = _mm512_set1_ps(thresholds[l]);
+        __m512i each = _mm512_loadu_si512(numbers.at);
+        float const* const row = keys.row[l];
+        std::uint8_t* const ids = low[l];
+        int n = found[l];
+        auto const put = [&](__mmask64 bits) {
+          __m512i const chosen = _mm512_maskz_compress_epi8(bits, each);
+          _mm_storeu_si128((__m128i*)(ids + n), first_quad(chosen));
+          if constexpr (Slots > 16)
+            _mm_storeu_si128((__m128i*)(ids + n + 16),
+                             _mm512_maskz_extracti32x4_epi32(0xf, chosen, 1));
+          n += static_cast<int>(_mm_popcnt_u64(bits));
+          each = _mm512_maskz_add_epi8(~__mmask64{}, each, more);
+        };
+        int first = base;
+        for (; first < whole && n <= Slots; first += 64)
+          put(_mm512_kunpackd(reaching(row + first + 32, least), reaching(row + first, least)));
+        if (first < end && n <= Slots) {
+          __mmask64 bits = reaching(keys.strip_at(l, first), least);
+          if (first + 32 < end)
+            bits = _mm512_kunpackd(reaching(keys.strip_at(l, first + 32), least), bits);
+          put(bits);
+        }
+        found[l] = filled[base / 256][l] = n;
+      }
     }
-  } numbers;
-  for (int i = 0; i < Slots; i += 16) _mm512_storeu_si512(ids + i, _mm512_setzero_si512());
-  if (!(threshold > -infinity<float>)) return Slots + 1;
-  __m512i const each = _mm512_loadu_si512(numbers.at);
-  __m512 const least = _mm512_set1_ps(threshold);
-  int found = 0;
-  for (int first = 0; first < keys.experts && found <= Slots; first += 64) {
-    keys.prefetch(lane, first);
-    __mmask64 bits = reaching(keys.strip_at(lane, first), least);
-    if (first + 32 < keys.experts) {
-      keys.prefetch(lane, first + 32);
-      bits = _mm512_kunpackd(reaching(keys.strip_at(lane, first + 32), least), bits);
-    }
-    __m512i const bytes = _mm512_maskz_compress_epi8(bits, each);
-    __m512i const base = _mm512_set1_epi32(first);
-    auto const put = [&](__m128i part, int at) {
-      _mm512_storeu_si512(ids + at,
-                          _mm512_add_epi32(_mm512_maskz_cvtepu8_epi32(0xffff, part), base));
-    };
-    put(_mm512_maskz_extracti32x4_epi32(0xf, bytes, 0), found);
-    if (Slots > 16 && found + 16 <= Slots)
-      put(_mm512_maskz_extracti32x4_epi32(0xf, bytes, 1), found + 16);
-    found += static_cast<int>(_mm_popcnt_u64(bits));
   }
-  return found;
-}
+
+  /// The ids to columns [Slots][lanes].
+  EXPAR_ALWAYS_INLINE void put_ids(int experts, std::int32_t* to) const {
+    for (int slot = 0; slot < Slots; slot += 16) {
+      auto const rows = [&](int i) {
+        return load_quads((std::int32_t const*)(low[i] + slot), 2 * Slots);
+      };
+      auto const rows_0 = (__m512i)rows(0), rows_1 = (__m512i)rows(1);
+      auto const rows_2 = (__m512i)rows(2), rows_3 = (__m512i)rows(3);
+      __mmask64 const all = ~__mmask64{};
+      __mmask32 const all_pairs = ~__mmask32{};
+      __m512i const first = _mm512_maskz_unpacklo_epi8(all, rows_0, rows_1);
+      __m512i const last = _mm512_maskz_unpackhi_epi8(all, rows_0, rows_1);
+      __m512i const first_more = _mm512_maskz_unpacklo_epi8(all, rows_2, rows_3);
+      __m512i const last_more = _mm512_maskz_unpackhi_epi8(all, rows_2, rows_3);
+      put_four(experts, slot, _mm512_maskz_unpacklo_epi16(all_pairs, first, first_more), to);
+      put_four(experts, slot + 4, _mm512_maskz_unpackhi_epi16(all_pairs, first, first_more), to);
+      put_four(experts, slot + 8, _mm512_maskz_unpacklo_epi16(all_pairs, last, last_more), to);
+      put_four(experts, slot + 12, _mm512_maskz_unpackhi_epi16(all_pairs, last, last_more), to);
+    }
+  }
+
+ private:
+  /// Four slots, of which entry m of quad q has slot m of the lanes 4 q, ..., 4 q + 3.
+  EXPAR_ALWAYS_INLINE void put_four(int experts, int slot, __m512i quads, std::int32_t* to) const {
+    __m512i const columns = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i const v = _mm512_maskz_permutexvar_epi32(0xffff, columns, quads);
+    put_slot(experts, slot, first_quad(v), to);
+    put_slot(experts, slot + 1, _mm512_maskz_extracti32x4_epi32(0xf, v, 1), to);
+    put_slot(experts, slot + 2, _mm512_maskz_extracti32x4_epi32(0xf, v, 2), to);
+    put_slot(experts, slot + 3, _mm512_maskz_extracti32x4_epi32(0xf, v, 3), to);
+  }
+  EXPAR_ALWAYS_INLINE void put_slot(int experts, int slot, __m128i bytes, std::int32_t* to) const {
+    auto ids = (mask_of<float>)_mm512_maskz_cvtepu8_epi32(0xffff, bytes);
+    for (int base = 256; base < experts; base += 256) {
+      mask_of<float> below;
+      std::memcpy(&below, filled[base / 256 - 1], sizeof below);
+      ids += 256 & (below <= slot);
+    }
+    ids = ids < experts ? ids : 0;
+    std::memcpy(to + slot * lanes, &ids, sizeof ids);
+  }
+};
 
 /// The keys of 16 experts of one lane, of which there are at most 128 in all.
 EXPAR_ALWAYS_INLINE __m512 keys_of(key_rows const& keys, int lane, __m512i experts) {
@@ -88,21 +153,23 @@ void fill_slots(key_rows const& keys, float const* thresholds, column_slots<Slot
                 int* filled) {
   using p = pack<float>;
   constexpr int lanes = p::lanes;
-  alignas(64) std::int32_t ids[lanes][2 * Slots];
-  for (int l = 0; l < lanes; ++l)
-    filled[l] = reaching_experts<Slots>(keys, l, thresholds[l], ids[l]);
-  transpose(static_cast<std::int32_t const*>(ids[0]), 2 * Slots, Slots,
-            static_cast<std::int32_t*>(slots.id));
+  reaching_experts<Slots> found;
+  found.find(keys, thresholds, filled);
+  found.put_ids(keys.experts, static_cast<std::int32_t*>(slots.id));
   if (keys.experts <= 128) {
-    alignas(64) float found[lanes][Slots];
+    alignas(64) float rows[lanes][Slots];
     for (int l = 0; l < lanes; ++l)
-      for (int i = 0; i < Slots; i += 16)
-        _mm512_store_ps(found[l] + i, keys_of(keys, l, _mm512_load_si512(ids[l] + i)));
-    transpose(static_cast<float const*>(found[0]), Slots, Slots, static_cast<float*>(slots.key));
+      for (int i = 0; i < Slots; i += 16) {
+        __m128i const ids = _mm_load_si128((__m128i const*)(found.low[l] + i));
+        _mm512_store_ps(rows[l] + i, keys_of(keys, l, _mm512_maskz_cvtepu8_epi32(0xffff, ids)));
+      }
+    transpose(static_cast<float const*>(rows[0]), Slots, Slots, static_cast<float*>(slots.key));
   } else {
-    for (int l = 0; l < lanes; ++l)
-      for (int i = 0; i < Slots; ++i)
-        std::memcpy(slots.key + i * lanes + l, keys.row[l] + ids[l][i], sizeof(float));
+    for (int l = 0; l < lanes; ++l) {
+      float const* const row = keys.row[l];
+      for (int at = l; at < Slots * lanes; at += lanes)
+        std::memcpy(slots.key + at, row + slots.id[at], sizeof(float));
+    }
   }
 }
 
@@ -136,8 +203,7 @@ void fill_from(key_rows const& keys, float const* thresholds, int first, column_
     p const threshold = p::all(thresholds[l]);
     mask reach[width] = {};
     mask bit = 1 - mask{};
-    for (int e = first; e < keys.experts && e < first + Steps * Slots; e += key_rows::strip)
-      keys.prefetch(l, e);
+    if (first == 0) keys.prefetch(l);
     keys.for_each_strip(l, first, first + Steps * Slots, [&](float const* strip) {
       for (int i = 0; i < key_rows::strip / lanes; ++i) {
         reach[i % width] |= bit & (p::load(strip + i * lanes).v >= threshold.v);

@@ -15,6 +15,9 @@ inline namespace v0 {
 namespace detail {
 inline namespace EXPAR_VECTORS {
 
+/// How many experts rows may have.
+inline constexpr int most_experts_of_rows = 1024;
+
 /// Rows of keys [experts], one of each lane, and what is behind their last strip of 32.
 struct key_rows {
   static constexpr int lanes = pack<float>::lanes, strip = 32;
@@ -43,17 +46,18 @@ struct key_rows {
   }
   /// Where the tail begins.
   int full() const {
-    return experts / strip * strip;
+    return experts & -strip;
   }
   float const* strip_at(int lane, int first) const {
     return first < full() ? row[lane] + first : tail[lane];
   }
-  /// Has the caches fetch the next block's strip; its rows may be far too many for them to keep.
-  EXPAR_ALWAYS_INLINE void prefetch(int lane, int first) const {
+  /// Has the caches fetch what the next block has in place of a row; its rows may be far too many
+  /// for them to keep.
+  EXPAR_ALWAYS_INLINE void prefetch(int lane) const {
     if (next_block == 0) return;
-    auto const at = reinterpret_cast<std::uintptr_t>(row[lane] + first) + next_block;
-    for (int i = 0; i < strip * 4; i += 64)
-      __builtin_prefetch(reinterpret_cast<void const*>(at + static_cast<unsigned>(i)), 0, 2);
+    auto const at = reinterpret_cast<std::uintptr_t>(row[lane]) + next_block;
+    for (unsigned e = 0; e < static_cast<unsigned>(experts); e += 16)
+      __builtin_prefetch(reinterpret_cast<void const*>(at + 4 * e), 0, 2);
   }
   /// f(keys) for the strips from expert `first` to `last`, which are multiples of 32 or beyond all.
   template <class F>

@@ -92,7 +92,10 @@ template <int Slots>
 inline void select_all(float const* keys, int experts, int k, std::int32_t* ids, float* best_keys) {
   using p = pack<float>;
   sort_slots<Slots, Slots>(
-      [=](int e) { return e < experts ? p::load(keys + e * p::lanes) : p::all(-infinity<float>); },
+      [=](int e) {
+        p const none = p::all(-infinity<float>);
+        return e < experts ? larger(p::load(keys + e * p::lanes), none) : none;
+      },
       [](int e) { return e - mask_of<float>{}; }, k, ids, best_keys);
 }
 
