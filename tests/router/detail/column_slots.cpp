@@ -34,6 +34,27 @@ void require_sorts(std::uint64_t first, std::uint64_t last) {
   }
 }
 
+template <int N>
+void require_kth_largest(std::uint64_t seed) {
+  using p = pack<float>;
+  expar_test::random rng(seed);
+  for (int round = 0; round < 300; ++round) {
+    float numbers[N * p::lanes];
+    for (float& x : numbers) x = rng.chance(.1) ? -inf : static_cast<float>(rng.integer(-3, 2 * N));
+    int const k = static_cast<int>(rng.integer(1, N / 2));
+    typename p::vector rows[N];
+    for (int i = 0; i < N; ++i) rows[i] = p::load(numbers + i * p::lanes).v;
+    p const found = kth_largest<N>(static_cast<typename p::vector*>(rows), k);
+    for (int l = 0; l < p::lanes; ++l) {
+      std::vector<float> mine;
+      for (int i = 0; i < N; ++i) mine.push_back(numbers[i * p::lanes + l]);
+      std::sort(mine.rbegin(), mine.rend());
+      CAPTURE(round, k, l);
+      REQUIRE(found.v[l] == mine[static_cast<std::size_t>(k - 1)]);
+    }
+  }
+}
+
 template <int Slots>
 void require_order(std::uint64_t seed) {
   constexpr int lanes = column_slots<Slots>::lanes;
@@ -93,6 +114,11 @@ TEST_CASE("sorting networks sort", "[router]") {
   require_sorts<16, 8>(0, 1 << 16);
   require_sorts<32, 16>(0, 1 << 12);
   require_sorts<32, 16>(0xffffff00u - 4096, 0xffffff00u);
+}
+
+TEST_CASE("the k-th largest is found in every lane", "[router]") {
+  require_kth_largest<16>(4);
+  require_kth_largest<32>(5);
 }
 
 TEST_CASE("slots are sorted by descending key and ascending id", "[router]") {

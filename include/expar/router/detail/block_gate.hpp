@@ -242,14 +242,16 @@ struct block_gate<router<Steps...>, A> {
                             A* keys_of_ids) const {
     key_rows rows;
     rows.experts = r.experts;
+    Logit* mine = logits.data;
     for (int l = 0; l < lanes; ++l) {
       if constexpr (std::is_same_v<std::remove_const_t<Logit>, A>) {
-        rows.row[l] = row(logits, l);
+        rows.row[l] = mine;
       } else {
         A* const wide = scratch + index_t{l} * r.experts;
-        widen_row(row(logits, l), wide, r.experts);
+        widen_row(mine, wide, r.experts);
         rows.row[l] = wide;
       }
+      if (l + 1 < logits.extents[0]) mine += logits.strides[0];
     }
     rows.make_tails();
     if (std::is_same_v<std::remove_const_t<Logit>, A> && logits.extents[0] == lanes)

@@ -74,6 +74,18 @@ inline void sort_rows(Vector* rows) {
           std::make_integer_sequence<int, comparators.count>{});
 }
 
+/// The k-th largest of N rows in every lane, k at most N / 2. Sorts either half of the rows.
+template <int N>
+inline pack<float> kth_largest(typename pack<float>::vector* rows, int k) {
+  using p = pack<float>;
+  typename p::vector *const a = rows, *const b = rows + N / 2;
+  sort_rows<N / 2>(a);
+  sort_rows<N / 2>(b);
+  p largest = larger(p{a[k - 1]}, p{b[k - 1]});  // if all come from one half; else i from the first
+  for (int i = 1; i < k; ++i) largest = larger(smaller(p{a[i - 1]}, p{b[k - 1 - i]}), largest);
+  return largest;
+}
+
 // How select_top_k() is done for the tokens of all lanes at once. Experts form classes by their id
 // mod 16 or 32: at least k keys reach the k-th largest of what is the largest key of each class,
 // and seldom many more do. Those go to slots, and the slots of all lanes are sorted by a network.

@@ -107,8 +107,7 @@ inline pack<float> select_by_threshold(float const* keys, int experts, int k, st
   constexpr int lanes = p::lanes;
   typename p::vector classes[Slots];
   for (int c = 0; c < Slots; ++c) classes[c] = largest_column(keys, experts, c, Slots).v;
-  sort_rows<Slots, Slots / 2>(static_cast<typename p::vector*>(classes));
-  p const threshold = {classes[k - 1]};
+  p const threshold = kth_largest<Slots>(static_cast<typename p::vector*>(classes), k);
   column_slots<Slots> slots;
   slots.clear();
   int filled[lanes] = {};
@@ -141,7 +140,7 @@ inline pack<float> select_by_threshold(float const* keys, int experts, int k, st
   slots.sort(static_cast<int const*>(filled), k, ids, best_keys);
   for (int l = 0; l < lanes; ++l)
     if (filled[l] > Slots) select_column(keys, experts, k, l, ids, best_keys);
-  return p{classes[0]};
+  return larger(p{classes[0]}, p{classes[Slots / 2]});
 }
 
 /// The k best experts of each lane to ids [k][lanes], -1 where there are fewer; gives the largest

@@ -34,8 +34,7 @@ pack<float> select_rows(key_rows const& keys, int k, std::int32_t* ids, float* b
   transpose(static_cast<float const*>(largest), Slots, Slots, static_cast<float*>(by_class));
   typename p::vector classes[Slots];
   for (int i = 0; i < Slots; ++i) classes[i] = p::load(by_class + i * lanes).v;
-  sort_rows<Slots, Slots / 2>(static_cast<typename p::vector*>(classes));
-  p{classes[k - 1]}.store(thresholds);
+  kth_largest<Slots>(static_cast<typename p::vector*>(classes), k).store(thresholds);
   column_slots<Slots> slots;
   int filled[lanes];
   fill_slots(keys, static_cast<float const*>(thresholds), slots, static_cast<int*>(filled));
@@ -51,7 +50,7 @@ pack<float> select_rows(key_rows const& keys, int k, std::int32_t* ids, float* b
         best_keys[j * lanes + l] = mine[j] < 0 ? -infinity<float> : best[j];
       }
     }
-  return p{classes[0]};
+  return larger(p{classes[0]}, p{classes[Slots / 2]});
 }
 
 }  // namespace EXPAR_VECTORS
