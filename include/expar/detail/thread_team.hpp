@@ -2,8 +2,7 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
-#include <condition_variable>
+#include <condition_variable>  // and the clock, without the calendars of <chrono>
 #include <mutex>
 #include <thread>
 #include <vector>

@@ -20,8 +20,8 @@ template <class A>
 inline constexpr A smallest_normal = std::numeric_limits<A>::min();
 
 // x = n ln 2 + r with |r| <= ln 2 / 2; the product of n with the upper part of ln 2 is exact. The
-// polynomial in r is Taylor's for double; for float, one of degree 6, within 5e-9 of e^r. Free of
-// branches, so that loops over it become vector code.
+// polynomial in r is Taylor's for double; for float, one of degree 6, within a relative 5e-9. Free
+// of branches, so that loops over it become vector code.
 
 /// exponential() of an x that is not so large that the result is infinite.
 EXPAR_HD inline float small_exponential(float x) {

@@ -69,7 +69,6 @@ void require_order(std::uint64_t seed) {
                            std::numeric_limits<float>::lowest()};
   for (int round = 0; round < 300; ++round) {
     column_slots<Slots> slots;
-    slots.clear();
     int filled_slots[lanes];
     std::vector<std::vector<std::pair<float, int>>> expected(lanes);
     for (int l = 0; l < lanes; ++l) {

@@ -16,7 +16,8 @@ void require_filled(std::uint64_t seed) {
   constexpr int lanes = key_rows::lanes;
   router_test::random rng(seed);
   for (int round = 0; round < 300; ++round) {
-    int const experts = static_cast<int>(rng.integer(Slots + 1, rng.chance(.1) ? 1024 : 300));
+    int const experts = static_cast<int>(
+        rng.integer(Slots + 1, rng.chance(.1) ? (expar::detail::fills_fast ? 1024 : 1200) : 300));
     std::vector<std::vector<float>> rows(lanes);
     key_rows keys;
     keys.experts = experts;

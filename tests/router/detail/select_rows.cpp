@@ -13,7 +13,8 @@ void require_top_k(std::uint64_t seed, int rounds) {
   constexpr int lanes = expar::detail::key_rows::lanes;
   router_test::random rng(seed);
   for (int round = 0; round < rounds; ++round) {
-    int const experts = static_cast<int>(rng.integer(Slots + 1, rng.chance(.1) ? 1024 : 300));
+    int const experts = static_cast<int>(
+        rng.integer(Slots + 1, rng.chance(.1) ? (expar::detail::fills_fast ? 1024 : 1200) : 300));
     int const k = static_cast<int>(rng.integer(1, Slots / 2));
     std::vector<std::vector<float>> rows(lanes,
                                          std::vector<float>(static_cast<std::size_t>(experts)));

@@ -50,7 +50,7 @@ struct block_gate<router<Steps...>, A> {
   index_t scratch() const {
     index_t const columns = selected_columns(r.experts);
     if constexpr (router_type::by_logit)
-      return columns * lanes;
+      return (by_rows() ? r.experts : columns) * lanes;
     else
       return (columns + (normalized ? columns : tile)) * lanes;
   }
@@ -143,7 +143,12 @@ struct block_gate<router<Steps...>, A> {
       std::is_same_v<A, float> && router_type::by_logit &&
       std::is_same_v<typename router_type::score_type, logit_score> &&
       std::is_same_v<step_type<stage::weight, void, Steps...>, softmax_weights>;
-  static constexpr int tile = 64, by_rows_from = fills_fast ? 33 : 65;
+  static constexpr int tile = 64;
+
+  bool by_rows() const {
+    return router_type::by_logit && std::is_same_v<A, float> &&
+           (fills_fast ? r.experts > 32 && r.experts <= most_experts_of_rows : r.experts > 64);
+  }
 
   /// What a score is normalized by.
   struct normalizer {
@@ -193,8 +198,7 @@ struct block_gate<router<Steps...>, A> {
     int const experts = r.experts, k = r.top_k;
     if constexpr (router_type::by_logit) {
       if constexpr (std::is_same_v<A, float>)
-        if (experts >= by_rows_from && experts <= most_experts_of_rows)
-          return choose_by_rows(logits, scratch, ids, keys_of_ids);
+        if (by_rows()) return choose_by_rows(logits, scratch, ids, keys_of_ids);
       A* const z = scratch;
       load(logits, 0, experts, z);
       sums.set_most(select_columns(static_cast<A const*>(z), experts, k, ids, keys_of_ids));
@@ -275,8 +279,10 @@ struct block_gate<router<Steps...>, A> {
       return term(p::load(z + index_t{e} * lanes), by.most, by.plain);
     };
     p part[Parts];
-    for (int i = 0; i < Parts; ++i) part[i] = i < r.experts ? term_at(i) : p::all(0);
-    for (int e = Parts; e < r.experts; ++e) part[e % Parts] = add(part[e % Parts], term_at(e));
+    for (int i = 0; i < Parts; ++i) {
+      part[i] = p::all(0);
+      for (int e = i; e < r.experts; e += Parts) part[i] = add(part[i], term_at(e));
+    }
     return halved<Parts>(part);
   }
   p sums_of_rows(key_rows const& rows, normalizer const& by) const {

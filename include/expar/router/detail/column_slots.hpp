@@ -94,9 +94,10 @@ inline constexpr int most_slots = 32;
 
 /// Of each lane the k best of the slots i with the keys key(i), packs, and the experts id(i),
 /// vectors of std::int32_t: experts and keys, by descending key and ascending id; -1 and -inf where
-/// a slot holds -inf. No key is NaN; one of -0 becomes 0. k is at most Sorted, which is Slots or
-/// half of it. To be sorted, slots become doubles: the bits of the key, and below them those of the
-/// expert. Lest such a double be below the normal numbers, its exponent is raised by 1.
+/// a slot holds -inf. No key is NaN, unless its lane does not matter; one of -0 becomes 0. k is at
+/// most Sorted, which is Slots or half of it. To be sorted, slots become doubles: the bits of the
+/// key, and below them those of the expert. Lest such a double be below the normal numbers, its
+/// exponent is raised by 1.
 template <int Slots, int Sorted, class Key, class Id>
 inline void sort_slots(Key key, Id id, int k, std::int32_t* ids, float* keys) {
   using p = pack<float>;
@@ -136,9 +137,6 @@ struct column_slots {
   alignas(64) float key[(Slots + more) * lanes];
   alignas(64) std::int32_t id[(Slots + more) * lanes];
 
-  void clear() {
-    for (float& k : key) k = -infinity<float>;
-  }
   void put(int slot, int lane, float k, std::int64_t e) {
     key[slot * lanes + lane] = k;
     id[slot * lanes + lane] = static_cast<std::int32_t>(e);

@@ -41,8 +41,7 @@ template <int Slots>
 struct reaching_experts {
   static constexpr int lanes = pack<float>::lanes;
 
-  alignas(
-      64) std::uint8_t low[lanes][2 * Slots];  // of their ids the lowest 8 bits; any behind them
+  alignas(64) std::uint8_t low[lanes][2 * Slots];  // bits of their ids; any expert's behind them
   std::int32_t filled[most_experts_of_rows / 256][lanes];  // how many are below 256, 512, ...
 
   /// Finds them; of each lane how many, or more than Slots.
@@ -55,7 +54,11 @@ struct reaching_experts {
     } numbers;
     __m512i const more = _mm512_set1_epi8(64);
     int const experts = keys.experts, full = keys.full();
-    for (int l = 0; l < lanes; ++l) found[l] = thresholds[l] > -infinity<float> ? 0 : Slots + 1;
+    for (int l = 0; l < lanes; ++l) {
+      bool const any = thresholds[l] > -infinity<float>;
+      found[l] = any ? 0 : Slots + 1;
+      if (!any) std::memset(low[l], 0, Slots);
+    }
     for (int base = 0; base < experts; base += 256) {
       int const end = experts - base < 256 ? experts : base + 256;
       int const whole = base + (((full < end ? full : end) - base) & ~63);
@@ -240,7 +243,6 @@ template <int Slots>
 void fill_slots(key_rows const& keys, float const* thresholds, column_slots<Slots>& slots,
                 int* filled) {
   constexpr int lanes = pack<float>::lanes;
-  slots.clear();
   for (int l = 0; l < lanes; ++l) filled[l] = 0;
   for (int first = 0; first < keys.experts; first += 16 * Slots) {
     if (keys.experts - first <= 4 * Slots)

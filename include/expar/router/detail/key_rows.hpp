@@ -15,7 +15,7 @@ inline namespace v0 {
 namespace detail {
 inline namespace EXPAR_VECTORS {
 
-/// How many experts rows may have.
+/// How many experts rows may have where slots are filled fast.
 inline constexpr int most_experts_of_rows = 1024;
 
 /// Rows of keys [experts], one of each lane, and what is behind their last strip of 32.
@@ -24,7 +24,8 @@ struct key_rows {
 
   float const* row[lanes];
   int experts;
-  std::uintptr_t next_block = 0;  // bytes to what will be asked for after these rows, if anything
+  std::uintptr_t next_block =
+      0;  // bytes to its rows, or to what is behind the last one; 0: unknown
   alignas(64) float tail[lanes][strip];  // -inf where there is no expert
 
   /// Once the rows are there.

@@ -15,7 +15,7 @@
 
 // Vectors of the compiler, which GCC and Clang have on every target: of the width that the target
 // has, so that a vector is one register. What depends on the width is in a namespace of its own,
-// so that files of one program may be compiled for different targets.
+// so that files of one program may be compiled for different widths, of which the machine has all.
 #if defined(__AVX512F__) && !defined(__CUDACC__)
 #define EXPAR_VECTOR_BYTES 64
 #define EXPAR_VECTORS vectors_of_64_bytes
@@ -100,11 +100,12 @@ template <class A>
 inline bool any(mask_of<A> m) {
 #ifdef EXPAR_DETAIL_AVX512
   return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0;
-#endif
+#else
   std::uint64_t words[vector_bytes / 8], set = 0;
   std::memcpy(words, &m, sizeof m);
   for (std::uint64_t word : words) set |= word;
   return set != 0;
+#endif
 }
 
 /// As small_exponential(float); 0 where x is NaN.

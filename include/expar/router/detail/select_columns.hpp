@@ -53,7 +53,7 @@ inline void select_column(A const* keys, int experts, int k, int lane, std::int3
 }
 
 /// The K best of keys that come expert by expert, by insertion, which is the fastest for few of
-/// them. A key of 0 may lose its sign.
+/// them. One of -0 becomes 0.
 template <int K>
 struct few_best {
   using ints = mask_of<float>;
@@ -75,7 +75,7 @@ struct few_best {
   }
   EXPAR_ALWAYS_INLINE void store(std::int32_t* ids, float* keys) const {
     for (int j = 0; j < K; ++j) {
-      key[j].store(keys + j * pack<float>::lanes);
+      add(key[j], pack<float>::all(0)).store(keys + j * pack<float>::lanes);
       std::memcpy(ids + j * pack<float>::lanes, &id[j], sizeof id[j]);
     }
   }
@@ -109,7 +109,6 @@ inline pack<float> select_by_threshold(float const* keys, int experts, int k, st
   for (int c = 0; c < Slots; ++c) classes[c] = largest_column(keys, experts, c, Slots).v;
   p const threshold = kth_largest<Slots>(static_cast<typename p::vector*>(classes), k);
   column_slots<Slots> slots;
-  slots.clear();
   int filled[lanes] = {};
   for (int first = 0; first < experts; first += 64) {
     alignas(64) std::uint32_t words[2][lanes];  // bit i: expert first + i, first + 32 + i

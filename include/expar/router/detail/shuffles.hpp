@@ -1,14 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <type_traits>
-
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define EXPAR_DETAIL_SHUFFLES 1
-#endif
-#endif
-
 namespace expar {
 inline namespace v0 {
 namespace detail {
@@ -18,7 +10,6 @@ namespace detail {
 template <int I0, int I1, int I2, int I3, class V>
 inline V shuffle_quads(V a, V b) {
   constexpr int size = sizeof(V) / 4;
-#ifdef EXPAR_DETAIL_SHUFFLES
   constexpr int p = I0 < 4 ? I0 : I0 + size - 4, q = I1 < 4 ? I1 : I1 + size - 4;
   constexpr int r = I2 < 4 ? I2 : I2 + size - 4, s = I3 < 4 ? I3 : I3 + size - 4;
   if constexpr (size == 4)
@@ -28,15 +19,6 @@ inline V shuffle_quads(V a, V b) {
   else
     return __builtin_shufflevector(a, b, p, q, r, s, p + 4, q + 4, r + 4, s + 4, p + 8, q + 8,
                                    r + 8, s + 8, p + 12, q + 12, r + 12, s + 12);
-#else
-  constexpr int from[] = {I0, I1, I2, I3};
-  V all;
-  for (int i = 0; i < size; ++i) {
-    int const at = i / 4 * 4 + from[i % 4] % 4;
-    all[i] = from[i % 4] < 4 ? a[at] : b[at];
-  }
-  return all;
-#endif
 }
 /// a0 b0 a1 b1.
 template <class V>
@@ -72,7 +54,6 @@ inline V odd_entries(V a, V b) {
 /// to(i, v) for the two vectors that have a and b entry by entry, a0 b0 a1 b1 ...
 template <class V, class F>
 inline void interleave(V a, V b, F to) {
-#ifdef EXPAR_DETAIL_SHUFFLES
   if constexpr (sizeof(V) == 16) {
     to(0, low_pairs(a, b));
     to(1, high_pairs(a, b));
@@ -85,13 +66,6 @@ inline void interleave(V a, V b, F to) {
     to(1, V(__builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27,  //
                                     12, 28, 13, 29, 14, 30, 15, 31)));
   }
-#else
-  constexpr int size = sizeof(V) / 4;
-  V both[2];
-  for (int i = 0; i < 2 * size; ++i) both[i / size][i % size] = i % 2 == 0 ? a[i / 2] : b[i / 2];
-  to(0, both[0]);
-  to(1, both[1]);
-#endif
 }
 
 /// to(i, v) for the four vectors that have the entries i, i + 4, ... of a, b, c and d, in quads:
@@ -109,7 +83,6 @@ inline void transpose_quads(V a, V b, V c, V d, F to) {
 /// A vector of T that has so many bytes, of the quads load(0), load(1), ..., vectors of 16 bytes.
 template <class T, int Bytes, class F>
 inline auto join_quads(F load) {
-#ifdef EXPAR_DETAIL_SHUFFLES
   if constexpr (Bytes == 16) {
     return load(0);
   } else if constexpr (Bytes == 32) {
@@ -120,35 +93,18 @@ inline auto join_quads(F load) {
     return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7,  //
                                    8, 9, 10, 11, 12, 13, 14, 15);
   }
-#else
-  typedef T V __attribute__((vector_size(Bytes)));
-  V v;
-  for (int i = 0; i < Bytes / 16; ++i) {
-    auto const quad = load(i);
-    for (int j = 0; j < 4; ++j) v[4 * i + j] = quad[j];
-  }
-  return v;
-#endif
 }
 /// put(i, quad) for the quads of v.
 template <class V, class F>
 inline void split_quads(V v, F put) {
-#ifdef EXPAR_DETAIL_SHUFFLES
   put(0, __builtin_shufflevector(v, v, 0, 1, 2, 3));
   if constexpr (sizeof(V) >= 32) put(1, __builtin_shufflevector(v, v, 4, 5, 6, 7));
   if constexpr (sizeof(V) >= 64) {
     put(2, __builtin_shufflevector(v, v, 8, 9, 10, 11));
     put(3, __builtin_shufflevector(v, v, 12, 13, 14, 15));
   }
-#else
-  typedef std::remove_cvref_t<decltype(v[0])> quad __attribute__((vector_size(16)));
-  for (int i = 0; i < static_cast<int>(sizeof(V)) / 16; ++i)
-    put(i, quad{v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]});
-#endif
 }
 
 }  // namespace detail
 }  // namespace v0
 }  // namespace expar
-
-#undef EXPAR_DETAIL_SHUFFLES

@@ -32,7 +32,7 @@ void weigh_lanes(Step const& step, std::int32_t const* ids, A* w, K k) {
   A mine[most_slots];
   for (int l = 0; l < lanes; ++l) {
     for (int j = 0; j < k; ++j) id[j] = ids[j * lanes + l], mine[j] = w[j * lanes + l];
-    step(static_cast<std::int32_t const*>(id), static_cast<A*>(mine), k);
+    step(static_cast<std::int32_t const*>(id), static_cast<A*>(mine), int{k});
     for (int j = 0; j < k; ++j) w[j * lanes + l] = mine[j];
   }
 }
