@@ -5,13 +5,12 @@
 //   route         M tokens/s of route() on one thread
 //   lowest, highest  route in the slowest and in the fastest round
 //   of_limit      route / limit
-//   known         M tokens/s of what was the fastest code on one core of a Zen 4 (AVX-512), for
-//                 comparison on such a core: written with intrinsics for these shapes alone, and an
-//                 exponential with a relative error of 1.3e-6
+//   known         not of this run: M tokens/s of AVX-512 code that was written for these shapes
+//                 alone, with weights within a relative 1.3e-6, on one core of another Zen 4
 //   partial_sort  route / plain code for the same router that selects by std::partial_sort
 //   insertion     route / the same code, selecting by insertion
 //   two_threads   route() on two threads / on one, for as many tokens as have 8 MiB of logits
-// The plain code computes every score with std::exp, row by row.
+// The plain code takes std::exp of every score, or of the selected ones alone, row by row.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -121,8 +120,9 @@ void scan(problem& p) {
   }
 }
 
-/// A router as one writes it down.
-template <bool Sigmoid, bool Renormalizes = true>
+/// Routers as one writes them down.
+enum class plain_kind { softmax, full_softmax, selected_softmax, sigmoid };
+template <plain_kind Kind>
 struct plain_router {
   problem& p;
   std::vector<float> scores, keys, sums;
@@ -138,8 +138,10 @@ struct plain_router {
       float const* const z = p.row(t);
       std::int32_t* const ids = p.routes.ids.row(t);
       float* const w = p.routes.weights.row(t);
-      if (Sigmoid)
+      if (Kind == plain_kind::sigmoid)
         sigmoid_keys(z);
+      else if (Kind == plain_kind::selected_softmax)
+        std::copy_n(z, experts, keys.begin());
       else
         softmax_keys(z);
       if (Sorts) {
@@ -158,8 +160,11 @@ struct plain_router {
         }
       }
       float sum = 0;
-      for (int j = 0; j < k; ++j) sum += w[j] = scores[static_cast<std::size_t>(ids[j])];
-      for (int j = 0; Renormalizes && j < k; ++j) w[j] /= sum;
+      for (int j = 0; j < k; ++j)
+        sum += w[j] = Kind == plain_kind::selected_softmax
+                          ? std::exp(z[ids[j]] - z[ids[0]])
+                          : scores[static_cast<std::size_t>(ids[j])];
+      for (int j = 0; Kind != plain_kind::full_softmax && j < k; ++j) w[j] /= sum;
     }
   }
 
@@ -252,7 +257,7 @@ void route_softmax(benchmark::State& state) {
   compare(
       state, p,
       [&](auto const& ctx, auto const& z, auto& routes) { expar::route(ctx, r, z, routes); },
-      plain_router<false>(p));
+      plain_router<plain_kind::softmax>(p));
 }
 
 // Softmax over all experts (Qwen2-MoE).
@@ -263,7 +268,7 @@ void route_full_softmax(benchmark::State& state) {
   compare(
       state, p,
       [&](auto const& ctx, auto const& z, auto& routes) { expar::route(ctx, r, z, routes); },
-      plain_router<false, false>(p), known);
+      plain_router<plain_kind::full_softmax>(p), known);
 }
 
 // The softmax of the selected logits alone (Mixtral, Qwen3-MoE): the weights of route_softmax, but
@@ -275,7 +280,7 @@ void route_selected_softmax(benchmark::State& state) {
   compare(
       state, p,
       [&](auto const& ctx, auto const& z, auto& routes) { expar::route(ctx, r, z, routes); },
-      plain_router<false>(p), known);
+      plain_router<plain_kind::selected_softmax>(p), known);
 }
 
 // Sigmoid, bias and groups (DeepSeek-V3).
@@ -291,7 +296,7 @@ void route_sigmoid_groups(benchmark::State& state) {
       [&](auto const& ctx, auto const& z, auto& routes) {
         expar::route(ctx, r, z, p.bias, routes);
       },
-      plain_router<true>(p));
+      plain_router<plain_kind::sigmoid>(p));
 }
 
 BENCHMARK(route_softmax)->DenseRange(0, 4)->UseManualTime()->Iterations(25);
