@@ -102,15 +102,17 @@ template <int Slots, int Sorted, class Key, class Id>
 inline void sort_slots(Key key, Id id, int k, std::int32_t* ids, float* keys) {
   using p = pack<float>;
   using ints = mask_of<float>;
+  using bits = typename p::bits;
   using doubles = pack<double>::vector;
-  constexpr std::int32_t raised = 1 << 20;
+  constexpr std::uint32_t raised = 1 << 20;
   constexpr bool little = std::endian::native == std::endian::little;
   p const none = p::all(-infinity<float>);
   doubles first[Slots], second[Slots];
   for (int i = 0; i < Slots; ++i) {
     ints const high = (ints)add(key(i), p::all(0.f)).v;
     ints const low = id(i) ^ ~(high >> 31);  // the lower id is the larger
-    ints const in_memory[2] = {little ? low : high + raised, little ? high + raised : low};
+    ints const above = (ints)((bits)high + raised);
+    ints const in_memory[2] = {little ? low : above, little ? above : low};
     first[i] = (doubles)low_pairs(in_memory[0], in_memory[1]);
     second[i] = (doubles)high_pairs(in_memory[0], in_memory[1]);
   }
@@ -119,7 +121,7 @@ inline void sort_slots(Key key, Id id, int k, std::int32_t* ids, float* keys) {
   for (int i = 0; i < k; ++i) {
     ints const even = even_entries((ints)first[i], (ints)second[i]);
     ints const odd = odd_entries((ints)first[i], (ints)second[i]);
-    ints const high = (little ? odd : even) - raised;
+    ints const high = (ints)((bits)(little ? odd : even) - raised);
     p const x = {(p::vector)high};
     ints const e = ((little ? even : odd) ^ ~(high >> 31)) | (x.v == none.v);
     x.store(keys + i * p::lanes);
