@@ -250,37 +250,36 @@ void compare(benchmark::State& state, problem& p, Route route, Plain plain,
   state.counters["two_threads"] = median(threads);
 }
 
-// Softmax over all experts; the weights are divided by their sum (Arctic).
-void route_softmax(benchmark::State& state) {
+/// `make`: a model of this library that takes no bias.
+template <plain_kind Kind, class Make>
+void compare_model(benchmark::State& state, Make make, double const* known = nullptr) {
   problem p(shapes[state.range(0)]);
-  auto const r = expar::models::arctic({.experts = p.s.experts, .top_k = p.s.top_k});
+  auto const r = make(expar::router_shape{.experts = p.s.experts, .top_k = p.s.top_k});
   compare(
       state, p,
       [&](auto const& ctx, auto const& z, auto& routes) { expar::route(ctx, r, z, routes); },
-      plain_router<plain_kind::softmax>(p));
+      plain_router<Kind>(p), known);
+}
+
+// Softmax over all experts; the weights are divided by their sum (Arctic).
+void route_softmax(benchmark::State& state) {
+  compare_model<plain_kind::softmax>(state,
+                                     [](auto shape) { return expar::models::arctic(shape); });
 }
 
 // Softmax over all experts (Qwen2-MoE).
 void route_full_softmax(benchmark::State& state) {
   constexpr double known[] = {343, 28.3, 20.7, 12.1, 6.7};
-  problem p(shapes[state.range(0)]);
-  auto const r = expar::models::qwen2_moe({.experts = p.s.experts, .top_k = p.s.top_k});
-  compare(
-      state, p,
-      [&](auto const& ctx, auto const& z, auto& routes) { expar::route(ctx, r, z, routes); },
-      plain_router<plain_kind::full_softmax>(p), known);
+  compare_model<plain_kind::full_softmax>(
+      state, [](auto shape) { return expar::models::qwen2_moe(shape); }, known);
 }
 
 // The softmax of the selected logits alone (Mixtral, Qwen3-MoE): the weights of route_softmax, but
 // for rounding.
 void route_selected_softmax(benchmark::State& state) {
   constexpr double known[] = {623, 41.2, 33, 22.8, 11};
-  problem p(shapes[state.range(0)]);
-  auto const r = expar::models::mixtral({.experts = p.s.experts, .top_k = p.s.top_k});
-  compare(
-      state, p,
-      [&](auto const& ctx, auto const& z, auto& routes) { expar::route(ctx, r, z, routes); },
-      plain_router<plain_kind::selected_softmax>(p), known);
+  compare_model<plain_kind::selected_softmax>(
+      state, [](auto shape) { return expar::models::mixtral(shape); }, known);
 }
 
 // Sigmoid, bias and groups (DeepSeek-V3).
