@@ -135,6 +135,16 @@ TEST_CASE("blocks of tokens have the bits of single tokens", "[router]") {
   compare<router_test::fixed16, double>(6, 10, 100);
 }
 
+/// A policy that takes the number of choices as whatever it is given, and counts it down.
+struct halved {
+  void operator()(std::int32_t const*, auto* w, auto k) const {
+    while (k-- > 0) w[k] /= 2;
+  }
+  void vjp(std::int32_t const*, auto const*, auto const*, auto* d, auto k) const {
+    while (k-- > 0) d[k] /= 2;
+  }
+};
+
 TEST_CASE("blocks of 8 experts have the bits of single tokens", "[router]") {
   router_test::random rng(8);
   for (int round = 0; round < 150; ++round) {
@@ -147,7 +157,7 @@ TEST_CASE("blocks of 8 experts have the bits of single tokens", "[router]") {
     };
     check(expar::softmax_score{});
     check(expar::softmax_score{}, expar::renormalize{});
-    check(expar::logit_score{}, expar::softmax_weights{});
+    check(expar::logit_score{}, expar::softmax_weights{}, halved{});
     check(expar::logit_score{}, expar::sigmoid_weights{});
     check(expar::sigmoid_score{}, expar::normalize{2}, expar::scale{2.5});
   }
@@ -155,10 +165,12 @@ TEST_CASE("blocks of 8 experts have the bits of single tokens", "[router]") {
 
 TEST_CASE("blocks select among many experts", "[router]") {
   router_test::random rng(7);
-  for (int experts : {256, 384, 500, 513, 1500})
+  for (int experts : {256, 384, 500, 513, 1024, 1500})
     for (int k : {1, 6, 8, 9, 16, 17}) {
       auto z = logits_of<float>(rng, 37, experts, 3);
       require_forward<float>(expar::models::mixtral({experts, k}), z, {});
+      auto halves = logits_of<expar::bfloat16>(rng, 19, experts, 0);
+      require_forward<float>(expar::models::mixtral({experts, k}), halves, {});
       std::vector<float> bias(static_cast<std::size_t>(experts));
       for (float& b : bias) b = static_cast<float>(.1 * rng.normal());
       require_forward<float>(expar::models::glm_4_5({.experts = experts, .top_k = k}), z, bias);

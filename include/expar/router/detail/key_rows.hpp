@@ -24,8 +24,7 @@ struct key_rows {
 
   float const* row[lanes];
   int experts;
-  std::uintptr_t next_block =
-      0;  // bytes to its rows, or to what is behind the last one; 0: unknown
+  std::uintptr_t next_block = 0;         // bytes to its rows, or behind the last one; 0: unknown
   alignas(64) float tail[lanes][strip];  // -inf where there is no expert
 
   /// Once the rows are there.
