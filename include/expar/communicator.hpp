@@ -9,8 +9,7 @@
 #include <expar/config.hpp>
 #include <expar/context.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Byte counts or byte displacements, one per rank.
 using byte_counts = std::span<std::size_t const>;
@@ -105,5 +104,4 @@ concept window_communicator = collective_communicator<C, Context> &&
   c.exchange_phase(on);
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

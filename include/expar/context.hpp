@@ -11,8 +11,7 @@
 #include <expar/executor.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Where host work runs: its threads and its memory. Every operation has finished when it returns,
 /// and gives the same bytes for any number of threads. Copies share the threads; a context may be
@@ -94,5 +93,4 @@ class host_context {
   std::pmr::memory_resource* memory_ = std::pmr::get_default_resource();
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -7,8 +7,7 @@
 
 #include <expar/config.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Customization point: how an element is widened to the type that sums are made in, and rounded
 /// back. A specialization gives
@@ -146,5 +145,4 @@ EXPAR_HD constexpr T narrow(accumulator_t<T> x) {
   return element_traits<T>::narrow(x);
 }
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -6,8 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// A wrong value, or a rank or transport that failed. The sentence names the operation, the
 /// argument, its value and the bound. What a collective operation throws on one rank, it throws on
@@ -67,5 +66,4 @@ class argument {
 };
 
 }  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

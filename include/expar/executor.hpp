@@ -4,8 +4,7 @@
 #include <concepts>
 #include <type_traits>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// A piece of work: call it with each of 0 .. n-1, in any order, at once or not. It does not throw.
 /// A light reference; what it refers to lives until run() returns.
@@ -32,5 +31,4 @@ concept executor = requires(E& e, task t) {
   e.run(1, t);
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -6,8 +6,7 @@
 #include <expar/detail/buffer.hpp>
 #include <expar/exchange/routed_batch.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 template <class Comm, class Layout, class Site>
 class expert_parallel;
@@ -78,5 +77,4 @@ class expert_batch : public routed_batch {
   detail::cleared_by_move<bool> prepared_;
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

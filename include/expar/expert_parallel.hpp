@@ -9,8 +9,7 @@
 #include <expar/expert_shape.hpp>
 #include <expar/permute/detail/rows.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Sends token rows to the experts of all ranks and brings the results home, forward and backward.
 ///
@@ -468,5 +467,4 @@ expert_parallel(Comm&, expert_shape, Layout = {}, Site = {},
                 std::pmr::memory_resource* = std::pmr::get_default_resource())
     -> expert_parallel<Comm, Layout, Site>;
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -6,8 +6,7 @@
 #include <expar/exchange/agreement.hpp>
 #include <expar/plan/layout.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// What all ranks agree on: experts of the whole group, choices per token, elements per row.
 struct expert_shape {
@@ -61,5 +60,4 @@ struct weights_at_decode {};
 struct weights_at_encode {};
 struct weights_per_row {};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -13,8 +13,7 @@
 #include <expar/communicator.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 template <class Tensor, class T, int Rank>
@@ -466,5 +465,4 @@ std::string broken_communicator_law(Context const& on, Comm& comm) {
   return detail::communicator_examiner<Comm, Context>(on, comm).run();
 }
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -12,8 +12,7 @@
 #include <expar/plan/placement.hpp>
 #include <expar/plan/plan.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// A batch seen from above, of all ranks together.
 struct routing_report {
@@ -30,9 +29,7 @@ struct routing_report {
   }
 };
 
-/// Sums up the plans, or the prepared batches, of all ranks, for experts placed by block_placement:
-/// `gather_report(ctx, comm, plan_or_batch)`. Collective; every rank gets the same report.
-inline constexpr struct gather_report_fn {
+struct gather_report_fn {
   template <class Comm>
   routing_report operator()(host_context const& ctx, Comm& comm, route_plan const& plan) const {
     block_placement const place{plan.experts(), comm.size()};
@@ -73,7 +70,10 @@ inline constexpr struct gather_report_fn {
                             expert_batch<T, W> const& batch) const {
     return (*this)(ctx, comm, batch.plan());
   }
-} gather_report{};
+};
+/// Sums up the plans, or the prepared batches, of all ranks, for experts placed by block_placement:
+/// `gather_report(ctx, comm, plan_or_batch)`. Collective; every rank gets the same report.
+inline constexpr gather_report_fn gather_report{};
 
 namespace detail {
 
@@ -214,5 +214,4 @@ inline std::string traffic_svg(routing_report const& r) {
   return heat_map_svg(r.traffic, r.ranks, "from", "to");
 }
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -9,8 +9,7 @@
 #include <expar/config.hpp>
 #include <expar/error.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Extents, strides and row numbers: signed and as wide as a pointer, so that products cannot
 /// overflow.
@@ -262,5 +261,4 @@ void check_apart(char const* what, tensor_view<T, 2> const& a, char const* other
 }
 
 }  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

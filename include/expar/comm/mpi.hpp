@@ -14,8 +14,7 @@
 
 #include <expar/communicator.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// The ranks of an MPI communicator: tiers 0 to 2. It works on a duplicate, so that its messages
 /// and its errors are its own; an error of MPI is thrown as expar::error. Calls MPI from the thread
@@ -289,5 +288,4 @@ class mpi_communicator {
 
 static_assert(variable_communicator<mpi_communicator> && collective_communicator<mpi_communicator>);
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -13,8 +13,7 @@
 #include <expar/communicator.hpp>
 #include <expar/gpu/context.cuh>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// A call of NCCL that failed: its code, the call, and the operation that made it. The sentence
 /// ends with what NCCL itself says about its last error.
@@ -219,5 +218,4 @@ class nccl_communicator {
 static_assert(variable_communicator<nccl_communicator, gpu::context> &&
               detail::native_collectives<nccl_communicator, gpu::context>);
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -24,8 +24,7 @@
 #include <expar/config.hpp>
 #include <expar/gpu/detail/launch.cuh>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// What a kernel sees of a window: the parts of all ranks, by loads and stores over NVLink. A part
 /// has another address here than nccl_window::data(); what one kernel writes through one of them is
@@ -202,5 +201,4 @@ class nccl_window_communicator : public nccl_communicator {
 static_assert(window_view<nccl_window_view> && symmetric_window<nccl_window>);
 static_assert(window_communicator<nccl_window_communicator, gpu::context>);
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

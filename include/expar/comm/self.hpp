@@ -5,8 +5,7 @@
 
 #include <expar/communicator.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// One rank, alone.
 class self_communicator {
@@ -34,5 +33,4 @@ class self_communicator {
 static_assert(variable_communicator<self_communicator> &&
               collective_communicator<self_communicator>);
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

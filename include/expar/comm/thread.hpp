@@ -11,8 +11,7 @@
 
 #include <expar/communicator.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 /// What the ranks of one process share: a place per rank to publish addresses, and a way to meet.
@@ -332,5 +331,4 @@ void run_ranks(int ranks, F&& f, std::chrono::milliseconds deadline = std::chron
   if (group.first_failure()) std::rethrow_exception(group.first_failure());
 }
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -5,9 +5,7 @@
 
 #include <expar/config.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 // Products and sums that are rounded one by one, so that host and device give the same bits. A
 // device never contracts a product and a sum of these into one operation. A host compiler may,
@@ -67,6 +65,4 @@ EXPAR_HD inline double zero_unless(bool keep, double x) {
                                         (std::uint64_t{0} - static_cast<std::uint64_t>(keep)));
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

@@ -8,9 +8,7 @@
 #include <type_traits>
 #include <utility>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// Uninitialised storage from a memory resource. It only ever grows, so that a buffer which is used
 /// again and again stops allocating. Growing loses the content.
@@ -98,6 +96,4 @@ class cleared_by_move {
   T value_;
 };
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

@@ -7,9 +7,7 @@
 #include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// Throws unless the ids of each token that is valid(token) are -1 or an expert.
 template <class Id, class Valid>
@@ -27,6 +25,4 @@ void check_expert_ids(char const* what, tensor_view<Id, 2> const& ids, index_t e
   check_expert_ids(what, ids, experts, [](index_t) { return true; });
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

@@ -6,9 +6,7 @@
 #include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// Throws unless an operation that reads each row before it writes it may write `out`, which has
 /// the shape of `in`: it is `in` itself, or apart from it.
@@ -28,6 +26,4 @@ tensor_view<T, 2> as_row(tensor_view<T, 1> const& v) {
   return make_view(v.data, 1, v.extents[0]);
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

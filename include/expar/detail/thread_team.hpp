@@ -9,9 +9,7 @@
 
 #include <expar/executor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// Threads that wait for work: an executor of `threads` tasks at once, the caller's thread among
 /// them.
@@ -109,6 +107,4 @@ class thread_team {
   std::atomic<bool> stopping_{false};
 };
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

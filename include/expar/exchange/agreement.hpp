@@ -8,9 +8,7 @@
 
 #include <expar/exchange/collectives.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// What went wrong on this rank, or nothing. It needs no memory, so that the lack of memory can be
 /// told as well.
@@ -167,6 +165,4 @@ void expects_agreement(host_context const& ctx, Comm& comm, char const* what,
   }
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

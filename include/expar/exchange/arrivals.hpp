@@ -5,9 +5,7 @@
 #include <expar/plan/layout.hpp>
 #include <expar/plan/placement.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// Which rows travel, and where they stand on arrival. A block is the rows of one rank for one
 /// expert: on the sending side block e, one per expert; on the receiving side block s * locals + l,
@@ -92,6 +90,4 @@ struct arrivals {
   }
 };
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

@@ -4,8 +4,7 @@
 #include <expar/communicator.hpp>
 #include <expar/detail/buffer.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 /// Byte counts and displacements for tier 1 on tier 2. Who keeps one calls without allocating; up
@@ -43,9 +42,7 @@ class fixed_counts {
 
 }  // namespace detail
 
-/// Collective. Block s of `out` becomes block `comm.rank()` of the `in` of rank s; blocks have
-/// `bytes` bytes. Uses the communicator's own, or all_to_all_v where it has only that.
-inline constexpr struct all_to_all_fn {
+struct all_to_all_fn {
   template <class Comm>
   void operator()(host_context const& ctx, Comm& comm, void const* in, void* out,
                   std::size_t bytes) const {
@@ -65,10 +62,12 @@ inline constexpr struct all_to_all_fn {
     else
       counts.run(ctx, comm, in, bytes, out, bytes);
   }
-} all_to_all{};
+};
+/// Collective. Block s of `out` becomes block `comm.rank()` of the `in` of rank s; blocks have
+/// `bytes` bytes. Uses the communicator's own, or all_to_all_v where it has only that.
+inline constexpr all_to_all_fn all_to_all{};
 
-/// Collective. Block s of `out` becomes the `bytes` bytes that rank s passes as `in`.
-inline constexpr struct all_gather_fn {
+struct all_gather_fn {
   template <class Comm>
   void operator()(host_context const& ctx, Comm& comm, void const* in, void* out,
                   std::size_t bytes) const {
@@ -87,7 +86,8 @@ inline constexpr struct all_gather_fn {
     else
       counts.run(ctx, comm, in, 0, out, bytes);
   }
-} all_gather{};
+};
+/// Collective. Block s of `out` becomes the `bytes` bytes that rank s passes as `in`.
+inline constexpr all_gather_fn all_gather{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -7,9 +7,7 @@
 #include <expar/exchange/arrivals.hpp>
 #include <expar/exchange/collectives.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// Tells every rank how many rows will come, before any row travels: one message of equal size to
 /// every rank, so that tier 1 is enough. Its memory is there from the beginning.
@@ -82,6 +80,4 @@ class count_exchange {
   buffer<index_t> words_;
 };
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

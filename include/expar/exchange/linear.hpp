@@ -8,9 +8,7 @@
 #include <expar/exchange/segments.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// The linear exchange: every rank with every other at once, by all_to_all_v, or by all_to_all
 /// where a capacity makes all segments equal. Rows and, beside them, one scalar per row. Packing
@@ -134,6 +132,4 @@ class linear_exchange {
   fixed_counts counts_;
 };
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

@@ -6,8 +6,7 @@
 #include <expar/exchange/arrivals.hpp>
 #include <expar/plan/plan.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// What every kind of batch tells of its rows, once it is prepared.
 class routed_batch {
@@ -41,5 +40,4 @@ class routed_batch {
   detail::arrivals map_;
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -7,9 +7,7 @@
 #include <expar/detail/buffer.hpp>
 #include <expar/error.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// How a message buffer is divided. Rows come in blocks (the rows of one expert, from one rank),
 /// blocks in order of the peer that they go to or come from. A peer's segment is
@@ -79,6 +77,4 @@ class segments {
   index_t total_ = 0;
 };
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

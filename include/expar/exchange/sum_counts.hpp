@@ -12,19 +12,9 @@
 #include <expar/exchange/collectives.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
-/// Collective. Values [n] become their sums over the ranks of `comm`, in place, as
-/// sum_counts(ctx, comm, values): what a loss or a bias update reads whose load is that of several
-/// ranks. Integers of 32 bits or more, or double (importance, load, targets of biases); several
-/// statistics that stand one behind the other need one call. Ranks are summed in their order, so
-/// that every rank has the same bits. All ranks pass as many values; what is wrong on one rank
-/// throws on all, except a lack of the few hundred bytes per rank by which ranks tell each other.
-/// A tensor of rank 2 without gaps, such as a histogram, is passed as one of rank 1,
-/// make_view(data, rows * columns). Cost: one all_gather of n values of each rank, one of 8 bytes
-/// before it, and memory for n values of every rank.
-inline constexpr struct sum_counts_fn {
+struct sum_counts_fn {
   template <class Comm, class Values>
   void operator()(host_context const& ctx, Comm&& comm, Values&& values) const {
     static_assert(collective_communicator<Comm>,
@@ -65,7 +55,16 @@ inline constexpr struct sum_counts_fn {
       v.data[i] = sum;
     }
   }
-} sum_counts{};
+};
+/// Collective. Values [n] become their sums over the ranks of `comm`, in place, as
+/// sum_counts(ctx, comm, values): what a loss or a bias update reads whose load is that of several
+/// ranks. Integers of 32 bits or more, or double (importance, load, targets of biases); several
+/// statistics that stand one behind the other need one call. Ranks are summed in their order, so
+/// that every rank has the same bits. All ranks pass as many values; what is wrong on one rank
+/// throws on all, except a lack of the few hundred bytes per rank by which ranks tell each other.
+/// A tensor of rank 2 without gaps, such as a histogram, is passed as one of rank 1,
+/// make_view(data, rows * columns). Cost: one all_gather of n values of each rank, one of 8 bytes
+/// before it, and memory for n values of every rank.
+inline constexpr sum_counts_fn sum_counts{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -10,8 +10,7 @@
 #include <expar/expert_parallel.hpp>
 #include <expar/permute/detail/rows.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// expert_parallel over memory that peers can write: a row is copied once, from the token to its
 /// final place among the rows of its expert, and combine reads it there. The integers and the bytes
@@ -359,5 +358,4 @@ window_parallel(Comm&, expert_shape, Layout = {},
                 std::pmr::memory_resource* = std::pmr::get_default_resource())
     -> window_parallel<Comm, Layout>;
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

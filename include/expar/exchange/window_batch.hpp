@@ -8,8 +8,7 @@
 #include <expar/exchange/window_layout.hpp>
 #include <expar/permute/detail/rows.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 template <class Comm, class Layout>
 class window_parallel;
@@ -76,5 +75,4 @@ class window_batch : public routed_batch {
   detail::cleared_by_move<bool> prepared_;
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

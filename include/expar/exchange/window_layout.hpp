@@ -8,8 +8,7 @@
 #include <expar/plan/layout.hpp>
 #include <expar/plan/placement.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 /// How much a window holds: `rows` expert rows on every rank, and buffers for them in the forward
 /// pass alone (two) or in both (four).
 struct window_size {
@@ -138,5 +137,4 @@ EXPAR_HD constexpr peer_rows<T> rows_of(window_shape const& shape, destination c
 }
 
 }  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

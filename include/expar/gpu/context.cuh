@@ -9,9 +9,7 @@
 #include <expar/gpu/error.cuh>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
 /// Memory in stream order: what was deallocated on a stream may be given out again to later work on
 /// that stream. Addresses are multiples of 256.
@@ -130,6 +128,4 @@ class context {
   void (*deallocate_)(void*, cudaStream_t, void*, std::size_t) = nullptr;
 };
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

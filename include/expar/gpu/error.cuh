@@ -8,8 +8,7 @@
 
 #include <expar/error.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// A call of the CUDA runtime that failed: its code, the call, and the operation that made it.
 class cuda_error : public error {
@@ -44,5 +43,4 @@ inline void check(cudaError_t code, char const* call, char const* place) {
 }
 
 }  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

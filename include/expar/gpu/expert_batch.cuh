@@ -8,9 +8,7 @@
 #include <expar/gpu/exchange/detail/window.cuh>
 #include <expar/gpu/exchange/ranks.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
 template <rank_group Group, class Layout>
 class expert_parallel;
@@ -109,6 +107,4 @@ class expert_batch {
   expar::detail::cleared_by_move<bool> prepared_;
 };
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

@@ -9,9 +9,7 @@
 #include <expar/gpu/expert_batch.cuh>
 #include <expar/gpu/permute/detail/checks.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
 /// The sums of one rank of a batch on the host.
 struct expert_sums {
@@ -345,6 +343,4 @@ class expert_parallel {
 template <class Group, class Layout = ragged>
 expert_parallel(Group&, expert_shape, Layout = {}) -> expert_parallel<Group, Layout>;
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

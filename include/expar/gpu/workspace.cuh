@@ -7,9 +7,7 @@
 #include <expar/gpu/context.cuh>
 #include <expar/gpu/detail/carver.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
 /// Device memory of the caller's as the memory of a context: what is made with the context, and
 /// what its operations need while they run, stands in these bytes, and nothing is allocated.
@@ -52,6 +50,4 @@ class workspace_memory {
 
 static_assert(stream_ordered_memory<workspace_memory>);
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

@@ -12,8 +12,7 @@
 #include <expar/gpu/context.cuh>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// A thrust::device_vector is a tensor of rank 1 in device memory. For rows, make a view of its
 /// pointer: make_view(thrust::raw_pointer_cast(v.data()), rows, columns).
@@ -39,5 +38,4 @@ struct stream_traits<Policy> {
 };
 
 }  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

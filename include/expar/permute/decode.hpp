@@ -4,16 +4,9 @@
 #include <expar/permute/detail/moves.hpp>
 #include <expar/permute/detail/residual.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
-/// Expert rows back to token rows, on one rank: out[t] = sum over kept routes of weight * row, in
-/// choice order with one accumulator, rounded once; zero for a token without a kept route. rows:
-/// [plan.rows(), H], of which rows that no route has are not read; weights: [T,k], or left out for
-/// ones; out: [T,H], whose element type may differ. With `residual` [T,H], of the type of out, the
-/// accumulator begins with residual[t]; residual may be out. Any H, pitched rows; rows and out do
-/// not overlap.
-inline constexpr struct decode_fn {
+struct decode_fn {
   template <class Rows, class Out>
   void operator()(host_context const& ctx, route_plan const& plan, Rows const& rows,
                   Out&& out) const {
@@ -39,13 +32,16 @@ inline constexpr struct decode_fn {
                    detail::route_weights("decode: weights", plan, detail::as_view<2>(ctx, weights)),
                    detail::named{"decode: out", x}, r.data, r.strides[0]);
   }
-} decode{};
+};
+/// Expert rows back to token rows, on one rank: out[t] = sum over kept routes of weight * row, in
+/// choice order with one accumulator, rounded once; zero for a token without a kept route. rows:
+/// [plan.rows(), H], of which rows that no route has are not read; weights: [T,k], or left out for
+/// ones; out: [T,H], whose element type may differ. With `residual` [T,H], of the type of out, the
+/// accumulator begins with residual[t]; residual may be out. Any H, pitched rows; rows and out do
+/// not overlap.
+inline constexpr decode_fn decode{};
 
-/// The adjoint of decode. d_rows[row(t,j)] = weight * d_out[t] (zero in rows that no route has),
-/// and d_weights[t,j] = <row(t,j), d_out[t]>, zero where the route has no row. Without weights:
-/// d_rows alone. With fill::none rows that no route has keep what they hold. d_out, rows and d_rows
-/// have one element type.
-inline constexpr struct decode_backward_fn {
+struct decode_backward_fn {
   template <class DOut, class DRows>
   void operator()(host_context const& ctx, route_plan const& plan, DOut const& d_out,
                   DRows&& d_rows, fill fillers = fill::zero) const {
@@ -70,7 +66,11 @@ inline constexpr struct decode_backward_fn {
                     detail::named{"decode_backward: d_rows", detail::as_output<2>(ctx, d_rows)},
                     fillers);
   }
-} decode_backward{};
+};
+/// The adjoint of decode. d_rows[row(t,j)] = weight * d_out[t] (zero in rows that no route has),
+/// and d_weights[t,j] = <row(t,j), d_out[t]>, zero where the route has no row. Without weights:
+/// d_rows alone. With fill::none rows that no route has keep what they hold. d_out, rows and d_rows
+/// have one element type.
+inline constexpr decode_backward_fn decode_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -4,16 +4,9 @@
 #include <expar/permute/detail/moves.hpp>
 #include <expar/permute/weights.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
-/// Token rows to expert rows, on one rank. tokens: [T,H]; rows: [plan.rows(), H] of the same
-/// element type, written whole: rows that no route has are zero, or with fill::none keep what they
-/// hold. With `weights` [T,k] a row is weight * token, computed in the accumulator type and rounded
-/// once. With `row_weights` [plan.rows()] too, rows are copies and row_weights has the weight of
-/// each, as encode_weights() gives it.
-/// Any H, pitched rows; tokens and rows do not overlap. Each token row is read once.
-inline constexpr struct encode_fn {
+struct encode_fn {
   template <class Tokens, class Rows>
   void operator()(host_context const& ctx, route_plan const& plan, Tokens const& tokens,
                   Rows&& rows, fill fillers = fill::zero) const {
@@ -37,12 +30,16 @@ inline constexpr struct encode_fn {
                           "encode: row_weights", detail::as_output<1>(ctx, row_weights), fillers);
     (*this)(ctx, plan, tokens, rows, fillers);
   }
-} encode{};
+};
+/// Token rows to expert rows, on one rank. tokens: [T,H]; rows: [plan.rows(), H] of the same
+/// element type, written whole: rows that no route has are zero, or with fill::none keep what they
+/// hold. With `weights` [T,k] a row is weight * token, computed in the accumulator type and rounded
+/// once. With `row_weights` [plan.rows()] too, rows are copies and row_weights has the weight of
+/// each, as encode_weights() gives it.
+/// Any H, pitched rows; tokens and rows do not overlap. Each token row is read once.
+inline constexpr encode_fn encode{};
 
-/// The adjoint of encode. d_tokens[t] = sum over kept routes of d_row, in choice order, rounded
-/// once. With weights: d_tokens[t] = sum of weight * d_row, and d_weights[t,j] = <d_row,
-/// tokens[t]>, zero where the route has no row. Rows that no route has are not read.
-inline constexpr struct encode_backward_fn {
+struct encode_backward_fn {
   template <class DRows, class DTokens>
   void operator()(host_context const& ctx, route_plan const& plan, DRows const& d_rows,
                   DTokens&& d_tokens) const {
@@ -66,7 +63,10 @@ inline constexpr struct encode_backward_fn {
     detail::gather(ctx, plan, detail::named{"encode_backward: d_rows", d}, w,
                    detail::named{"encode_backward: d_tokens", detail::as_output<2>(ctx, d_tokens)});
   }
-} encode_backward{};
+};
+/// The adjoint of encode. d_tokens[t] = sum over kept routes of d_row, in choice order, rounded
+/// once. With weights: d_tokens[t] = sum of weight * d_row, and d_weights[t,j] = <d_row,
+/// tokens[t]>, zero where the route has no row. Rows that no route has are not read.
+inline constexpr encode_backward_fn encode_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

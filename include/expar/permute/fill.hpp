@@ -4,8 +4,7 @@
 #include <concepts>
 #include <type_traits>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// What becomes of the rows of a layout that no route has, where expert rows are written: they
 /// become zero, or are left as they are. Zeros cost a write of each such row.
@@ -15,5 +14,4 @@ enum class fill { zero, none };
 template <class T>
 concept not_fill = !std::same_as<std::remove_cvref_t<T>, fill>;
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

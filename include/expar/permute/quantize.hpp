@@ -4,8 +4,7 @@
 #include <expar/permute/detail/moves.hpp>
 #include <expar/permute/detail/quantize.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 /// The weight of a route times the scale of its row in each block of columns, rounded once.
@@ -39,14 +38,7 @@ void check_quantized(char const* rows_name, tensor_view<T, 2> const& rows, char 
 
 }  // namespace detail
 
-/// encode() into 8-bit rows, quantized in blocks of 128 columns of a token (the last may be
-/// shorter), as DeepSeek-V3 does (arXiv:2412.19437, section 3.3.2). rows: [plan.rows(), H] of
-/// float8_e4m3; scales: [plan.rows(), ceil(H / 128)] float; an element is about code * scale. The
-/// scale of a block is its largest magnitude / 448, at least 2^-126, and one if all is zero; a code
-/// is element * (1 / scale) rounded to nearest. NaN stays NaN and does not count for the scale; a
-/// block with an infinity comes back as NaN. Rows that no route has become zeros of scale one, or
-/// with fill::none keep what they hold. Each token row is read and quantized once.
-inline constexpr struct encode_quantized_fn {
+struct encode_quantized_fn {
   template <class Tokens, class Rows, class Scales>
   void operator()(host_context const& ctx, route_plan const& plan, Tokens const& tokens,
                   Rows&& rows, Scales&& scales, fill fillers = fill::zero) const {
@@ -102,12 +94,17 @@ inline constexpr struct encode_quantized_fn {
       scales_to(plan.ids[at], plan.locations[at])[column / detail::quantized_block] = scale;
     }
   }
-} encode_quantized{};
+};
+/// encode() into 8-bit rows, quantized in blocks of 128 columns of a token (the last may be
+/// shorter), as DeepSeek-V3 does (arXiv:2412.19437, section 3.3.2). rows: [plan.rows(), H] of
+/// float8_e4m3; scales: [plan.rows(), ceil(H / 128)] float; an element is about code * scale. The
+/// scale of a block is its largest magnitude / 448, at least 2^-126, and one if all is zero; a code
+/// is element * (1 / scale) rounded to nearest. NaN stays NaN and does not count for the scale; a
+/// block with an infinity comes back as NaN. Rows that no route has become zeros of scale one, or
+/// with fill::none keep what they hold. Each token row is read and quantized once.
+inline constexpr encode_quantized_fn encode_quantized{};
 
-/// decode() from 8-bit rows: out[t] = sum over kept routes of (weight * scale) * code, where the
-/// product of weight and scale is rounded once per block of 128 columns. rows: [plan.rows(), H] of
-/// float8_e4m3; scales: [plan.rows(), ceil(H / 128)] float; the rest as for decode().
-inline constexpr struct decode_quantized_fn {
+struct decode_quantized_fn {
   template <class Rows, class Scales, class Out>
   void operator()(host_context const& ctx, route_plan const& plan, Rows const& rows,
                   Scales const& scales, Out&& out) const {
@@ -134,7 +131,10 @@ inline constexpr struct decode_quantized_fn {
     detail::gather(ctx, plan, detail::named{"decode_quantized: rows", rows}, by_block,
                    detail::named{"decode_quantized: out", out});
   }
-} decode_quantized{};
+};
+/// decode() from 8-bit rows: out[t] = sum over kept routes of (weight * scale) * code, where the
+/// product of weight and scale is rounded once per block of 128 columns. rows: [plan.rows(), H] of
+/// float8_e4m3; scales: [plan.rows(), ceil(H / 128)] float; the rest as for decode().
+inline constexpr decode_quantized_fn decode_quantized{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -3,13 +3,9 @@
 
 #include <expar/permute/detail/rows.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
-/// The token of every row, for experts that gather rows by themselves: tokens[row(t,j)] = t, and -1
-/// in rows that no route has. With `choices`, choices[row(t,j)] = j, -1 likewise. Both:
-/// [plan.rows()] int32.
-inline constexpr struct row_tokens_fn {
+struct row_tokens_fn {
   template <class Tokens>
   void operator()(host_context const& ctx, route_plan const& plan, Tokens&& tokens) const {
     write(plan, detail::as_output<1>(ctx, tokens), "row_tokens: tokens",
@@ -37,7 +33,10 @@ inline constexpr struct row_tokens_fn {
         if (index_t const row = plan.row(t, j); row >= 0)
           rows.data[row] = static_cast<std::int32_t>(number(t, j));
   }
-} row_tokens{};
+};
+/// The token of every row, for experts that gather rows by themselves: tokens[row(t,j)] = t, and -1
+/// in rows that no route has. With `choices`, choices[row(t,j)] = j, -1 likewise. Both:
+/// [plan.rows()] int32.
+inline constexpr row_tokens_fn row_tokens{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -4,8 +4,7 @@
 #include <expar/permute/detail/rows.hpp>
 #include <expar/permute/fill.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 namespace detail {
 
@@ -28,20 +27,20 @@ void carry_weights(host_context const& ctx, route_plan const& plan, char const* 
 
 }  // namespace detail
 
-/// One number per route to one number per row: out[row(t,j)] = weights[t,j]; zero in rows that no
-/// route has, or with fill::none what they held. For experts that apply the weights themselves.
-/// out: [plan.rows()].
-inline constexpr struct encode_weights_fn {
+struct encode_weights_fn {
   template <class Weights, class Out>
   void operator()(host_context const& ctx, route_plan const& plan, Weights const& weights,
                   Out&& out, fill fillers = fill::zero) const {
     detail::carry_weights(ctx, plan, "encode_weights: weights", detail::as_view<2>(ctx, weights),
                           "encode_weights: out", detail::as_output<1>(ctx, out), fillers);
   }
-} encode_weights{};
+};
+/// One number per route to one number per row: out[row(t,j)] = weights[t,j]; zero in rows that no
+/// route has, or with fill::none what they held. For experts that apply the weights themselves.
+/// out: [plan.rows()].
+inline constexpr encode_weights_fn encode_weights{};
 
-/// Its adjoint: d_weights[t,j] = d_out[row(t,j)], zero where the route has no row.
-inline constexpr struct encode_weights_backward_fn {
+struct encode_weights_backward_fn {
   template <class DOut, class DWeights>
   void operator()(host_context const& ctx, route_plan const& plan, DOut const& d_out,
                   DWeights&& d_weights) const {
@@ -59,7 +58,8 @@ inline constexpr struct encode_weights_backward_fn {
       detail::gather_scalars<A>(plan.view(), t, table, w.row(t));
     });
   }
-} encode_weights_backward{};
+};
+/// Its adjoint: d_weights[t,j] = d_out[row(t,j)], zero where the route has no row.
+inline constexpr encode_weights_backward_fn encode_weights_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

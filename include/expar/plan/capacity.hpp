@@ -5,8 +5,7 @@
 #include <expar/plan/layout.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 // Of numbers from 0 to 2^53; libraries have these only for other than constant expressions.
@@ -147,5 +146,4 @@ EXPAR_HD constexpr index_t hunyuan(index_t tokens, int experts, int top_k) {
 }
 
 }  // namespace capacities
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -16,8 +16,7 @@
 #include <expar/router/token_loss.hpp>     // every_token, marks_of
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 template <class Value>
@@ -34,31 +33,7 @@ struct contender {
 
 }  // namespace detail
 
-/// Drops what exceeds the capacity of an expert: `drop_to_capacity(ctx, ids, experts, capacity,
-/// order, kept, dropped)`, or with `valid` after the order. Stands between route() and make_plan().
-///   ids: [T,k] std::int32_t, -1 = no expert; stay as they are, so that route_backward() sees what
-///        was selected. A repeated id is a route of its own
-///   capacity: how many routes an expert keeps, at least 0; see capacities
-///   order: which routes it keeps: the first by a drop_order
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 take no place and are not counted,
-///          whatever their ids are
-///   kept: [T,k] std::int32_t, written: the ids, or -1 where dropped or not valid. It may be ids,
-///         and is otherwise apart from them; for reroute_dropped() it is apart
-///   dropped: [experts] integers, written: how many routes each expert dropped
-/// Returns the capacity that would have kept everything: the largest number of routes of an expert.
-///
-/// make_plan() on `kept` gives rows to these routes alone. Its layout then pads: ragged{m} each
-/// expert to a multiple of m, fixed_capacity{0, capacity} each expert to the capacity (as long as
-/// one route is kept). Rows without a route are zero, where Megatron's pad_to_capacity has tokens
-/// of weight 0. A dropped route has a gradient of 0 for its weight; weights that are to add up to 1
-/// without the dropped ones: renormalize_kept(). Where a system limits each group, sequence or
-/// batch row, call this on the rows of each.
-///
-/// Memory: some 28 bytes per route from the context. Cost: a few passes over the routes, and a
-/// partial sort of those of experts that are over capacity; never a full sort. Throws where shapes
-/// do not fit, the capacity is negative, an id is not -1 .. experts - 1, or memory runs out; then
-/// nothing is written.
-inline constexpr struct drop_to_capacity_fn {
+struct drop_to_capacity_fn {
   template <class Ids, class Order, class Kept, class Dropped>
   index_t operator()(host_context const& ctx, Ids const& ids, int experts, index_t capacity,
                      Order const& order, Kept&& kept, Dropped&& dropped) const {
@@ -146,7 +121,31 @@ inline constexpr struct drop_to_capacity_fn {
           std::nth_element(all + offsets[e], all + offsets[e] + capacity, all + offsets[e + 1]);
     });
   }
-} drop_to_capacity{};
+};
+/// Drops what exceeds the capacity of an expert: `drop_to_capacity(ctx, ids, experts, capacity,
+/// order, kept, dropped)`, or with `valid` after the order. Stands between route() and make_plan().
+///   ids: [T,k] std::int32_t, -1 = no expert; stay as they are, so that route_backward() sees what
+///        was selected. A repeated id is a route of its own
+///   capacity: how many routes an expert keeps, at least 0; see capacities
+///   order: which routes it keeps: the first by a drop_order
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 take no place and are not counted,
+///          whatever their ids are
+///   kept: [T,k] std::int32_t, written: the ids, or -1 where dropped or not valid. It may be ids,
+///         and is otherwise apart from them; for reroute_dropped() it is apart
+///   dropped: [experts] integers, written: how many routes each expert dropped
+/// Returns the capacity that would have kept everything: the largest number of routes of an expert.
+///
+/// make_plan() on `kept` gives rows to these routes alone. Its layout then pads: ragged{m} each
+/// expert to a multiple of m, fixed_capacity{0, capacity} each expert to the capacity (as long as
+/// one route is kept). Rows without a route are zero, where Megatron's pad_to_capacity has tokens
+/// of weight 0. A dropped route has a gradient of 0 for its weight; weights that are to add up to 1
+/// without the dropped ones: renormalize_kept(). Where a system limits each group, sequence or
+/// batch row, call this on the rows of each.
+///
+/// Memory: some 28 bytes per route from the context. Cost: a few passes over the routes, and a
+/// partial sort of those of experts that are over capacity; never a full sort. Throws where shapes
+/// do not fit, the capacity is negative, an id is not -1 .. experts - 1, or memory runs out; then
+/// nothing is written.
+inline constexpr drop_to_capacity_fn drop_to_capacity{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

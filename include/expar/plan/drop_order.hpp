@@ -8,8 +8,7 @@
 #include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Which routes of an expert come before others. First is the route with the smaller group(choice),
 /// then the larger value(token, choice), then the smaller token, then the smaller choice. A value
@@ -89,5 +88,4 @@ struct by_choice_and_score {
 template <class T>
 by_choice_and_score(tensor_view<T, 2>) -> by_choice_and_score<std::remove_const_t<T>>;
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

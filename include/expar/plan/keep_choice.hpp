@@ -10,8 +10,7 @@
 #include <expar/plan/detail/kept.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// A choice is kept where its weight is above the threshold: Mesh TensorFlow's policy "threshold"
 /// for second experts; of infinity: its policy "none".
@@ -52,18 +51,7 @@ struct kept_at_random {
 template <class U>
 kept_at_random(double, tensor_view<U, 1>) -> kept_at_random<std::remove_const_t<U>>;
 
-/// Keeps one choice of each token, say the second, only where a rule says so: `keep_choice(ctx,
-/// ids, weights, choice, rule, kept)`. Before drop_to_capacity() such a choice takes no place from
-/// others (Mesh TensorFlow, NLLB), after it the place stays empty (fastmoe).
-///   ids: [T,k] std::int32_t, -1 = no expert; stay as they are
-///   weights: [T,k] of any element type, those that the rule looks at
-///   choice: 0 to k - 1; 1 is the second
-///   rule: kept_above, kept_at_random, or anything with keeps(weight, token); a weight is float, or
-///         double for weights of double. May have check(what, tokens)
-///   kept: [T,k] std::int32_t, written: the ids, but -1 in that choice where it is not kept. It may
-///         be ids, and so may be given to the next choice; otherwise it is apart from them
-/// Throws where shapes do not fit; then kept is untouched.
-inline constexpr struct keep_choice_fn {
+struct keep_choice_fn {
   template <class Ids, class Weights, class Rule, class Kept>
   void operator()(host_context const& ctx, Ids const& ids, Weights const& weights, int choice,
                   Rule const& rule, Kept&& kept) const {
@@ -90,7 +78,18 @@ inline constexpr struct keep_choice_fn {
       }
     });
   }
-} keep_choice{};
+};
+/// Keeps one choice of each token, say the second, only where a rule says so: `keep_choice(ctx,
+/// ids, weights, choice, rule, kept)`. Before drop_to_capacity() such a choice takes no place from
+/// others (Mesh TensorFlow, NLLB), after it the place stays empty (fastmoe).
+///   ids: [T,k] std::int32_t, -1 = no expert; stay as they are
+///   weights: [T,k] of any element type, those that the rule looks at
+///   choice: 0 to k - 1; 1 is the second
+///   rule: kept_above, kept_at_random, or anything with keeps(weight, token); a weight is float, or
+///         double for weights of double. May have check(what, tokens)
+///   kept: [T,k] std::int32_t, written: the ids, but -1 in that choice where it is not kept. It may
+///         be ids, and so may be given to the next choice; otherwise it is apart from them
+/// Throws where shapes do not fit; then kept is untouched.
+inline constexpr keep_choice_fn keep_choice{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

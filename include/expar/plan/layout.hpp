@@ -5,8 +5,7 @@
 #include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Dropless: the rows of each expert follow one another, and each expert begins at a multiple of
 /// `alignment` rows. Rows that only fill up to the multiple are zero.
@@ -55,5 +54,4 @@ inline void check_layout(char const* what, fixed_capacity layout) {
 }
 
 }  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

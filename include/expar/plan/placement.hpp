@@ -3,8 +3,7 @@
 
 #include <expar/config.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Which rank holds an expert: consecutive blocks, the first experts % ranks ranks hold one more.
 struct block_placement {
@@ -26,5 +25,4 @@ struct block_placement {
   EXPAR_HD constexpr int most() const { return (experts + ranks - 1) / ranks; }
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

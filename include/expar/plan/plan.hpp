@@ -9,8 +9,7 @@
 #include <expar/plan/layout.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// What a kernel sees of a plan, by value. A route is (token t, choice j); it stands at `location`
 /// among the rows of its expert, or at -1 if it names no expert or was dropped.
@@ -212,13 +211,7 @@ inline void route_plan::lay_out(host_context const& ctx, index_t capacity) {
   });
 }
 
-/// Assigns a row to every route:
-/// `make_plan(ctx, ids, experts, layout)`, or with a route_plan to reuse as the
-/// last argument. ids: [T,k] int32, -1 = no expert; a repeated id is a route of its own. A ragged
-/// layout orders the rows of an expert by (token, choice); a fixed_capacity layout gives places in
-/// order of (choice, token) and drops by position. Throws if an id is not -1 .. experts - 1. Cost:
-/// two passes over ids, never a sort.
-inline constexpr struct make_plan_fn {
+struct make_plan_fn {
   template <class Ids>
   void operator()(host_context const& ctx, Ids const& ids, int experts, ragged layout,
                   route_plan& out) const {
@@ -250,7 +243,13 @@ inline constexpr struct make_plan_fn {
                   "expar: expert ids are std::int32_t");
     return v;
   }
-} make_plan{};
+};
+/// Assigns a row to every route:
+/// `make_plan(ctx, ids, experts, layout)`, or with a route_plan to reuse as the
+/// last argument. ids: [T,k] int32, -1 = no expert; a repeated id is a route of its own. A ragged
+/// layout orders the rows of an expert by (token, choice); a fixed_capacity layout gives places in
+/// order of (choice, token) and drops by position. Throws if an id is not -1 .. experts - 1. Cost:
+/// two passes over ids, never a sort.
+inline constexpr make_plan_fn make_plan{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -12,8 +12,7 @@
 #include <expar/router/weight.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 template <class Kept, class T>
@@ -28,19 +27,7 @@ void check_kept_weights(char const* what, tensor_view<Kept, 2> kept, tensor_view
 
 }  // namespace detail
 
-/// Divides the weights of each token's kept routes by their sum: `renormalize_kept(ctx, kept,
-/// weights, rule, out)`, between drop_to_capacity() and decode().
-///   kept: [T,k] std::int32_t; a route of a negative id was dropped, and gets weight 0
-///   weights: [T,k] of any element type, of a router that does not renormalize
-///   rule: a renormalize, whose sum is that of the kept weights
-///   out: [T,k] of any element type, written. It may be weights, and is otherwise apart from them
-/// A token without a kept route has weights of 0. Where a system renormalizes matters:
-///   after dropping: DeepSpeed (max(sum, epsilon of the type)), fairscale and NLLB the same
-///   before dropping, by a weight policy of the router: Mesh TensorFlow (sum + 1e-9), Tutel, NLLB
-///   with normalize_router_prob_before_dropping
-///   never: Switch, V-MoE
-/// Computes in float, or in double for weights of double. Throws where shapes do not fit.
-inline constexpr struct renormalize_kept_fn {
+struct renormalize_kept_fn {
   template <class Kept, class Weights, class Out>
   void operator()(host_context const& ctx, Kept const& kept, Weights const& weights,
                   renormalize const& rule, Out&& out) const {
@@ -63,13 +50,22 @@ inline constexpr struct renormalize_kept_fn {
       detail::narrow_row(static_cast<A const*>(x), o.row(t), k);
     });
   }
-} renormalize_kept{};
+};
+/// Divides the weights of each token's kept routes by their sum: `renormalize_kept(ctx, kept,
+/// weights, rule, out)`, between drop_to_capacity() and decode().
+///   kept: [T,k] std::int32_t; a route of a negative id was dropped, and gets weight 0
+///   weights: [T,k] of any element type, of a router that does not renormalize
+///   rule: a renormalize, whose sum is that of the kept weights
+///   out: [T,k] of any element type, written. It may be weights, and is otherwise apart from them
+/// A token without a kept route has weights of 0. Where a system renormalizes matters:
+///   after dropping: DeepSpeed (max(sum, epsilon of the type)), fairscale and NLLB the same
+///   before dropping, by a weight policy of the router: Mesh TensorFlow (sum + 1e-9), Tutel, NLLB
+///   with normalize_router_prob_before_dropping
+///   never: Switch, V-MoE
+/// Computes in float, or in double for weights of double. Throws where shapes do not fit.
+inline constexpr renormalize_kept_fn renormalize_kept{};
 
-/// The adjoint of renormalize_kept(): overwrites d_weights [T,k], the gradient for `weights`, given
-/// d_out [T,k], the gradient for `out`. 0 where a route was dropped, and, but for epsilon, where it
-/// is the only one that was kept, for its weight is 1. d_weights may be weights or d_out, and is
-/// otherwise apart from them.
-inline constexpr struct renormalize_kept_backward_fn {
+struct renormalize_kept_backward_fn {
   template <class Kept, class Weights, class DOut, class DWeights>
   void operator()(host_context const& ctx, Kept const& kept, Weights const& weights,
                   renormalize const& rule, DOut const& d_out, DWeights&& d_weights) const {
@@ -101,7 +97,11 @@ inline constexpr struct renormalize_kept_backward_fn {
       detail::narrow_row(static_cast<A const*>(g), dw.row(t), k);
     });
   }
-} renormalize_kept_backward{};
+};
+/// The adjoint of renormalize_kept(): overwrites d_weights [T,k], the gradient for `weights`, given
+/// d_out [T,k], the gradient for `out`. 0 where a route was dropped, and, but for epsilon, where it
+/// is the only one that was kept, for its weight is 1. d_weights may be weights or d_out, and is
+/// otherwise apart from them.
+inline constexpr renormalize_kept_backward_fn renormalize_kept_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

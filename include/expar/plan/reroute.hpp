@@ -12,23 +12,8 @@
 #include <expar/router/token_loss.hpp>  // every_token, marks_of
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-/// Gives each token ONE expert, the first of its choices that has a place left:
-/// `take_first_free(ctx, ids, experts, capacity, kept)`, or with `valid` after the capacity. First
-/// choices of all tokens take their places, by ascending token; then the second choices of the
-/// tokens that are left take theirs, and so on. "No token left behind" of Mesh TensorFlow
-/// (transformer/moe.py, ntlb gating), where the weight of a route is the score of the expert that
-/// it got.
-///   ids: [T,k] std::int32_t, -1 = no expert
-///   capacity: how many tokens an expert takes, at least 0
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 take no place, whatever their ids
-///          are
-///   kept: [T,k] std::int32_t, written: in each row at most one of the ids, in its column, and -1
-///         elsewhere. It may be ids, and is otherwise apart from them
-/// Returns how many valid tokens got no expert although they named one. O(T * k), on one thread.
-/// Throws where shapes do not fit, or if an id is not -1 .. experts - 1; then kept is untouched.
-inline constexpr struct take_first_free_fn {
+namespace expar::inline v0 {
+struct take_first_free_fn {
   template <class Ids, class Kept>
   index_t operator()(host_context const& ctx, Ids const& ids, int experts, index_t capacity,
                      Kept&& kept) const {
@@ -76,25 +61,24 @@ inline constexpr struct take_first_free_fn {
       }
     return seeking;
   }
-} take_first_free{};
+};
+/// Gives each token ONE expert, the first of its choices that has a place left:
+/// `take_first_free(ctx, ids, experts, capacity, kept)`, or with `valid` after the capacity. First
+/// choices of all tokens take their places, by ascending token; then the second choices of the
+/// tokens that are left take theirs, and so on. "No token left behind" of Mesh TensorFlow
+/// (transformer/moe.py, ntlb gating), where the weight of a route is the score of the expert that
+/// it got.
+///   ids: [T,k] std::int32_t, -1 = no expert
+///   capacity: how many tokens an expert takes, at least 0
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 take no place, whatever their ids
+///          are
+///   kept: [T,k] std::int32_t, written: in each row at most one of the ids, in its column, and -1
+///         elsewhere. It may be ids, and is otherwise apart from them
+/// Returns how many valid tokens got no expert although they named one. O(T * k), on one thread.
+/// Throws where shapes do not fit, or if an id is not -1 .. experts - 1; then kept is untouched.
+inline constexpr take_first_free_fn take_first_free{};
 
-/// Sends the routes that were dropped to free places of any experts, by chance: `reroute_dropped(
-/// ctx, ids, experts, capacity, uniform, kept)`, or with `valid` after the capacity. By ascending
-/// (token, choice), each dropped route draws one of the places that are still free, all equally
-/// likely: the shuffled free places of Hunyuan (modeling_hunyuan.py, top1gating). Its weight there
-/// is the score of its new expert: that of a router with given_ids{kept}.
-///   ids: [T,k] std::int32_t, what drop_to_capacity() read
-///   capacity: how many routes an expert keeps, at least 0. What is above 2^53 / experts counts as
-///             that
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are not sent anywhere and take no
-///          place, whatever their ids are
-///   uniform: [T,k] of any element type, random numbers of [0, 1). Those of dropped routes are read
-///   kept: [T,k] std::int32_t, what drop_to_capacity() wrote: where it is -1 and ids is not, it
-///         becomes the id of a free expert, as long as there is one. A token of several choices may
-///         get an expert twice. It is apart from ids, which say what was dropped
-/// Returns how many routes stay dropped. O(T * k + dropped * experts), on one thread. Throws where
-/// shapes do not fit, or if an id or a number that is read is out of range; then kept is untouched.
-inline constexpr struct reroute_dropped_fn {
+struct reroute_dropped_fn {
   template <class Ids, class Uniform, class Kept>
   index_t operator()(host_context const& ctx, Ids const& ids, int experts, index_t capacity,
                      Uniform const& uniform, Kept&& kept) const {
@@ -160,7 +144,23 @@ inline constexpr struct reroute_dropped_fn {
     });
     return dropped;
   }
-} reroute_dropped{};
+};
+/// Sends the routes that were dropped to free places of any experts, by chance: `reroute_dropped(
+/// ctx, ids, experts, capacity, uniform, kept)`, or with `valid` after the capacity. By ascending
+/// (token, choice), each dropped route draws one of the places that are still free, all equally
+/// likely: the shuffled free places of Hunyuan (modeling_hunyuan.py, top1gating). Its weight there
+/// is the score of its new expert: that of a router with given_ids{kept}.
+///   ids: [T,k] std::int32_t, what drop_to_capacity() read
+///   capacity: how many routes an expert keeps, at least 0. What is above 2^53 / experts counts as
+///             that
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are not sent anywhere and take no
+///          place, whatever their ids are
+///   uniform: [T,k] of any element type, random numbers of [0, 1). Those of dropped routes are read
+///   kept: [T,k] std::int32_t, what drop_to_capacity() wrote: where it is -1 and ids is not, it
+///         becomes the id of a free expert, as long as there is one. A token of several choices may
+///         get an expert twice. It is apart from ids, which say what was dropped
+/// Returns how many routes stay dropped. O(T * k + dropped * experts), on one thread. Throws where
+/// shapes do not fit, or if an id or a number that is read is out of range; then kept is untouched.
+inline constexpr reroute_dropped_fn reroute_dropped{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -11,8 +11,7 @@
 #include <expar/router/exp.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// How near to the best an assignment comes: epsilon = max(relative * (largest - smallest score),
 /// least). The defaults are those of fairseq (clib/libbase/balanced_assignment.cpp).
@@ -103,20 +102,7 @@ inline void hold_auction(double const* scores, index_t tokens, index_t experts, 
 
 }  // namespace detail
 
-/// Gives every token one expert, and every expert equally many tokens, such that the sum of the
-/// scores is at most T * epsilon below the largest possible: `balanced_assignment(ctx, scores,
-/// options, ids)`.
-///   scores: [T, experts], any element type; what is not finite counts as the smallest that is
-///   ids: [T, 1] std::int32_t, overwritten
-/// The assignment has no gradient. The layers of BASE (arXiv:2103.16716; fairseq, base_layer.py)
-/// train with it, and take the best expert at inference; both weigh by alpha = sigmoid(score), and
-/// give alpha * f(x) + (1 - alpha) * x:
-///   router({E, 1}, sigmoid_score{}, given_ids{ids})
-///   router({E, 1}, sigmoid_score{})
-/// One thread computes, in double; the result depends on the scores alone. O(experts + log T) for a
-/// bid; tokens bid until all have a place, which takes longer the smaller epsilon is. Throws unless
-/// T is a multiple of the number of experts.
-inline constexpr struct balanced_assignment_fn {
+struct balanced_assignment_fn {
   template <class Scores, class Ids>
   void operator()(host_context const& ctx, Scores const& scores, assignment_options const& options,
                   Ids&& ids) const {
@@ -170,7 +156,20 @@ inline constexpr struct balanced_assignment_fn {
       out[i] = detail::is_finite(out[i]) ? out[i] - low : 0;
     return high < low ? 0 : high - low;
   }
-} balanced_assignment{};
+};
+/// Gives every token one expert, and every expert equally many tokens, such that the sum of the
+/// scores is at most T * epsilon below the largest possible: `balanced_assignment(ctx, scores,
+/// options, ids)`.
+///   scores: [T, experts], any element type; what is not finite counts as the smallest that is
+///   ids: [T, 1] std::int32_t, overwritten
+/// The assignment has no gradient. The layers of BASE (arXiv:2103.16716; fairseq, base_layer.py)
+/// train with it, and take the best expert at inference; both weigh by alpha = sigmoid(score), and
+/// give alpha * f(x) + (1 - alpha) * x:
+///   router({E, 1}, sigmoid_score{}, given_ids{ids})
+///   router({E, 1}, sigmoid_score{})
+/// One thread computes, in double; the result depends on the scores alone. O(experts + log T) for a
+/// bid; tokens bid until all have a place, which takes longer the smaller epsilon is. Throws unless
+/// T is a multiple of the number of experts.
+inline constexpr balanced_assignment_fn balanced_assignment{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

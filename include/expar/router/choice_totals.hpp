@@ -8,8 +8,7 @@
 #include <expar/router/count_choices.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Counts of choices that add up over micro-batches, and of how many tokens they are: what a
 /// balancing loss over the global batch reads (Qwen; Megatron-LM's global_aux_loss), and what a
@@ -52,5 +51,4 @@ class choice_totals {
   index_t tokens_ = 0;
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -9,8 +9,7 @@
 #include <expar/router/token_loss.hpp>  // every_token, marks_of
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 template <class T, int Rank>
@@ -70,18 +69,7 @@ void check_variable_ids(char const* op, tensor_view<I, 1> const& offsets,
 
 }  // namespace detail
 
-/// How many routes name each expert:
-///   count_choices(ctx, ids, choices, [valid,] counts)
-///     ids: [T,k] std::int32_t, -1 = no expert
-///     choices: how many leading choices of a token are counted; 1: first choices alone
-///   count_choices(ctx, offsets, ids, [valid,] counts), of variable routes
-///     offsets: [T + 1] integers; the routes of token t are ids[offsets[t]] to before
-///              ids[offsets[t + 1]]
-///     ids: [routes] std::int32_t, -1 = no expert
-/// and of both:
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out, whatever their ids
-///   are counts: [experts] integers, overwritten. They add up over ranks
-inline constexpr struct count_choices_fn {
+struct count_choices_fn {
   template <class Ids, class Counts>
   void operator()(host_context const& ctx, Ids const& ids, int choices, Counts&& counts) const {
     (*this)(ctx, ids, choices, detail::every_token{}, counts);
@@ -145,7 +133,18 @@ inline constexpr struct count_choices_fn {
       counts.data[e] = static_cast<Count>(sum);
     }
   }
-} count_choices{};
+};
+/// How many routes name each expert:
+///   count_choices(ctx, ids, choices, [valid,] counts)
+///     ids: [T,k] std::int32_t, -1 = no expert
+///     choices: how many leading choices of a token are counted; 1: first choices alone
+///   count_choices(ctx, offsets, ids, [valid,] counts), of variable routes
+///     offsets: [T + 1] integers; the routes of token t are ids[offsets[t]] to before
+///              ids[offsets[t + 1]]
+///     ids: [routes] std::int32_t, -1 = no expert
+/// and of both:
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out, whatever their ids
+///   are counts: [experts] integers, overwritten. They add up over ranks
+inline constexpr count_choices_fn count_choices{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -8,8 +8,7 @@
 #include <expar/router/token_loss.hpp>  // argument
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// ddof and epsilon must be given. What systems that balance importance and load put in:
 ///   fastmoe, davidmrau, Tutel   ddof = 1, epsilon = 1e-10
@@ -77,13 +76,7 @@ void make_variation_slopes(char const* op, host_context const& ctx, Sums const& 
 
 }  // namespace detail
 
-/// The squared coefficient of variation of sums [n] of double: how uneven they are,
-///   L = coefficient * variance(sums) / (mean(sums)^2 + epsilon),
-/// as cv_squared(ctx, sums, options). 0 for fewer than two sums, and where the divisor is 0. It is
-/// the loss of importance and of load: sparsely-gated mixture of experts, arXiv:1701.06538. Of sums
-/// over ranks, see sum_counts, it is the whole loss on every rank, where other losses give a rank
-/// its part; the gradients on each rank are those of its own tokens.
-inline constexpr struct cv_squared_fn {
+struct cv_squared_fn {
   template <class Sums>
   double operator()(host_context const& ctx, Sums const& sums,
                     cv_squared_options const& options) const {
@@ -91,10 +84,16 @@ inline constexpr struct cv_squared_fn {
         detail::variation_of("cv_squared", detail::as_view<1>(ctx, sums), options);
     return v.divisor > 0 ? options.coefficient * v.variance / v.divisor : 0;
   }
-} cv_squared{};
+};
+/// The squared coefficient of variation of sums [n] of double: how uneven they are,
+///   L = coefficient * variance(sums) / (mean(sums)^2 + epsilon),
+/// as cv_squared(ctx, sums, options). 0 for fewer than two sums, and where the divisor is 0. It is
+/// the loss of importance and of load: sparsely-gated mixture of experts, arXiv:1701.06538. Of sums
+/// over ranks, see sum_counts, it is the whole loss on every rank, where other losses give a rank
+/// its part; the gradients on each rank are those of its own tokens.
+inline constexpr cv_squared_fn cv_squared{};
 
-/// Overwrites d_sums [n] of double with the gradient of cv_squared() for its sums.
-inline constexpr struct cv_squared_backward_fn {
+struct cv_squared_backward_fn {
   template <class Sums, class DSums>
   void operator()(host_context const& ctx, Sums const& sums, cv_squared_options const& options,
                   DSums&& d_sums) const {
@@ -108,7 +107,8 @@ inline constexpr struct cv_squared_backward_fn {
     for (index_t e = 0; e < s.extents[0]; ++e)
       d.data[e] = detail::variation_slope(v, options.coefficient, s.data[e]);
   }
-} cv_squared_backward{};
+};
+/// Overwrites d_sums [n] of double with the gradient of cv_squared() for its sums.
+inline constexpr cv_squared_backward_fn cv_squared_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -13,14 +13,9 @@
 #include <expar/router/token_loss.hpp>  // every_token, marks_of
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
-/// How many scores are above a threshold, over all tokens: `count_above(ctx, logits, threshold)`,
-/// or `count_above(ctx, logits, threshold, valid)` to leave out tokens whose mark in `valid`, [T]
-/// of bool or std::uint8_t, is 0. The scores are the softmax of logits [T, experts] of any element
-/// type, as they are after the transforms of a router. Counts add up over ranks.
-inline constexpr struct count_above_fn {
+struct count_above_fn {
   template <class Logits>
   index_t operator()(host_context const& ctx, Logits const& logits, double threshold) const {
     return count(ctx, detail::as_view<2>(ctx, logits), threshold, detail::every_token{});
@@ -58,7 +53,12 @@ inline constexpr struct count_above_fn {
     for (std::int32_t const n : counts) total += n;
     return total;
   }
-} count_above{};
+};
+/// How many scores are above a threshold, over all tokens: `count_above(ctx, logits, threshold)`,
+/// or `count_above(ctx, logits, threshold, valid)` to leave out tokens whose mark in `valid`, [T]
+/// of bool or std::uint8_t, is 0. The scores are the softmax of logits [T, experts] of any element
+/// type, as they are after the transforms of a router. Counts add up over ranks.
+inline constexpr count_above_fn count_above{};
 
 /// The top_k of a router that becomes sparse as it trains: the larger of `least` and the mean over
 /// tokens, rounded down, of the number of experts whose score is above the threshold (EvoMoE,
@@ -70,5 +70,4 @@ constexpr int dense_to_sparse_k(int least, index_t above, index_t tokens) {
   return mean > least ? static_cast<int>(mean) : least;
 }
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

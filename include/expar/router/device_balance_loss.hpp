@@ -14,8 +14,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 template <class View>
@@ -32,11 +31,7 @@ void check_devices(char const* op, View const& device_of, index_t experts, index
 
 }  // namespace detail
 
-/// How many routes go to each device: count_device_routes(ctx, counts, device_of, device_counts)
-/// adds up counts [experts], see count_choices, by the device of each expert.
-///   device_of: [experts] std::int32_t
-///   device_counts: [devices] integers, overwritten
-inline constexpr struct count_device_routes_fn {
+struct count_device_routes_fn {
   template <class Counts, class DeviceOf, class DeviceCounts>
   void operator()(host_context const& ctx, Counts const& counts, DeviceOf const& device_of,
                   DeviceCounts&& device_counts) const {
@@ -51,16 +46,14 @@ inline constexpr struct count_device_routes_fn {
     for (index_t e = 0; e < n.extents[0]; ++e)
       d.data[of.data[e]] = static_cast<Count>(d.data[of.data[e]] + static_cast<Count>(n.data[e]));
   }
-} count_device_routes{};
-
-/// How many tokens go to each device, each once however many of its experts it takes:
-/// count_device_tokens(ctx, ids, device_of, [valid,] device_counts).
-///   ids: [T,k] std::int32_t, -1 = no expert
+};
+/// How many routes go to each device: count_device_routes(ctx, counts, device_of, device_counts)
+/// adds up counts [experts], see count_choices, by the device of each expert.
 ///   device_of: [experts] std::int32_t
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
-///   device_counts: [devices] integers, overwritten. They add up over ranks
-/// Cost: one pass, on the caller's thread.
-inline constexpr struct count_device_tokens_fn {
+///   device_counts: [devices] integers, overwritten
+inline constexpr count_device_routes_fn count_device_routes{};
+
+struct count_device_tokens_fn {
   template <class Ids, class DeviceOf, class DeviceCounts>
   void operator()(host_context const& ctx, Ids const& ids, DeviceOf const& device_of,
                   DeviceCounts&& device_counts) const {
@@ -89,7 +82,15 @@ inline constexpr struct count_device_tokens_fn {
           last[device] = t;
         }
   }
-} count_device_tokens{};
+};
+/// How many tokens go to each device, each once however many of its experts it takes:
+/// count_device_tokens(ctx, ids, device_of, [valid,] device_counts).
+///   ids: [T,k] std::int32_t, -1 = no expert
+///   device_of: [experts] std::int32_t
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+///   device_counts: [devices] integers, overwritten. They add up over ranks
+/// Cost: one pass, on the caller's thread.
+inline constexpr count_device_tokens_fn count_device_tokens{};
 
 namespace detail {
 
@@ -119,23 +120,7 @@ score_sum<Score> make_device_term(char const* op, host_context const& ctx, Score
 
 }  // namespace detail
 
-/// The balancing losses over devices of DeepSeek-V2 (arXiv:2405.04434, eq. 26 to 31),
-///   L = coefficient * devices * sum over d of f[d] * P[d],
-///   f[d] = device_counts[d] / (counted_tokens * choices),
-///   P[d] = sum over the experts e of d of the mean over tokens of q[e],
-/// as device_balance_loss(ctx, score, logits, device_of, device_counts, [valid,] options):
-///   device-level          device_counts by count_device_routes, choices = k
-///   communication-level   device_counts by count_device_tokens, choices = the most devices to
-///                         which a token may go
-///   score: makes q of a token's logits; softmax_score for DeepSeek-V2
-///   logits: [T, experts], any element type, after the transforms of the router; NaN and -inf have
-///           q = 0
-///   device_of: [experts] std::int32_t; every device has as many experts
-///   device_counts: [devices] integers. They have no gradient
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
-/// Returns this call's part: the sum over its tokens, divided by options.tokens. For any
-/// probabilities it is the coefficient if the load is uniform.
-inline constexpr struct device_balance_loss_fn {
+struct device_balance_loss_fn {
   template <score_policy Score, class Logits, class DeviceOf, class Counts>
   double operator()(host_context const& ctx, Score const& score, Logits const& logits,
                     DeviceOf const& device_of, Counts const& device_counts,
@@ -154,11 +139,26 @@ inline constexpr struct device_balance_loss_fn {
                                                options, slopes);
     return detail::sum_over_tokens(ctx, z, marks, term);
   }
-} device_balance_loss{};
+};
+/// The balancing losses over devices of DeepSeek-V2 (arXiv:2405.04434, eq. 26 to 31),
+///   L = coefficient * devices * sum over d of f[d] * P[d],
+///   f[d] = device_counts[d] / (counted_tokens * choices),
+///   P[d] = sum over the experts e of d of the mean over tokens of q[e],
+/// as device_balance_loss(ctx, score, logits, device_of, device_counts, [valid,] options):
+///   device-level          device_counts by count_device_routes, choices = k
+///   communication-level   device_counts by count_device_tokens, choices = the most devices to
+///                         which a token may go
+///   score: makes q of a token's logits; softmax_score for DeepSeek-V2
+///   logits: [T, experts], any element type, after the transforms of the router; NaN and -inf have
+///           q = 0
+///   device_of: [experts] std::int32_t; every device has as many experts
+///   device_counts: [devices] integers. They have no gradient
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+/// Returns this call's part: the sum over its tokens, divided by options.tokens. For any
+/// probabilities it is the coefficient if the load is uniform.
+inline constexpr device_balance_loss_fn device_balance_loss{};
 
-/// ADDS the gradient of device_balance_loss() to d_logits [T, experts]; the last argument, after
-/// those of the loss. Tokens that are not valid stay as they are.
-inline constexpr struct device_balance_loss_backward_fn {
+struct device_balance_loss_backward_fn {
   template <score_policy Score, class Logits, class DeviceOf, class Counts, class DLogits>
   void operator()(host_context const& ctx, Score const& score, Logits const& logits,
                   DeviceOf const& device_of, Counts const& device_counts,
@@ -180,7 +180,9 @@ inline constexpr struct device_balance_loss_backward_fn {
     detail::check_loss_gradient(detail::argument(op, "d_logits"), z, dz);
     detail::add_gradients(ctx, z, marks, term, dz);
   }
-} device_balance_loss_backward{};
+};
+/// ADDS the gradient of device_balance_loss() to d_logits [T, experts]; the last argument, after
+/// those of the loss. Tokens that are not valid stay as they are.
+inline constexpr device_balance_loss_backward_fn device_balance_loss_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

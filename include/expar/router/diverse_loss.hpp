@@ -8,8 +8,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 struct diverse_loss_options {
   double diverse = 1;      ///< coefficient of the first part
@@ -41,15 +40,7 @@ void check_diverse(char const* op, tensor_view<T, 2> const& w, diverse_loss_opti
 
 }  // namespace detail
 
-/// DynMoE's loss of the gate's matrix (arXiv:2405.14297; moe/loss.py,
-/// diverse_and_simple_gate_loss): that experts differ and that their rows stay small,
-///   L = diverse * sqrt(sum over pairs r, s of experts that are there of (u[r] . u[s] - [r = s])^2)
-///     + simple * mean over all rows of their norm,
-/// where u[r] is row r divided by max(its norm, epsilon), as diverse_loss(ctx, weights, there,
-/// options):
-///   weights: [experts, hidden], any element type: one row for each expert there is room for
-///   there: [experts] of bool or std::uint8_t; 0: the expert is not there
-inline constexpr struct diverse_loss_fn {
+struct diverse_loss_fn {
   template <class Weights, class There>
   double operator()(host_context const& ctx, Weights const& weights, There const& there,
                     diverse_loss_options const& options) const {
@@ -64,11 +55,18 @@ inline constexpr struct diverse_loss_fn {
     return options.diverse * detail::off_norm(ctx, u, marks) +
            options.simple * norms / static_cast<double>(u.rows);
   }
-} diverse_loss{};
+};
+/// DynMoE's loss of the gate's matrix (arXiv:2405.14297; moe/loss.py,
+/// diverse_and_simple_gate_loss): that experts differ and that their rows stay small,
+///   L = diverse * sqrt(sum over pairs r, s of experts that are there of (u[r] . u[s] - [r = s])^2)
+///     + simple * mean over all rows of their norm,
+/// where u[r] is row r divided by max(its norm, epsilon), as diverse_loss(ctx, weights, there,
+/// options):
+///   weights: [experts, hidden], any element type: one row for each expert there is room for
+///   there: [experts] of bool or std::uint8_t; 0: the expert is not there
+inline constexpr diverse_loss_fn diverse_loss{};
 
-/// ADDS the gradient of diverse_loss() to d_weights [experts, hidden]; the last argument, after
-/// those of the loss. Where a norm is 0, it has no gradient.
-inline constexpr struct diverse_loss_backward_fn {
+struct diverse_loss_backward_fn {
   template <class Weights, class There, class DWeights>
   void operator()(host_context const& ctx, Weights const& weights, There const& there,
                   diverse_loss_options const& options, DWeights&& d_weights) const {
@@ -94,7 +92,9 @@ inline constexpr struct diverse_loss_backward_fn {
       for (index_t i = 0; small != 0 && i < u.width; ++i) g[i] += small * u.row(r)[i] / length;
     });
   }
-} diverse_loss_backward{};
+};
+/// ADDS the gradient of diverse_loss() to d_weights [experts, hidden]; the last argument, after
+/// those of the loss. Where a norm is 0, it has no gradient.
+inline constexpr diverse_loss_backward_fn diverse_loss_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

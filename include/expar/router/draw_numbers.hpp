@@ -8,8 +8,7 @@
 #include <expar/router/random.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 /// The largest T that is not above x, which is at least 0; narrow() gives the nearest.
@@ -25,12 +24,7 @@ T narrow_down(accumulator_t<T> x) {
 
 }  // namespace detail
 
-/// Writes numbers of a source, for operations that take them as a tensor (drop orders, second
-/// experts, sampled choices): `draw_numbers(ctx, source, out)`, out [T, n] of any element type,
-/// out(t, i) = source.at(t).of(i). Drawn in float, or in double for double, and rounded once:
-/// uniforms down, so that they stay below 1, other numbers to nearest. The same for any number of
-/// threads. A vector [T] is a tensor [T, 1]. `out` may be the tensor of given_numbers.
-inline constexpr struct draw_numbers_fn {
+struct draw_numbers_fn {
   template <class Numbers, class Out>
   void operator()(host_context const& ctx, Numbers const& source, Out&& out) const {
     auto const v = detail::as_output<2>(ctx, out);
@@ -53,7 +47,12 @@ inline constexpr struct draw_numbers_fn {
       }
     });
   }
-} draw_numbers{};
+};
+/// Writes numbers of a source, for operations that take them as a tensor (drop orders, second
+/// experts, sampled choices): `draw_numbers(ctx, source, out)`, out [T, n] of any element type,
+/// out(t, i) = source.at(t).of(i). Drawn in float, or in double for double, and rounded once:
+/// uniforms down, so that they stay below 1, other numbers to nearest. The same for any number of
+/// threads. A vector [T] is a tensor [T, 1]. `out` may be the tensor of given_numbers.
+inline constexpr draw_numbers_fn draw_numbers{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

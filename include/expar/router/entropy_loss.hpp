@@ -8,8 +8,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 struct entropy_loss_options {
   double coefficient = 1;
@@ -57,13 +56,7 @@ entropy_term make_entropy_term(char const* op, tensor_view<T, 2> z, Valid valid,
 
 }  // namespace detail
 
-/// The entropy of the router, L = coefficient * mean over tokens of -(sum over e of p log p),
-/// p = softmax(logits), as entropy_loss(ctx, logits, [valid,] options): with a positive coefficient
-/// routes become surer of their experts (Dynamic_MoE, arXiv:2403.07652), with a negative one less.
-///   logits: [T, experts], any element type; NaN and -inf have p = 0, and p log p is 0 there
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
-/// Returns this call's part: the sum over its tokens, divided by options.tokens.
-inline constexpr struct entropy_loss_fn {
+struct entropy_loss_fn {
   template <class Logits>
   double operator()(host_context const& ctx, Logits const& logits,
                     entropy_loss_options const& options) const {
@@ -77,11 +70,16 @@ inline constexpr struct entropy_loss_fn {
     return detail::sum_over_tokens(ctx, z, marks,
                                    detail::make_entropy_term("entropy_loss", z, marks, options));
   }
-} entropy_loss{};
+};
+/// The entropy of the router, L = coefficient * mean over tokens of -(sum over e of p log p),
+/// p = softmax(logits), as entropy_loss(ctx, logits, [valid,] options): with a positive coefficient
+/// routes become surer of their experts (Dynamic_MoE, arXiv:2403.07652), with a negative one less.
+///   logits: [T, experts], any element type; NaN and -inf have p = 0, and p log p is 0 there
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+/// Returns this call's part: the sum over its tokens, divided by options.tokens.
+inline constexpr entropy_loss_fn entropy_loss{};
 
-/// ADDS the gradient of entropy_loss() to d_logits [T, experts]; the last argument, after those of
-/// the loss. Tokens that are not valid stay as they are.
-inline constexpr struct entropy_loss_backward_fn {
+struct entropy_loss_backward_fn {
   template <class Logits, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits,
                   entropy_loss_options const& options, DLogits&& d_logits) const {
@@ -97,7 +95,9 @@ inline constexpr struct entropy_loss_backward_fn {
     detail::check_loss_gradient("entropy_loss_backward: d_logits", z, dz);
     detail::add_gradients(ctx, z, marks, term, dz);
   }
-} entropy_loss_backward{};
+};
+/// ADDS the gradient of entropy_loss() to d_logits [T, experts]; the last argument, after those of
+/// the loss. Tokens that are not valid stay as they are.
+inline constexpr entropy_loss_backward_fn entropy_loss_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

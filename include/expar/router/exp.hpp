@@ -7,9 +7,7 @@
 #include <expar/config.hpp>
 #include <expar/detail/arithmetic.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 // Variables, because kernels may read constants but not call what computes them.
 template <class A>
@@ -76,6 +74,4 @@ EXPAR_HD A exponential(A x) {
   return add(zero_unless(!large, small_exponential(x)), zero_unless(large, infinity<A>));
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

@@ -16,8 +16,7 @@
 #include <expar/router/token_loss.hpp>  // every_token, marks_of
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Experts choose tokens: each expert takes the `capacity` tokens with the largest scores.
 struct expert_choice {
@@ -87,19 +86,7 @@ void check_slots(char const* what, expert_choice const& c, tensor_view<T, 2> con
 
 }  // namespace detail
 
-/// Gives every expert its tokens: `choose_tokens(ctx, choice, logits, chosen)`, or
-/// `choose_tokens(ctx, choice, logits, valid, chosen)`.
-///   logits: [T, experts], any element type; what is NaN or -inf is never taken
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 take no part
-///   chosen: `ids` [experts, capacity], the tokens of each expert, and `weights`, their gates; a
-///           routes<W>(experts, capacity) will do
-/// The tokens of an expert are in descending order of score, equal ones by ascending id; a softmax
-/// over tokens compares logits, which order alike. Where fewer can be taken there are ids of -1
-/// with weight 0. Systems choose among the tokens of one group: call it once for each. Computes in
-/// float, or in double for logits of double. O(T * experts) time and memory, and for each expert
-/// O(T + capacity * log capacity). Logits, ids and weights are apart in memory. Throws where shapes
-/// do not fit or memory runs out; then nothing is written.
-inline constexpr struct choose_tokens_fn {
+struct choose_tokens_fn {
   template <class Logits, class Chosen>
   void operator()(host_context const& ctx, expert_choice const& choice, Logits const& logits,
                   Chosen&& chosen) const {
@@ -174,15 +161,22 @@ inline constexpr struct choose_tokens_fn {
     std::sort(order, order + taken, before);
     for (index_t slot = 0; slot < capacity; ++slot) ids[slot] = slot < taken ? order[slot] : -1;
   }
-} choose_tokens{};
+};
+/// Gives every expert its tokens: `choose_tokens(ctx, choice, logits, chosen)`, or
+/// `choose_tokens(ctx, choice, logits, valid, chosen)`.
+///   logits: [T, experts], any element type; what is NaN or -inf is never taken
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 take no part
+///   chosen: `ids` [experts, capacity], the tokens of each expert, and `weights`, their gates; a
+///           routes<W>(experts, capacity) will do
+/// The tokens of an expert are in descending order of score, equal ones by ascending id; a softmax
+/// over tokens compares logits, which order alike. Where fewer can be taken there are ids of -1
+/// with weight 0. Systems choose among the tokens of one group: call it once for each. Computes in
+/// float, or in double for logits of double. O(T * experts) time and memory, and for each expert
+/// O(T + capacity * log capacity). Logits, ids and weights are apart in memory. Throws where shapes
+/// do not fit or memory runs out; then nothing is written.
+inline constexpr choose_tokens_fn choose_tokens{};
 
-/// The adjoint of choose_tokens(): overwrites d_logits [T, experts], given d_weights [experts,
-/// capacity], the gradient for the gates; the last two arguments, after those of choose_tokens().
-/// Of what was chosen only the ids are read, and taken as constants, and so is the number that
-/// gates are divided by. d_logits is written after all else was read, and may share memory with it.
-/// Throws where shapes do not fit, or if an id is not -1 .. T - 1; then d_logits is untouched. O(T
-/// * experts) time and memory.
-inline constexpr struct choose_tokens_backward_fn {
+struct choose_tokens_backward_fn {
   template <class Logits, class Chosen, class DWeights, class DLogits>
   void operator()(host_context const& ctx, expert_choice const& choice, Logits const& logits,
                   Chosen const& chosen, DWeights const& d_weights, DLogits&& d_logits) const {
@@ -254,7 +248,13 @@ inline constexpr struct choose_tokens_backward_fn {
           detail::narrow_row(g, dz.row(t), c.experts);
         });
   }
-} choose_tokens_backward{};
+};
+/// The adjoint of choose_tokens(): overwrites d_logits [T, experts], given d_weights [experts,
+/// capacity], the gradient for the gates; the last two arguments, after those of choose_tokens().
+/// Of what was chosen only the ids are read, and taken as constants, and so is the number that
+/// gates are divided by. d_logits is written after all else was read, and may share memory with it.
+/// Throws where shapes do not fit, or if an id is not -1 .. T - 1; then d_logits is untouched. O(T
+/// * experts) time and memory.
+inline constexpr choose_tokens_backward_fn choose_tokens_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

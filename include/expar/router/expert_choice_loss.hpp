@@ -9,8 +9,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 struct expert_choice_loss_options {
   double coefficient = 1;
@@ -59,16 +58,7 @@ struct token_softmax {
 
 }  // namespace detail
 
-/// The loss of Mesh TensorFlow's expert choice (moe.py, _expert_selection_gating), which asks that
-/// every token be chosen as much as any other,
-///   L = coefficient * n * sum over tokens of (mean over e of S[t,e])^2,
-/// where S is the softmax of the logits over the n valid tokens, expert by expert, as
-/// expert_choice_loss(ctx, logits, [valid,] options):
-///   logits: [T, experts] of one group, any element type; NaN and -inf have S = 0
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are in no softmax and no sum
-/// It is the coefficient where all logits are equal. Over groups, Mesh TensorFlow takes the mean: a
-/// call for each group, with a coefficient that is divided by their number.
-inline constexpr struct expert_choice_loss_fn {
+struct expert_choice_loss_fn {
   template <class Logits>
   double operator()(host_context const& ctx, Logits const& logits,
                     expert_choice_loss_options const& options) const {
@@ -91,11 +81,19 @@ inline constexpr struct expert_choice_loss_fn {
                              });
     return options.coefficient * detail::token_count(0, tokens, marks) * squares;
   }
-} expert_choice_loss{};
+};
+/// The loss of Mesh TensorFlow's expert choice (moe.py, _expert_selection_gating), which asks that
+/// every token be chosen as much as any other,
+///   L = coefficient * n * sum over tokens of (mean over e of S[t,e])^2,
+/// where S is the softmax of the logits over the n valid tokens, expert by expert, as
+/// expert_choice_loss(ctx, logits, [valid,] options):
+///   logits: [T, experts] of one group, any element type; NaN and -inf have S = 0
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are in no softmax and no sum
+/// It is the coefficient where all logits are equal. Over groups, Mesh TensorFlow takes the mean: a
+/// call for each group, with a coefficient that is divided by their number.
+inline constexpr expert_choice_loss_fn expert_choice_loss{};
 
-/// ADDS the gradient of expert_choice_loss() to d_logits [T, experts]; the last argument, after
-/// those of the loss. Tokens that are not valid stay as they are.
-inline constexpr struct expert_choice_loss_backward_fn {
+struct expert_choice_loss_backward_fn {
   template <class Logits, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits,
                   expert_choice_loss_options const& options, DLogits&& d_logits) const {
@@ -131,7 +129,9 @@ inline constexpr struct expert_choice_loss_backward_fn {
         d[e] = narrow<D>(widen(d[e]) + static_cast<accumulator_t<D>>(row[e] * (g - means[e])));
     });
   }
-} expert_choice_loss_backward{};
+};
+/// ADDS the gradient of expert_choice_loss() to d_logits [T, experts]; the last argument, after
+/// those of the loss. Tokens that are not valid stay as they are.
+inline constexpr expert_choice_loss_backward_fn expert_choice_loss_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

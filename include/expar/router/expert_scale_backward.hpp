@@ -12,8 +12,7 @@
 #include <expar/router/router.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 template <class Step>
@@ -39,12 +38,7 @@ void weights_before_last(Router const& r, A const* z, std::int32_t const* ids, A
 
 }  // namespace detail
 
-/// The gradient for the factors of a router whose last policy is expert_scale (Gemma 4):
-/// overwrites d_factors [experts] with the sum, over the choices that name an expert, of d_weights
-/// times the weight before the factor. Arguments as route_backward(), which gives the gradient for
-/// the logits. Summed in double, by blocks of tokens of a fixed size. Throws where shapes do not
-/// fit or an id is not -1 .. experts - 1; then d_factors is untouched. O(T * (experts + top_k)).
-inline constexpr struct expert_scale_backward_fn {
+struct expert_scale_backward_fn {
   template <class Router, class Logits, class Routes, class DWeights, class DFactors>
   void operator()(host_context const& ctx, Router const& r, Logits const& logits,
                   Routes const& routes, DWeights const& d_weights, DFactors&& d_factors) const {
@@ -92,7 +86,12 @@ inline constexpr struct expert_scale_backward_fn {
       df.data[e] = narrow<D>(static_cast<accumulator_t<D>>(sum));
     }
   }
-} expert_scale_backward{};
+};
+/// The gradient for the factors of a router whose last policy is expert_scale (Gemma 4):
+/// overwrites d_factors [experts] with the sum, over the choices that name an expert, of d_weights
+/// times the weight before the factor. Arguments as route_backward(), which gives the gradient for
+/// the logits. Summed in double, by blocks of tokens of a fixed size. Throws where shapes do not
+/// fit or an id is not -1 .. experts - 1; then d_factors is untouched. O(T * (experts + top_k)).
+inline constexpr expert_scale_backward_fn expert_scale_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -10,8 +10,7 @@
 #include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Multiplies each weight by the number of its expert, factors [experts]: Gemma 4. The factors are
 /// learned; their gradient is expert_scale_backward().
@@ -86,5 +85,4 @@ struct equal_weights {
   }
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

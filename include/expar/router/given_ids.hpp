@@ -9,8 +9,7 @@
 #include <expar/router/score.hpp>  // masked
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 namespace detail {
 
@@ -102,5 +101,4 @@ struct round_robin {
   EXPAR_HD constexpr detail::experts_in_turn at(index_t token) const { return {token}; }
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -13,17 +13,9 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
-/// How much each expert weighs in a batch, sums[e] = sum over tokens of the score of e, as
-/// score_importance(ctx, score, logits, [valid,] sums):
-///   score: softmax_score for V-MoE and Tutel, which take the logits without noise
-///   logits: [T, experts], any element type; NaN and -inf have score 0
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
-///   sums: [experts] of double, overwritten. They add up over ranks
-/// The importance loss is cv_squared(ctx, sums, options).
-inline constexpr struct score_importance_fn {
+struct score_importance_fn {
   template <score_policy Score, class Logits, class Sums>
   void operator()(host_context const& ctx, Score const& score, Logits const& logits,
                   Sums&& sums) const {
@@ -46,12 +38,17 @@ inline constexpr struct score_importance_fn {
       score(static_cast<A const*>(wide), row, static_cast<int>(experts));
     });
   }
-} score_importance{};
+};
+/// How much each expert weighs in a batch, sums[e] = sum over tokens of the score of e, as
+/// score_importance(ctx, score, logits, [valid,] sums):
+///   score: softmax_score for V-MoE and Tutel, which take the logits without noise
+///   logits: [T, experts], any element type; NaN and -inf have score 0
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+///   sums: [experts] of double, overwritten. They add up over ranks
+/// The importance loss is cv_squared(ctx, sums, options).
+inline constexpr score_importance_fn score_importance{};
 
-/// ADDS the gradient of cv_squared(ctx, sums, options) to d_logits [T, experts], where sums are
-/// score_importance(), of this call's logits or of all ranks', as
-/// score_importance_loss_backward(ctx, score, logits, sums, [valid,] options, d_logits).
-inline constexpr struct score_importance_loss_backward_fn {
+struct score_importance_loss_backward_fn {
   template <score_policy Score, class Logits, class Sums, class DLogits>
   void operator()(host_context const& ctx, Score const& score, Logits const& logits,
                   Sums const& sums, cv_squared_options const& options, DLogits&& d_logits) const {
@@ -73,13 +70,13 @@ inline constexpr struct score_importance_loss_backward_fn {
     detail::score_sum<Score> const term{score, slopes.data(), static_cast<int>(z.extents[1])};
     detail::add_gradients(ctx, z, marks, term, dz);
   }
-} score_importance_loss_backward{};
+};
+/// ADDS the gradient of cv_squared(ctx, sums, options) to d_logits [T, experts], where sums are
+/// score_importance(), of this call's logits or of all ranks', as
+/// score_importance_loss_backward(ctx, score, logits, sums, [valid,] options, d_logits).
+inline constexpr score_importance_loss_backward_fn score_importance_loss_backward{};
 
-/// The same of the weights of routes, sums[e] = sum of the weights of the routes to e (Shazeer;
-/// fastmoe's noisy gate), as weight_importance(ctx, ids, weights, [valid,] sums):
-///   ids: [T,k] std::int32_t, -1 = no expert
-///   weights: [T,k], any element type
-inline constexpr struct weight_importance_fn {
+struct weight_importance_fn {
   template <class Ids, class Weights, class Sums>
   void operator()(host_context const& ctx, Ids const& ids, Weights const& weights,
                   Sums&& sums) const {
@@ -110,12 +107,14 @@ inline constexpr struct weight_importance_fn {
                                    row[id] += static_cast<double>(widen(w.row(t)[j]));
                              });
   }
-} weight_importance{};
+};
+/// The same of the weights of routes, sums[e] = sum of the weights of the routes to e (Shazeer;
+/// fastmoe's noisy gate), as weight_importance(ctx, ids, weights, [valid,] sums):
+///   ids: [T,k] std::int32_t, -1 = no expert
+///   weights: [T,k], any element type
+inline constexpr weight_importance_fn weight_importance{};
 
-/// ADDS the gradient of cv_squared(ctx, sums, options) to d_weights [T,k], where sums are
-/// weight_importance(), as weight_importance_loss_backward(ctx, ids, sums, [valid,] options,
-/// d_weights). route_backward() takes it on to the logits.
-inline constexpr struct weight_importance_loss_backward_fn {
+struct weight_importance_loss_backward_fn {
   template <class Ids, class Sums, class DWeights>
   void operator()(host_context const& ctx, Ids const& ids, Sums const& sums,
                   cv_squared_options const& options, DWeights&& d_weights) const {
@@ -150,7 +149,10 @@ inline constexpr struct weight_importance_loss_backward_fn {
           }
     });
   }
-} weight_importance_loss_backward{};
+};
+/// ADDS the gradient of cv_squared(ctx, sums, options) to d_weights [T,k], where sums are
+/// weight_importance(), as weight_importance_loss_backward(ctx, ids, sums, [valid,] options,
+/// d_weights). route_backward() takes it on to the logits.
+inline constexpr weight_importance_loss_backward_fn weight_importance_loss_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -12,8 +12,7 @@
 #include <expar/router/random.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 /// Uniform numbers in [0, 1) of a token: 24 bits of a word, or for double 32. Four columns share a
@@ -128,6 +127,13 @@ struct dropout_base {
 
 }  // namespace detail
 
+struct jitter_fn : private detail::jitter_base {
+  template <class X, class Numbers, class Out>
+  void operator()(host_context const& ctx, X const& x, double eps, Numbers const& numbers,
+                  Out&& out) const {
+    run(ctx, {"jitter", "jitter: x", "jitter: out", "x"}, x, eps, numbers, out);
+  }
+};
 /// Router inputs x [T, H] times U(1 - eps, 1 + eps), a number for each token and column, to out
 /// [T, H]: before the router alone (Switch, MegaBlocks), or, in place, before the experts too
 /// (Mixtral of Hugging Face).
@@ -137,37 +143,32 @@ struct dropout_base {
 ///           apart from them
 /// Throws where shapes do not fit, or eps or a bound of random_stream is exceeded; then nothing is
 /// written.
-inline constexpr struct jitter_fn : private detail::jitter_base {
-  template <class X, class Numbers, class Out>
-  void operator()(host_context const& ctx, X const& x, double eps, Numbers const& numbers,
-                  Out&& out) const {
-    run(ctx, {"jitter", "jitter: x", "jitter: out", "x"}, x, eps, numbers, out);
-  }
-} jitter{};
+inline constexpr jitter_fn jitter{};
 
-/// The adjoint: the gradient d_out of jitter()'s out, times the same numbers, to d_x.
-inline constexpr struct jitter_backward_fn : private detail::jitter_base {
+struct jitter_backward_fn : private detail::jitter_base {
   template <class DOut, class Numbers, class DX>
   void operator()(host_context const& ctx, DOut const& d_out, double eps, Numbers const& numbers,
                   DX&& d_x) const {
     run(ctx, {"jitter_backward", "jitter_backward: d_out", "jitter_backward: d_x", "d_out"}, d_out,
         eps, numbers, d_x);
   }
-} jitter_backward{};
+};
+/// The adjoint: the gradient d_out of jitter()'s out, times the same numbers, to d_x.
+inline constexpr jitter_backward_fn jitter_backward{};
 
-/// Router inputs x [T, H] to out [T, H]: each is 0 with probability `rate`, and
-/// else divided by 1 - rate (Mesh TensorFlow's input_dropout). Otherwise as jitter().
-inline constexpr struct input_dropout_fn : private detail::dropout_base {
+struct input_dropout_fn : private detail::dropout_base {
   template <class X, class Numbers, class Out>
   void operator()(host_context const& ctx, X const& x, double rate, Numbers const& numbers,
                   Out&& out) const {
     run(ctx, {"input_dropout", "input_dropout: x", "input_dropout: out", "x"}, x, rate, numbers,
         out);
   }
-} input_dropout{};
+};
+/// Router inputs x [T, H] to out [T, H]: each is 0 with probability `rate`, and
+/// else divided by 1 - rate (Mesh TensorFlow's input_dropout). Otherwise as jitter().
+inline constexpr input_dropout_fn input_dropout{};
 
-/// The adjoint: the gradient d_out of input_dropout()'s out, to d_x, by the same choice.
-inline constexpr struct input_dropout_backward_fn : private detail::dropout_base {
+struct input_dropout_backward_fn : private detail::dropout_base {
   template <class DOut, class Numbers, class DX>
   void operator()(host_context const& ctx, DOut const& d_out, double rate, Numbers const& numbers,
                   DX&& d_x) const {
@@ -176,7 +177,8 @@ inline constexpr struct input_dropout_backward_fn : private detail::dropout_base
          "d_out"},
         d_out, rate, numbers, d_x);
   }
-} input_dropout_backward{};
+};
+/// The adjoint: the gradient d_out of input_dropout()'s out, to d_x, by the same choice.
+inline constexpr input_dropout_backward_fn input_dropout_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

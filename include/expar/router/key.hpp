@@ -11,8 +11,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// What experts are selected by. No gradient flows through it.
 ///   key(z, s, bias, keys, experts)  writes keys [experts] from logits z, scores s and the bias,
@@ -175,5 +174,4 @@ requires(Score::monotone) inline constexpr bool selects_by_logit<Score, score_ke
 struct no_bias_t {};
 inline constexpr no_bias_t no_bias{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

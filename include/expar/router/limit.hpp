@@ -7,8 +7,7 @@
 #include <expar/router/score.hpp>  // infinity, masked
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// What takes experts out of the choice of a token:
 ///   l.limit(keys, experts, scratch)  sets keys [experts] to -inf where an expert is not to be
@@ -105,5 +104,4 @@ struct group_limited {
   }
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -9,8 +9,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 struct load_balance_options {
   double coefficient = 1;
@@ -70,41 +69,7 @@ score_sum<Score> make_balance_term(char const* op, host_context const& ctx, Scor
 
 }  // namespace detail
 
-/// The load balancing loss of GShard and Switch,
-///   L = coefficient * experts * sum over e of f[e] * P[e],
-///   f[e] = counts[e] / (counted_tokens * choices),  P[e] = mean over tokens of q[e],
-/// as load_balance_loss(ctx, [score,] logits, counts, [valid,] options):
-///   score: the score policy that makes q of a token's logits; softmax_score unless given. A router
-///          that scores each expert for itself takes normalized_score; ReMoE takes relu_score
-///   logits: [T, experts], any element type, as the score gets them in the system that is meant:
-///           after the transforms of its router, see transform_logits. NaN and -inf have q = 0
-///   counts: [experts] integers, how many routes name each expert; see count_choices. They have no
-///           gradient
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
-/// Returns this call's part: the sum over its tokens, divided by options.tokens. Where q sums to 1
-/// and `choices` of every token are counted, a uniform load makes the loss the coefficient.
-/// Systems differ in what they count and divide by:
-///
-///   system                            counts          choices  coefficient; tokens
-///   Megatron-LM aux_loss, OLMo-core,  all k choices   k        c
-///   DeepSpeed topkgating
-///   Megatron-LM global_aux_loss,      all k choices   k        c; counted_tokens: those of all
-///   Qwen                              so far                   calls, see choice_totals
-///   MegaBlocks                        all k choices   k        c / layers
-///   Hugging Face                      all k choices   1        c; tokens: those of all layers
-///   load_balancing_loss_func          of all layers            together
-///   flaxformer                        all k choices   1        c
-///   Switch, GShard, Tutel, V-MoE,     first choices   1        c; logits of Tutel and V-MoE are
-///   DeepSpeed top1gating, top2gating                           the noisy ones
-///   Mesh TensorFlow, second place     second choices  1        1 / 2
-///   fairscale                         first choices   1        1 / experts^2
-///   fastmoe GShard                    first choices   1        (local experts / experts)^2
-///   fastmoe Switch                    kept routes     1        1; tokens: the kept routes
-///   ReMoE, k = the number aimed at    positive z      k        lambda; score is relu_score
-///
-/// The counts of a router with a bias or with groups are those of its scores alone in Megatron-LM:
-/// route without the bias and without the limit to count them.
-inline constexpr struct load_balance_loss_fn {
+struct load_balance_loss_fn {
   template <class Logits, class Counts>
   double operator()(host_context const& ctx, Logits const& logits, Counts const& counts,
                     load_balance_options const& options) const {
@@ -139,11 +104,44 @@ inline constexpr struct load_balance_loss_fn {
     auto const term = detail::make_balance_term(op, ctx, score, z, counts, marks, options, slopes);
     return detail::sum_over_tokens(ctx, z, marks, term);
   }
-} load_balance_loss{};
+};
+/// The load balancing loss of GShard and Switch,
+///   L = coefficient * experts * sum over e of f[e] * P[e],
+///   f[e] = counts[e] / (counted_tokens * choices),  P[e] = mean over tokens of q[e],
+/// as load_balance_loss(ctx, [score,] logits, counts, [valid,] options):
+///   score: the score policy that makes q of a token's logits; softmax_score unless given. A router
+///          that scores each expert for itself takes normalized_score; ReMoE takes relu_score
+///   logits: [T, experts], any element type, as the score gets them in the system that is meant:
+///           after the transforms of its router, see transform_logits. NaN and -inf have q = 0
+///   counts: [experts] integers, how many routes name each expert; see count_choices. They have no
+///           gradient
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+/// Returns this call's part: the sum over its tokens, divided by options.tokens. Where q sums to 1
+/// and `choices` of every token are counted, a uniform load makes the loss the coefficient.
+/// Systems differ in what they count and divide by:
+///
+///   system                            counts          choices  coefficient; tokens
+///   Megatron-LM aux_loss, OLMo-core,  all k choices   k        c
+///   DeepSpeed topkgating
+///   Megatron-LM global_aux_loss,      all k choices   k        c; counted_tokens: those of all
+///   Qwen                              so far                   calls, see choice_totals
+///   MegaBlocks                        all k choices   k        c / layers
+///   Hugging Face                      all k choices   1        c; tokens: those of all layers
+///   load_balancing_loss_func          of all layers            together
+///   flaxformer                        all k choices   1        c
+///   Switch, GShard, Tutel, V-MoE,     first choices   1        c; logits of Tutel and V-MoE are
+///   DeepSpeed top1gating, top2gating                           the noisy ones
+///   Mesh TensorFlow, second place     second choices  1        1 / 2
+///   fairscale                         first choices   1        1 / experts^2
+///   fastmoe GShard                    first choices   1        (local experts / experts)^2
+///   fastmoe Switch                    kept routes     1        1; tokens: the kept routes
+///   ReMoE, k = the number aimed at    positive z      k        lambda; score is relu_score
+///
+/// The counts of a router with a bias or with groups are those of its scores alone in Megatron-LM:
+/// route without the bias and without the limit to count them.
+inline constexpr load_balance_loss_fn load_balance_loss{};
 
-/// ADDS the gradient of load_balance_loss() to d_logits [T, experts]; the last argument, after
-/// those of the loss. Tokens that are not valid stay as they are.
-inline constexpr struct load_balance_loss_backward_fn {
+struct load_balance_loss_backward_fn {
   template <class Logits, class Counts, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits, Counts const& counts,
                   load_balance_options const& options, DLogits&& d_logits) const {
@@ -183,7 +181,9 @@ inline constexpr struct load_balance_loss_backward_fn {
     detail::check_loss_gradient(detail::argument(op, "d_logits"), z, dz);
     detail::add_gradients(ctx, z, marks, term, dz);
   }
-} load_balance_loss_backward{};
+};
+/// ADDS the gradient of load_balance_loss() to d_logits [T, experts]; the last argument, after
+/// those of the loss. Tokens that are not valid stay as they are.
+inline constexpr load_balance_loss_backward_fn load_balance_loss_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -13,19 +13,9 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
-/// ADDS the gradients of cv_squared(ctx, sums, variation), where sums are smooth_load() of this
-/// call's logits or of all ranks', as load_loss_backward(ctx, clean, noisy, sigma, sums, [valid,]
-/// options, variation, d_clean, d_noisy, [d_sigma]), each [T, experts]:
-///   d_clean: for the logits without noise, where they stand themselves
-///   d_noisy: for the noisy logits that are thresholds. Thresholds have a gradient, as in all the
-///            systems that smooth_load() names
-///   d_sigma: where sigma is [T, experts]
-/// A caller whose noisy = clean + sigma * n goes on from d_noisy: d_clean += d_noisy,
-/// d_sigma += d_noisy * n. d_clean and d_noisy may be the same tensor, which then has both.
-inline constexpr struct load_loss_backward_fn {
+struct load_loss_backward_fn {
   template <class Clean, class Noisy, class Sigma, class Sums, class DClean, class DNoisy>
   requires(std::is_arithmetic_v<Sigma>) void operator()(host_context const& ctx, Clean const& clean,
                                                         Noisy const& noisy, Sigma const& sigma,
@@ -118,7 +108,16 @@ inline constexpr struct load_loss_backward_fn {
       }
     });
   }
-} load_loss_backward{};
+};
+/// ADDS the gradients of cv_squared(ctx, sums, variation), where sums are smooth_load() of this
+/// call's logits or of all ranks', as load_loss_backward(ctx, clean, noisy, sigma, sums, [valid,]
+/// options, variation, d_clean, d_noisy, [d_sigma]), each [T, experts]:
+///   d_clean: for the logits without noise, where they stand themselves
+///   d_noisy: for the noisy logits that are thresholds. Thresholds have a gradient, as in all the
+///            systems that smooth_load() names
+///   d_sigma: where sigma is [T, experts]
+/// A caller whose noisy = clean + sigma * n goes on from d_noisy: d_clean += d_noisy,
+/// d_sigma += d_noisy * n. d_clean and d_noisy may be the same tensor, which then has both.
+inline constexpr load_loss_backward_fn load_loss_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

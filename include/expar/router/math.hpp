@@ -7,9 +7,7 @@
 #include <expar/detail/arithmetic.hpp>
 #include <expar/router/exp.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 // What routers need besides e^x, made of single products, sums and quotients as exponential() is,
 // so that host and device give the same bits.
@@ -171,6 +169,4 @@ EXPAR_HD A cosine_of_turns(A x) {
   return n == 1 || n == 2 ? -value : value;
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

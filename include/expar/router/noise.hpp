@@ -15,8 +15,7 @@
 #include <expar/router/transform.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 // Transforms of logits z by numbers of a source: uniforms, normals or gumbels of a random_stream,
 // or given_numbers. For training; the router for evaluation is the one without them.
@@ -185,13 +184,7 @@ template <class T, class Numbers>
 add_learned_noise(tensor_view<T, 2>, double, Numbers)
     -> add_learned_noise<std::remove_const_t<T>, Numbers>;
 
-/// The gradient for raw of add_learned_noise: overwrites d_raw [T, experts] with d_noisy * number *
-/// sigmoid(raw). d_noisy [T, experts] is the gradient for the noisy logits; since these follow the
-/// clean ones with slope 1, the d_logits of route_backward() where the noise is the router's first
-/// transform. Where d_noisy is 0, as for masked logits, so is d_raw. d_raw may be d_noisy or raw,
-/// or the numbers that are given, and is otherwise apart from them. Throws where shapes do not fit;
-/// then d_raw is untouched.
-inline constexpr struct learned_noise_backward_fn {
+struct learned_noise_backward_fn {
   template <class T, class Numbers, class DNoisy, class DRaw>
   void operator()(host_context const& ctx, add_learned_noise<T, Numbers> const& noise,
                   DNoisy const& d_noisy, DRaw&& d_raw) const {
@@ -222,7 +215,13 @@ inline constexpr struct learned_noise_backward_fn {
       detail::narrow_row(g, dr.row(t), experts);
     });
   }
-} learned_noise_backward{};
+};
+/// The gradient for raw of add_learned_noise: overwrites d_raw [T, experts] with d_noisy * number *
+/// sigmoid(raw). d_noisy [T, experts] is the gradient for the noisy logits; since these follow the
+/// clean ones with slope 1, the d_logits of route_backward() where the noise is the router's first
+/// transform. Where d_noisy is 0, as for masked logits, so is d_raw. d_raw may be d_noisy or raw,
+/// or the numbers that are given, and is otherwise apart from them. Throws where shapes do not fit;
+/// then d_raw is untouched.
+inline constexpr learned_noise_backward_fn learned_noise_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

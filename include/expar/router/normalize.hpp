@@ -10,8 +10,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Divides the weights by their norm of order p >= 1, (sum of |w|^p)^(1/p) (DBRX, MegaBlocks,
 /// OLMo-core). A norm of 0 gives weights of 0. Computed relative to the largest weight, so that no
@@ -110,5 +109,4 @@ struct sigmoid_weights {
   }
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -9,8 +9,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// q = s / (sum of s over the experts + epsilon), where s are the scores of a policy that scores
 /// each expert for itself: the probability that balancing losses of sigmoid and sqrt(softplus)
@@ -67,5 +66,4 @@ struct normalized_score {
 template <class Score>
 normalized_score(Score, double) -> normalized_score<Score>;
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -12,8 +12,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 /// Rows of router weights divided by max(their norm, epsilon).
@@ -104,14 +103,7 @@ void check_orthogonal(char const* op, tensor_view<T, 2> const& w,
 
 }  // namespace detail
 
-/// How far the router's rows are from being orthogonal (the training gate of ERNIE 4.5, Paddle,
-/// _cal_orthogonal_loss),
-///   L = coefficient * mean over groups and pairs r, s of a group of (u[r] . u[s] - [r = s])^2,
-/// where u[r] is row r divided by max(its norm, epsilon), as orthogonal_loss(ctx, weights,
-/// options):
-///   weights: [experts, hidden], any element type; the logits are x . weights[e]
-/// Cost: experts^2 / groups products of rows.
-inline constexpr struct orthogonal_loss_fn {
+struct orthogonal_loss_fn {
   template <class Weights>
   double operator()(host_context const& ctx, Weights const& weights,
                     orthogonal_loss_options const& options) const {
@@ -132,11 +124,17 @@ inline constexpr struct orthogonal_loss_fn {
     for (double const x : sums) sum += x;
     return options.coefficient * sum / static_cast<double>(experts * size);
   }
-} orthogonal_loss{};
+};
+/// How far the router's rows are from being orthogonal (the training gate of ERNIE 4.5, Paddle,
+/// _cal_orthogonal_loss),
+///   L = coefficient * mean over groups and pairs r, s of a group of (u[r] . u[s] - [r = s])^2,
+/// where u[r] is row r divided by max(its norm, epsilon), as orthogonal_loss(ctx, weights,
+/// options):
+///   weights: [experts, hidden], any element type; the logits are x . weights[e]
+/// Cost: experts^2 / groups products of rows.
+inline constexpr orthogonal_loss_fn orthogonal_loss{};
 
-/// ADDS the gradient of orthogonal_loss() to d_weights [experts, hidden]; the last argument, after
-/// those of the loss.
-inline constexpr struct orthogonal_loss_backward_fn {
+struct orthogonal_loss_backward_fn {
   template <class Weights, class DWeights>
   void operator()(host_context const& ctx, Weights const& weights,
                   orthogonal_loss_options const& options, DWeights&& d_weights) const {
@@ -156,7 +154,9 @@ inline constexpr struct orthogonal_loss_backward_fn {
       u.through_norm(r, options.epsilon, g);
     });
   }
-} orthogonal_loss_backward{};
+};
+/// ADDS the gradient of orthogonal_loss() to d_weights [experts, hidden]; the last argument, after
+/// those of the loss.
+inline constexpr orthogonal_loss_backward_fn orthogonal_loss_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

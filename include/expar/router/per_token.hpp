@@ -6,9 +6,7 @@
 #include <expar/element.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// Calls f(token, scratch) for every token, with `size` numbers of scratch per thread: on its stack
 /// for some thousand experts, from the context beyond. A chunk holds some thousand logits: less is
@@ -42,6 +40,4 @@ void narrow_row(A const* from, T* to, index_t n) {
   for (index_t i = 0; i < n; ++i) to[i] = narrow<T>(static_cast<accumulator_t<T>>(from[i]));
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

@@ -12,8 +12,7 @@
 #include <expar/router/math.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 struct random_words {
@@ -246,5 +245,4 @@ void check_numbers_in_place(char const* what, tensor_view<U, 2> const& out,
 }
 
 }  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -10,8 +10,7 @@
 #include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 namespace detail {
 
@@ -67,13 +66,7 @@ inline void put_number(std::uint8_t* record, index_t j, int bits, std::uint32_t 
 
 }  // namespace detail
 
-/// Records the choices of a step in little memory, to be made again later:
-/// `record_ids(ctx, ids, experts, record)`.
-///   ids: [T,k] std::int32_t, -1 = no expert
-///   record: [T, record_bytes(experts, k)] std::uint8_t, overwritten. A token's numbers follow one
-///           another from the lowest bit of its first byte on
-/// Throws if an id is not -1 .. experts - 1; then nothing is written.
-inline constexpr struct record_ids_fn {
+struct record_ids_fn {
   template <class Ids, class Record>
   void operator()(host_context const& ctx, Ids const& ids, int experts, Record&& record) const {
     auto const from = detail::as_view<2>(ctx, ids);
@@ -97,12 +90,16 @@ inline constexpr struct record_ids_fn {
       }
     });
   }
-} record_ids{};
+};
+/// Records the choices of a step in little memory, to be made again later:
+/// `record_ids(ctx, ids, experts, record)`.
+///   ids: [T,k] std::int32_t, -1 = no expert
+///   record: [T, record_bytes(experts, k)] std::uint8_t, overwritten. A token's numbers follow one
+///           another from the lowest bit of its first byte on
+/// Throws if an id is not -1 .. experts - 1; then nothing is written.
+inline constexpr record_ids_fn record_ids{};
 
-/// Reads back what record_ids() wrote: `replay_ids(ctx, record, experts, ids)`. With ids as
-/// given_ids, a router makes the recorded choices with the weights of the logits at hand. Throws if
-/// the record holds a number above `experts`; then nothing is written.
-inline constexpr struct replay_ids_fn {
+struct replay_ids_fn {
   template <class Record, class Ids>
   void operator()(host_context const& ctx, Record const& record, int experts, Ids&& ids) const {
     auto const from = detail::as_view<2>(ctx, record);
@@ -128,7 +125,10 @@ inline constexpr struct replay_ids_fn {
         }
     });
   }
-} replay_ids{};
+};
+/// Reads back what record_ids() wrote: `replay_ids(ctx, record, experts, ids)`. With ids as
+/// given_ids, a router makes the recorded choices with the weights of the logits at hand. Throws if
+/// the record holds a number above `experts`; then nothing is written.
+inline constexpr replay_ids_fn replay_ids{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -15,8 +15,7 @@
 #include <expar/router/routes.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 /// The steps' own checks, or those of a router of another kind; `entries`: also of what is in their
@@ -61,22 +60,7 @@ void check_choices(char const* what, Router const& r, tensor_view<T, 2> const& v
 
 }  // namespace detail
 
-/// Gives every token its experts: `route(ctx, router, logits, bias, routes)`.
-///   logits: [T, experts], any element type. What is NaN or -inf is masked, and never selected,
-///           whatever selects
-///   bias: [experts], of which only the selection knows, or expar::no_bias. May be left out where
-///         the router's key takes none
-///   routes: `ids` [T, top_k] and `weights` [T, top_k] of any element type are written; see
-///           routes_like
-/// Computes in float, or in double for logits of double, and rounds the weights once. Choices are
-/// in the order of the selection: of top_k_selection, descending keys, and equal keys by ascending
-/// expert id. Memory: some 64 KiB per
-/// thread on its stack, or from the context where there are more than some thousand experts or the
-/// bias has another type than float (double for logits of double). Throws where shapes do not fit,
-/// or unless 1 <= top_k <= experts. Fastest for float and at most 16 choices by a router whose
-/// score and key are made expert by expert, with no limit or group_limited: such tokens are routed
-/// several at once.
-inline constexpr struct route_fn {
+struct route_fn {
   template <class Router, class Logits, class Routes>
   void operator()(host_context const& ctx, Router const& r, Logits const& logits,
                   Routes&& routes) const {
@@ -170,16 +154,25 @@ inline constexpr struct route_fn {
       }
     }
   }
-} route{};
+};
+/// Gives every token its experts: `route(ctx, router, logits, bias, routes)`.
+///   logits: [T, experts], any element type. What is NaN or -inf is masked, and never selected,
+///           whatever selects
+///   bias: [experts], of which only the selection knows, or expar::no_bias. May be left out where
+///         the router's key takes none
+///   routes: `ids` [T, top_k] and `weights` [T, top_k] of any element type are written; see
+///           routes_like
+/// Computes in float, or in double for logits of double, and rounds the weights once. Choices are
+/// in the order of the selection: of top_k_selection, descending keys, and equal keys by ascending
+/// expert id. Memory: some 64 KiB per
+/// thread on its stack, or from the context where there are more than some thousand experts or the
+/// bias has another type than float (double for logits of double). Throws where shapes do not fit,
+/// or unless 1 <= top_k <= experts. Fastest for float and at most 16 choices by a router whose
+/// score and key are made expert by expert, with no limit or group_limited: such tokens are routed
+/// several at once.
+inline constexpr route_fn route{};
 
-/// The adjoint of route(): overwrites d_logits [T, experts], given d_weights [T, top_k], the
-/// gradient for the weights that route() wrote. The logits are those that route() read; of the
-/// routes only the ids are read, and taken as constants, so an id that is set to -1 on the way
-/// takes no part at all. A route that is dropped for want of capacity keeps its id and has a
-/// d_weights of 0. The bias gets no gradient. Element types are free; d_logits may be logits.
-/// Memory: as route(). Throws
-/// where shapes do not fit, or if an id is not -1 .. experts - 1; then d_logits is untouched.
-inline constexpr struct route_backward_fn {
+struct route_backward_fn {
   template <class Router, class Logits, class Routes, class DWeights, class DLogits>
   void operator()(host_context const& ctx, Router const& r, Logits const& logits,
                   Routes const& routes, DWeights const& d_weights, DLogits&& d_logits) const {
@@ -220,7 +213,14 @@ inline constexpr struct route_backward_fn {
           detail::narrow_row(g, dz.row(t), r.experts);
         });
   }
-} route_backward{};
+};
+/// The adjoint of route(): overwrites d_logits [T, experts], given d_weights [T, top_k], the
+/// gradient for the weights that route() wrote. The logits are those that route() read; of the
+/// routes only the ids are read, and taken as constants, so an id that is set to -1 on the way
+/// takes no part at all. A route that is dropped for want of capacity keeps its id and has a
+/// d_weights of 0. The bias gets no gradient. Element types are free; d_logits may be logits.
+/// Memory: as route(). Throws
+/// where shapes do not fit, or if an id is not -1 .. experts - 1; then d_logits is untouched.
+inline constexpr route_backward_fn route_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

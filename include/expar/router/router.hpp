@@ -7,8 +7,7 @@
 #include <expar/config.hpp>
 #include <expar/router/detail/steps.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 struct router_shape {
   int experts;
@@ -229,5 +228,4 @@ struct router {
 template <class... Steps>
 router(router_shape, Steps...) -> router<Steps...>;
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -11,8 +11,7 @@
 #include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// What operations accept as routes: anything with a tensor `ids` [T,k] of std::int32_t (-1: no
 /// expert) and a tensor `weights` [T,k], the j-th choice of each token in column j.
@@ -80,5 +79,4 @@ class routes {
   detail::buffer<W> weight_buffer_;
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

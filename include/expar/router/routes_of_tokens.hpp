@@ -13,8 +13,7 @@
 #include <expar/router/variable_routes.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 template <class Id>
@@ -38,10 +37,7 @@ void count_takers(tensor_view<Id, 2> ids, index_t tokens, buffer<index_t>& count
 
 }  // namespace detail
 
-/// What experts chose, token by token, for a plan: `routes_of_tokens(ctx, chosen, tokens, out)`.
-/// `out` is a variable_routes, overwritten; the experts of a token are in ascending order. Then
-/// to_fixed() and make_plan(). Throws if an id is not -1 .. tokens - 1.
-inline constexpr struct routes_of_tokens_fn {
+struct routes_of_tokens_fn {
   template <class Chosen, class W>
   void operator()(host_context const& ctx, Chosen const& chosen, index_t tokens,
                   variable_routes<W>& out) const {
@@ -77,13 +73,13 @@ inline constexpr struct routes_of_tokens_fn {
           out.weights(at) = narrow<W>(static_cast<accumulator_t<W>>(widen(weights(e, c))));
         }
   }
-} routes_of_tokens{};
+};
+/// What experts chose, token by token, for a plan: `routes_of_tokens(ctx, chosen, tokens, out)`.
+/// `out` is a variable_routes, overwritten; the experts of a token are in ascending order. Then
+/// to_fixed() and make_plan(). Throws if an id is not -1 .. tokens - 1.
+inline constexpr routes_of_tokens_fn routes_of_tokens{};
 
-/// The adjoint of routes_of_tokens(): `gates_of_experts(ctx, chosen, variable, d_weights, d_gates)`
-/// writes to d_gates [experts, capacity] what d_weights [routes] has for the route of each id, and
-/// 0 where the id is -1. `variable` is what routes_of_tokens() made of `chosen`. d_gates is apart
-/// from the ids of `chosen` and from d_weights.
-inline constexpr struct gates_of_experts_fn {
+struct gates_of_experts_fn {
   template <class Chosen, class Variable, class DWeights, class DGates>
   void operator()(host_context const& ctx, Chosen const& chosen, Variable const& variable,
                   DWeights const& d_weights, DGates&& d_gates) const {
@@ -128,7 +124,11 @@ inline constexpr struct gates_of_experts_fn {
       dg(e, c) = at < 0 ? narrow<D>(0) : narrow<D>(static_cast<accumulator_t<D>>(widen(dw(at))));
     });
   }
-} gates_of_experts{};
+};
+/// The adjoint of routes_of_tokens(): `gates_of_experts(ctx, chosen, variable, d_weights, d_gates)`
+/// writes to d_gates [experts, capacity] what d_weights [routes] has for the route of each id, and
+/// 0 where the id is -1. `variable` is what routes_of_tokens() made of `chosen`. d_gates is apart
+/// from the ids of `chosen` and from d_weights.
+inline constexpr gates_of_experts_fn gates_of_experts{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -6,8 +6,7 @@
 #include <expar/router/exp.hpp>
 #include <expar/router/math.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 /// A logit of NaN or -inf takes part in nothing: its score is 0, it is never selected, and its
@@ -197,5 +196,4 @@ struct sqrt_softplus_score : detail::made_expert_by_expert<sqrt_softplus_score> 
   }
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

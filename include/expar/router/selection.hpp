@@ -9,8 +9,7 @@
 #include <expar/router/top_k.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Which experts a token takes, given their keys:
 ///   x.select(keys, s, experts, k, ids, scratch)  writes ids [k], -1 where there is none, from keys
@@ -147,5 +146,4 @@ struct perturbed_rest {
 template <class Noise>
 perturbed_rest(Noise) -> perturbed_rest<Noise>;
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -11,8 +11,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 struct sequence_balance_options {
   double coefficient = 1;
@@ -73,23 +72,7 @@ sequence_term<Score, Sequences> make_sequence_term(char const* op, host_context 
 
 }  // namespace detail
 
-/// The load balancing loss within each sequence, as a mean over sequences (the sequence-wise loss
-/// of DeepSeek-V2 and V3; Megatron-LM's seq_aux_loss; seq_aux of Hugging Face's deepseek_v2),
-///   L = mean over b of coefficient * experts * sum over e of f[b,e] * P[b,e],
-///   f[b,e] = counts[b,e] / (length[b] * choices),  P[b,e] = mean over tokens of b of q[e],
-/// as sequence_balance_loss(ctx, score, sequences, logits, counts, lengths, [valid,] options):
-///   score: makes q; softmax_score for DeepSeek-V2, normalized_score of sigmoid_score for V3
-///   sequences: even_sequences, interleaved_sequences or packed_sequences
-///   logits: [T, experts], any element type, after the transforms of the router; NaN and -inf have
-///           q = 0
-///   counts: [sequences, experts] integers; see count_sequence_choices. They have no gradient
-///   lengths: [sequences] integers; see count_sequence_tokens, with the same `valid`. One below 1
-///            divides as 1
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
-/// MaxText and systems that do not divide by k: choices = 1 with counts of all k choices. Returns
-/// this call's part: where ranks share sequences, counts and lengths are summed over them, see
-/// sum_counts, and the ranks' parts add up to the loss.
-inline constexpr struct sequence_balance_loss_fn {
+struct sequence_balance_loss_fn {
   template <score_policy Score, sequence_policy Sequences, class Logits, class Counts,
             class Lengths>
   double operator()(host_context const& ctx, Score const& score, Sequences const& sequences,
@@ -110,11 +93,26 @@ inline constexpr struct sequence_balance_loss_fn {
         detail::make_sequence_term(op, ctx, score, sequences, z, counts, lengths, options, slopes);
     return detail::sum_over_tokens(ctx, z, marks, term);
   }
-} sequence_balance_loss{};
+};
+/// The load balancing loss within each sequence, as a mean over sequences (the sequence-wise loss
+/// of DeepSeek-V2 and V3; Megatron-LM's seq_aux_loss; seq_aux of Hugging Face's deepseek_v2),
+///   L = mean over b of coefficient * experts * sum over e of f[b,e] * P[b,e],
+///   f[b,e] = counts[b,e] / (length[b] * choices),  P[b,e] = mean over tokens of b of q[e],
+/// as sequence_balance_loss(ctx, score, sequences, logits, counts, lengths, [valid,] options):
+///   score: makes q; softmax_score for DeepSeek-V2, normalized_score of sigmoid_score for V3
+///   sequences: even_sequences, interleaved_sequences or packed_sequences
+///   logits: [T, experts], any element type, after the transforms of the router; NaN and -inf have
+///           q = 0
+///   counts: [sequences, experts] integers; see count_sequence_choices. They have no gradient
+///   lengths: [sequences] integers; see count_sequence_tokens, with the same `valid`. One below 1
+///            divides as 1
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+/// MaxText and systems that do not divide by k: choices = 1 with counts of all k choices. Returns
+/// this call's part: where ranks share sequences, counts and lengths are summed over them, see
+/// sum_counts, and the ranks' parts add up to the loss.
+inline constexpr sequence_balance_loss_fn sequence_balance_loss{};
 
-/// ADDS the gradient of sequence_balance_loss() to d_logits [T, experts]; the last argument, after
-/// those of the loss. Tokens that are not valid stay as they are.
-inline constexpr struct sequence_balance_loss_backward_fn {
+struct sequence_balance_loss_backward_fn {
   template <score_policy Score, sequence_policy Sequences, class Logits, class Counts,
             class Lengths, class DLogits>
   void operator()(host_context const& ctx, Score const& score, Sequences const& sequences,
@@ -139,7 +137,9 @@ inline constexpr struct sequence_balance_loss_backward_fn {
     detail::check_loss_gradient(detail::argument(op, "d_logits"), z, dz);
     detail::add_gradients(ctx, z, marks, term, dz);
   }
-} sequence_balance_loss_backward{};
+};
+/// ADDS the gradient of sequence_balance_loss() to d_logits [T, experts]; the last argument, after
+/// those of the loss. Tokens that are not valid stay as they are.
+inline constexpr sequence_balance_loss_backward_fn sequence_balance_loss_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -11,8 +11,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// How the tokens of a batch fall into sequences:
 ///   x.count(tokens)        how many sequences there are
@@ -70,9 +69,7 @@ struct packed_sequences {
 template <class I>
 packed_sequences(tensor_view<I, 1>) -> packed_sequences<std::remove_const_t<I>>;
 
-/// count_choices() of each sequence: count_sequence_choices(ctx, sequences, ids, choices, [valid,]
-/// counts), with counts [sequences, experts], overwritten. Cost: one pass, on the caller's thread.
-inline constexpr struct count_sequence_choices_fn {
+struct count_sequence_choices_fn {
   template <sequence_policy Sequences, class Ids, class Counts>
   void operator()(host_context const& ctx, Sequences const& sequences, Ids const& ids, int choices,
                   Counts&& counts) const {
@@ -98,15 +95,12 @@ inline constexpr struct count_sequence_choices_fn {
       for (index_t j = 0; marks(t) && j < choices; ++j)
         if (std::int32_t const id = i.row(t)[j]; id >= 0) ++n.row(sequences.of(t, tokens))[id];
   }
-} count_sequence_choices{};
+};
+/// count_choices() of each sequence: count_sequence_choices(ctx, sequences, ids, choices, [valid,]
+/// counts), with counts [sequences, experts], overwritten. Cost: one pass, on the caller's thread.
+inline constexpr count_sequence_choices_fn count_sequence_choices{};
 
-/// How many tokens each sequence has: count_sequence_tokens(ctx, sequences, tokens, [valid,]
-/// lengths).
-///   tokens: T, of which the sequences are made
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
-///   lengths: [sequences] integers, overwritten. They add up over ranks that share sequences
-/// Cost: one pass, on the caller's thread.
-inline constexpr struct count_sequence_tokens_fn {
+struct count_sequence_tokens_fn {
   template <sequence_policy Sequences, class Lengths>
   void operator()(host_context const& ctx, Sequences const& sequences, index_t tokens,
                   Lengths&& lengths) const {
@@ -127,7 +121,13 @@ inline constexpr struct count_sequence_tokens_fn {
     for (index_t t = 0; t < tokens; ++t)
       if (marks(t)) ++n.data[sequences.of(t, tokens)];
   }
-} count_sequence_tokens{};
+};
+/// How many tokens each sequence has: count_sequence_tokens(ctx, sequences, tokens, [valid,]
+/// lengths).
+///   tokens: T, of which the sequences are made
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+///   lengths: [sequences] integers, overwritten. They add up over ranks that share sequences
+/// Cost: one pass, on the caller's thread.
+inline constexpr count_sequence_tokens_fn count_sequence_tokens{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

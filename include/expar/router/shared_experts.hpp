@@ -11,8 +11,7 @@
 #include <expar/router/routes.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Experts that every token takes, as choices behind those of the router: `count` of them, whose
 /// ids follow those of the `experts` routed ones.
@@ -40,13 +39,7 @@ inline void check_shared(char const* what, shared_experts const& s) {
 
 }  // namespace detail
 
-/// Appends the shared experts to all tokens, those without a routed expert too:
-/// `append_shared(ctx, shared, routes, out)`.
-///   routes: ids [T,k], -1 or of a routed expert, and weights [T,k]
-///   out: ids [T, k + count] and weights [T, k + count], overwritten; not the memory of `routes`
-/// Sums are made in choice order, in float, or in double for weights of double. Throws where shapes
-/// do not fit, or if an id is not -1 .. experts - 1; then nothing is written.
-inline constexpr struct append_shared_fn {
+struct append_shared_fn {
   template <class Routes, class Out>
   void operator()(host_context const& ctx, shared_experts const& shared, Routes const& routes,
                   Out&& out) const {
@@ -94,12 +87,16 @@ inline constexpr struct append_shared_fn {
       }
     });
   }
-} append_shared{};
+};
+/// Appends the shared experts to all tokens, those without a routed expert too:
+/// `append_shared(ctx, shared, routes, out)`.
+///   routes: ids [T,k], -1 or of a routed expert, and weights [T,k]
+///   out: ids [T, k + count] and weights [T, k + count], overwritten; not the memory of `routes`
+/// Sums are made in choice order, in float, or in double for weights of double. Throws where shapes
+/// do not fit, or if an id is not -1 .. experts - 1; then nothing is written.
+inline constexpr append_shared_fn append_shared{};
 
-/// The adjoint of append_shared(): overwrites d_weights [T,k], the gradient for the routed weights,
-/// given the ids [T,k] of the routes and d_all [T, k + count], the gradient for all weights. It is
-/// apart from both.
-inline constexpr struct append_shared_backward_fn {
+struct append_shared_backward_fn {
   template <class Ids, class DAll, class DWeights>
   void operator()(host_context const& ctx, shared_experts const& shared, Ids const& ids,
                   DAll const& d_all, DWeights&& d_weights) const {
@@ -136,7 +133,10 @@ inline constexpr struct append_shared_backward_fn {
       }
     });
   }
-} append_shared_backward{};
+};
+/// The adjoint of append_shared(): overwrites d_weights [T,k], the gradient for the routed weights,
+/// given the ids [T,k] of the routes and d_all [T, k + count], the gradient for all weights. It is
+/// apart from both.
+inline constexpr append_shared_backward_fn append_shared_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -13,8 +13,7 @@
 #include <expar/router/token_loss.hpp>  // every_token, marks_of
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 struct sinkhorn_options {
   /// The mean change of an expert's factor at which the iteration ends.
@@ -106,24 +105,7 @@ struct sinkhorn_kernel {
 
 }  // namespace detail
 
-/// A plan by which every token sends out, and every expert takes in, equal shares:
-/// `sinkhorn(ctx, logits, options, plan)`, or with `valid` after the options.
-///   logits: [T, experts], any element type; the plan is 0 where they are NaN or -inf
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 send nothing, and T counts the
-///          others. Their rows of the plan are 0
-///   plan: [T, experts], any element type, overwritten: d0_t * exp(logit) * d1_e, where
-///         d0_t = 1 / T / (sum over e of exp(logit) * d1_e + epsilon) and
-///         d1_e = 1 / experts / (sum over t of exp(logit) * d0_t + epsilon)
-///         are repeated, from d1 = 1 on, until the mean of |change of d1| is within the tolerance
-/// The plan has no gradient. It is what a router in training selects by; its weights are those of
-/// the logits (S-BASE, arXiv:2102.06156; Megatron-LM, moe_utils.py and router.py, sinkhorn):
-///   router({E, 1}, sigmoid_score{}, given_keys{plan})
-///   router({E, k}, softmax_score{}, given_keys{plan})
-/// Computes in double, and takes the largest logit of a token out of its exponentials and its d0:
-/// the plan is the same, and no logit is too large. Where max_iterations end it, the plan is that
-/// of the last. O(T * experts) for each iteration, and as much memory. The plan may share memory
-/// with the logits.
-inline constexpr struct sinkhorn_fn {
+struct sinkhorn_fn {
   template <class Logits, class Plan>
   sinkhorn_result operator()(host_context const& ctx, Logits const& logits,
                              sinkhorn_options const& options, Plan&& plan) const {
@@ -175,7 +157,24 @@ inline constexpr struct sinkhorn_fn {
     });
     return result;
   }
-} sinkhorn{};
+};
+/// A plan by which every token sends out, and every expert takes in, equal shares:
+/// `sinkhorn(ctx, logits, options, plan)`, or with `valid` after the options.
+///   logits: [T, experts], any element type; the plan is 0 where they are NaN or -inf
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 send nothing, and T counts the
+///          others. Their rows of the plan are 0
+///   plan: [T, experts], any element type, overwritten: d0_t * exp(logit) * d1_e, where
+///         d0_t = 1 / T / (sum over e of exp(logit) * d1_e + epsilon) and
+///         d1_e = 1 / experts / (sum over t of exp(logit) * d0_t + epsilon)
+///         are repeated, from d1 = 1 on, until the mean of |change of d1| is within the tolerance
+/// The plan has no gradient. It is what a router in training selects by; its weights are those of
+/// the logits (S-BASE, arXiv:2102.06156; Megatron-LM, moe_utils.py and router.py, sinkhorn):
+///   router({E, 1}, sigmoid_score{}, given_keys{plan})
+///   router({E, k}, softmax_score{}, given_keys{plan})
+/// Computes in double, and takes the largest logit of a token out of its exponentials and its d0:
+/// the plan is the same, and no logit is too large. Where max_iterations end it, the plan is that
+/// of the last. O(T * experts) for each iteration, and as much memory. The plan may share memory
+/// with the logits.
+inline constexpr sinkhorn_fn sinkhorn{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

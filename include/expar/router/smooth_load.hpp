@@ -13,8 +13,7 @@
 #include <expar/router/top_k.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// What an expert must beat to be selected, among the noisy logits of its token.
 enum class load_threshold {
@@ -137,23 +136,7 @@ inline double normal_density(double x) {
 
 }  // namespace detail
 
-/// How many tokens each expert would get, smoothly: sums[e] = sum over tokens of the probability
-/// that e is among the top k when its noise alone is drawn again,
-///   normal_cdf((clean[t,e] - threshold[t,e]) / sigma[t,e]),
-/// as smooth_load(ctx, clean, noisy, sigma, [valid,] options, sums):
-///   clean, noisy: logits [T, experts] of any element types, without and with noise. Where either
-///                 is NaN or -inf, the probability is 0
-///   sigma: the standard deviation of the noise, greater than 0 and finite: a number (V-MoE:
-///          noise / experts), or [T, experts] (Shazeer: softplus(x W) + 0.01), of which that of
-///          tokens that are not valid is not looked at
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
-///   sums: [experts] of double, overwritten. They add up over ranks
-/// The threshold is a noisy logit of the token, see load_threshold; where there are too few for
-/// one, all are selected and the probability is 1. The load loss is cv_squared(ctx, sums, options).
-/// Tutel's load loss (impls/losses.py, load_importance_loss) is that of V-MoE with softmax scores
-/// as `clean`, but noisy logits as thresholds. Sources: arXiv:1701.06538, appendix A; fastmoe,
-/// noisy_gate.py, _prob_in_top_k; V-MoE, nn/routing.py, NoisyTopExpertsPerItemRouter.
-inline constexpr struct smooth_load_fn {
+struct smooth_load_fn {
   template <class Clean, class Noisy, class Sigma, class Sums>
   void operator()(host_context const& ctx, Clean const& clean, Noisy const& noisy,
                   Sigma const& sigma, load_options const& options, Sums&& sums) const {
@@ -187,7 +170,23 @@ inline constexpr struct smooth_load_fn {
           }
         });
   }
-} smooth_load{};
+};
+/// How many tokens each expert would get, smoothly: sums[e] = sum over tokens of the probability
+/// that e is among the top k when its noise alone is drawn again,
+///   normal_cdf((clean[t,e] - threshold[t,e]) / sigma[t,e]),
+/// as smooth_load(ctx, clean, noisy, sigma, [valid,] options, sums):
+///   clean, noisy: logits [T, experts] of any element types, without and with noise. Where either
+///                 is NaN or -inf, the probability is 0
+///   sigma: the standard deviation of the noise, greater than 0 and finite: a number (V-MoE:
+///          noise / experts), or [T, experts] (Shazeer: softplus(x W) + 0.01), of which that of
+///          tokens that are not valid is not looked at
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+///   sums: [experts] of double, overwritten. They add up over ranks
+/// The threshold is a noisy logit of the token, see load_threshold; where there are too few for
+/// one, all are selected and the probability is 1. The load loss is cv_squared(ctx, sums, options).
+/// Tutel's load loss (impls/losses.py, load_importance_loss) is that of V-MoE with softmax scores
+/// as `clean`, but noisy logits as thresholds. Sources: arXiv:1701.06538, appendix A; fastmoe,
+/// noisy_gate.py, _prob_in_top_k; V-MoE, nn/routing.py, NoisyTopExpertsPerItemRouter.
+inline constexpr smooth_load_fn smooth_load{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -14,8 +14,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 /// out [columns]: term(row, column) of all rows, joined. By blocks of rows of a fixed size, so that
@@ -78,16 +77,7 @@ void check_mix(char const* name, tensor_view<T, 2> const& logits, tensor_view<U,
 
 }  // namespace detail
 
-/// The weights by which Soft MoE mixes tokens into slots and slots into tokens (arXiv:2308.00951;
-/// V-MoE, projects/soft_moe/router.py): `soft_moe_weights(ctx, logits, dispatch, combine)`.
-///   logits: [T, slots], any element type; the slots of an expert follow one another. What is NaN
-///           or -inf has weight 0: so leave out padding
-///   dispatch: [T, slots], overwritten; the softmax of each slot over the tokens
-///   combine: [T, slots], overwritten; the softmax of each token over the slots
-/// Nothing is selected, so there are no routes. The products are the caller's: slot inputs =
-/// dispatch^T * tokens, token outputs = combine * slot outputs. Computes in float, or in double for
-/// logits of double. O(T * slots). dispatch, combine and logits are apart in memory.
-inline constexpr struct soft_moe_weights_fn {
+struct soft_moe_weights_fn {
   template <class Logits, class Dispatch, class Combine>
   void operator()(host_context const& ctx, Logits const& logits, Dispatch&& dispatch,
                   Combine&& combine) const {
@@ -116,12 +106,19 @@ inline constexpr struct soft_moe_weights_fn {
       detail::narrow_row(row, c.row(t), slots);
     });
   }
-} soft_moe_weights{};
+};
+/// The weights by which Soft MoE mixes tokens into slots and slots into tokens (arXiv:2308.00951;
+/// V-MoE, projects/soft_moe/router.py): `soft_moe_weights(ctx, logits, dispatch, combine)`.
+///   logits: [T, slots], any element type; the slots of an expert follow one another. What is NaN
+///           or -inf has weight 0: so leave out padding
+///   dispatch: [T, slots], overwritten; the softmax of each slot over the tokens
+///   combine: [T, slots], overwritten; the softmax of each token over the slots
+/// Nothing is selected, so there are no routes. The products are the caller's: slot inputs =
+/// dispatch^T * tokens, token outputs = combine * slot outputs. Computes in float, or in double for
+/// logits of double. O(T * slots). dispatch, combine and logits are apart in memory.
+inline constexpr soft_moe_weights_fn soft_moe_weights{};
 
-/// The adjoint of soft_moe_weights(): overwrites d_logits [T, slots] given d_dispatch and
-/// d_combine, the gradients for what it wrote; 0 where the logits are masked. d_logits may be one
-/// of the others, and is otherwise apart from them.
-inline constexpr struct soft_moe_weights_backward_fn {
+struct soft_moe_weights_backward_fn {
   template <class Logits, class DDispatch, class DCombine, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits, DDispatch const& d_dispatch,
                   DCombine const& d_combine, DLogits&& d_logits) const {
@@ -160,7 +157,10 @@ inline constexpr struct soft_moe_weights_backward_fn {
           detail::narrow_row(g, dz.row(t), slots);
         });
   }
-} soft_moe_weights_backward{};
+};
+/// The adjoint of soft_moe_weights(): overwrites d_logits [T, slots] given d_dispatch and
+/// d_combine, the gradients for what it wrote; 0 where the logits are masked. d_logits may be one
+/// of the others, and is otherwise apart from them.
+inline constexpr soft_moe_weights_backward_fn soft_moe_weights_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

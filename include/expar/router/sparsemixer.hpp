@@ -12,8 +12,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 /// The largest logit but that of expert `without` (-1: none is left out), of equal ones the lower
@@ -215,5 +214,4 @@ struct sparse_mixer_training : detail::mixer_base {
   }
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -11,9 +11,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 // A loss that is a sum over tokens is a term: value(z, scratch) of one token's logits z [experts],
 // with scratch [2 experts], and gradient(z, g), which writes g [experts] and may use as many
@@ -189,6 +187,4 @@ void check_loss_gradient(char const* what, tensor_view<T, 2> const& logits,
   check_extent(what, d_logits, 1, logits.extents[1], "the number of experts");
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

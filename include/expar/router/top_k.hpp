@@ -6,8 +6,7 @@
 #include <expar/config.hpp>
 #include <expar/router/score.hpp>  // infinity, masked
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Writes the k experts with the largest keys to ids [k]: key descending, expert id ascending among
 /// equal keys; -0 equals +0. A key of NaN or -inf is never selected, so that fewer than k may be
@@ -32,5 +31,4 @@ EXPAR_HD constexpr int select_top_k(A const* keys, int experts, int k, std::int3
   return found;
 }
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -11,8 +11,7 @@
 #include <expar/router/math.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// What happens to logits before they are scored, expert by expert:
 ///   t.of(z, e)     what becomes of the logit z of expert e; not called for a masked one, which
@@ -147,5 +146,4 @@ struct add_rows {
 template <class T>
 add_rows(tensor_view<T, 2>) -> add_rows<std::remove_const_t<T>>;
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -11,8 +11,7 @@
 #include <expar/router/transform.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 template <class Transform>
@@ -31,13 +30,7 @@ void check_like_logits(char const* what, tensor_view<T, 2> const& v,
 
 }  // namespace detail
 
-/// Writes what a transform makes of logits, as the router that has it sees them, for losses that
-/// need them: `transform_logits(ctx, transform, logits, out)`.
-///   logits, out: [T, experts], any element types; the same tensor, or apart. What is NaN or -inf
-///                becomes -inf
-/// Computes in float, or in double for logits of double, and rounds once. Throws where shapes do
-/// not fit; then out is untouched.
-inline constexpr struct transform_logits_fn {
+struct transform_logits_fn {
   template <class Transform, class Logits, class Out>
   void operator()(host_context const& ctx, Transform const& transform, Logits const& logits,
                   Out&& out) const {
@@ -63,13 +56,16 @@ inline constexpr struct transform_logits_fn {
       detail::narrow_row(row, x.row(t), experts);
     });
   }
-} transform_logits{};
+};
+/// Writes what a transform makes of logits, as the router that has it sees them, for losses that
+/// need them: `transform_logits(ctx, transform, logits, out)`.
+///   logits, out: [T, experts], any element types; the same tensor, or apart. What is NaN or -inf
+///                becomes -inf
+/// Computes in float, or in double for logits of double, and rounds once. Throws where shapes do
+/// not fit; then out is untouched.
+inline constexpr transform_logits_fn transform_logits{};
 
-/// The adjoint of transform_logits(): overwrites d_logits [T, experts] with d_out times the slope
-/// of the transform at logits, which are those that it read; 0 where they are masked. d_logits may
-/// be d_out or logits, and is otherwise apart from them. Throws where shapes do not fit; then
-/// d_logits is untouched.
-inline constexpr struct transform_logits_backward_fn {
+struct transform_logits_backward_fn {
   template <class Transform, class Logits, class DOut, class DLogits>
   void operator()(host_context const& ctx, Transform const& transform, Logits const& logits,
                   DOut const& d_out, DLogits&& d_logits) const {
@@ -103,7 +99,11 @@ inline constexpr struct transform_logits_backward_fn {
       detail::narrow_row(g, dz.row(t), experts);
     });
   }
-} transform_logits_backward{};
+};
+/// The adjoint of transform_logits(): overwrites d_logits [T, experts] with d_out times the slope
+/// of the transform at logits, which are those that it read; 0 where they are masked. d_logits may
+/// be d_out or logits, and is otherwise apart from them. Throws where shapes do not fit; then
+/// d_logits is untouched.
+inline constexpr transform_logits_backward_fn transform_logits_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -16,8 +16,7 @@
 #include <expar/router/routes.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// Routes of which every token has its own number. Those of token t are the entries from offsets[t]
 /// up to offsets[t + 1] of `ids` and `weights`, in choice order. Empty until somebody writes them.
@@ -139,10 +138,7 @@ void spread_runs(host_context const& ctx, tensor_view<T, 1> offsets, From const*
 
 }  // namespace detail
 
-/// Leaves out the choices that name no expert: `to_variable(ctx, routes, out)`. The others keep
-/// their order. `routes` has ids [T,k] and weights [T,k]; `out` is a variable_routes, overwritten.
-/// Throws where shapes do not fit, or if an id is below -1.
-inline constexpr struct to_variable_fn {
+struct to_variable_fn {
   template <class Routes, class W>
   void operator()(host_context const& ctx, Routes const& routes, variable_routes<W>& out) const {
     static_assert(routes_like<Routes const>,
@@ -177,13 +173,13 @@ inline constexpr struct to_variable_fn {
       }
     });
   }
-} to_variable{};
+};
+/// Leaves out the choices that name no expert: `to_variable(ctx, routes, out)`. The others keep
+/// their order. `routes` has ids [T,k] and weights [T,k]; `out` is a variable_routes, overwritten.
+/// Throws where shapes do not fit, or if an id is below -1.
+inline constexpr to_variable_fn to_variable{};
 
-/// Variable routes as routes of k choices, for make_plan() and all that follows it:
-/// `to_fixed(ctx, variable, routes)` writes ids [T,k] and weights [T,k], with -1 and 0 behind the
-/// routes of a token. Both are apart from the memory of `variable`. Throws if a token has more than
-/// k, or an id is below -1; then nothing is written.
-inline constexpr struct to_fixed_fn {
+struct to_fixed_fn {
   template <class Variable, class Routes>
   void operator()(host_context const& ctx, Variable const& variable, Routes&& routes) const {
     static_assert(variable_routes_like<Variable const>,
@@ -215,18 +211,14 @@ inline constexpr struct to_fixed_fn {
     detail::spread_runs(ctx, offsets, from_ids.data, ids, std::int32_t{-1});
     detail::spread_runs(ctx, offsets, from.data, weights, narrow<W>(0));
   }
-} to_fixed{};
+};
+/// Variable routes as routes of k choices, for make_plan() and all that follows it:
+/// `to_fixed(ctx, variable, routes)` writes ids [T,k] and weights [T,k], with -1 and 0 behind the
+/// routes of a token. Both are apart from the memory of `variable`. Throws if a token has more than
+/// k, or an id is below -1; then nothing is written.
+inline constexpr to_fixed_fn to_fixed{};
 
-/// Gives every token as many experts as the router selects for it:
-/// `route_variable(ctx, router, logits, bias, out)`, as route(), whose bias may be left out. The
-/// router's top_k is the most that a token may have, up to all experts; what it does not select
-/// does not appear in `out`, a variable_routes.
-///
-///   ReMoE:        router({E, E}, relu_score{}, score_key{}, positive_keys{})
-///   Dynamic_MoE:  router({E, E}, softmax_score{}, top_p{.4})
-///
-/// Memory: [T, top_k] ids and weights, from the context, while it runs. Throws as route() does.
-inline constexpr struct route_variable_fn {
+struct route_variable_fn {
   template <class Router, class Logits, class W>
   void operator()(host_context const& ctx, Router const& r, Logits const& logits,
                   variable_routes<W>& out) const {
@@ -252,13 +244,19 @@ inline constexpr struct route_variable_fn {
     detail::check_router("route_variable", "route_variable: logits", r, z);
     all.resize(z.extents[0], r.top_k);
   }
-} route_variable{};
+};
+/// Gives every token as many experts as the router selects for it:
+/// `route_variable(ctx, router, logits, bias, out)`, as route(), whose bias may be left out. The
+/// router's top_k is the most that a token may have, up to all experts; what it does not select
+/// does not appear in `out`, a variable_routes.
+///
+///   ReMoE:        router({E, E}, relu_score{}, score_key{}, positive_keys{})
+///   Dynamic_MoE:  router({E, E}, softmax_score{}, top_p{.4})
+///
+/// Memory: [T, top_k] ids and weights, from the context, while it runs. Throws as route() does.
+inline constexpr route_variable_fn route_variable{};
 
-/// The adjoint of route_variable(): overwrites d_logits [T, experts], given d_weights [routes], the
-/// gradient for the weights. Of the routes only offsets and ids are read; an id that is set to -1
-/// on the way takes no part. Otherwise as route_backward(). Memory: [T, top_k] ids and gradients,
-/// from the context.
-inline constexpr struct route_variable_backward_fn {
+struct route_variable_backward_fn {
   template <class Router, class Logits, class Variable, class DWeights, class DLogits>
   void operator()(host_context const& ctx, Router const& r, Logits const& logits,
                   Variable const& variable, DWeights const& d_weights, DLogits&& d_logits) const {
@@ -284,7 +282,11 @@ inline constexpr struct route_variable_backward_fn {
     detail::spread_runs(ctx, offsets, dw.data, all.weights, narrow<W>(0));
     route_backward(ctx, r, logits, all, all.weights, d_logits);
   }
-} route_variable_backward{};
+};
+/// The adjoint of route_variable(): overwrites d_logits [T, experts], given d_weights [routes], the
+/// gradient for the weights. Of the routes only offsets and ids are read; an id that is set to -1
+/// on the way takes no part. Otherwise as route_backward(). Memory: [T, top_k] ids and gradients,
+/// from the context.
+inline constexpr route_variable_backward_fn route_variable_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

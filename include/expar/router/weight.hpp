@@ -9,8 +9,7 @@
 #include <expar/router/exp.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// The last policies of a router, any number of them: each changes the k weights of one token,
 /// which begin as the scores of the selected experts, in choice order. The weight of a choice
@@ -125,5 +124,4 @@ struct on_input {
   EXPAR_HD void vjp(std::int32_t const*, A const*, A const*, A*, int) const {}
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -8,8 +8,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 struct z_loss_options {
   double coefficient = 1;
@@ -48,13 +47,7 @@ struct z_term {
 
 }  // namespace detail
 
-/// The router z-loss of ST-MoE, L = coefficient * mean over tokens of (log sum over e of
-/// exp(logit))^2, as `z_loss(ctx, logits, options)` or `z_loss(ctx, logits, valid, options)`.
-///   logits: [T, experts], any element type; NaN and -inf are not in the sum, and a token
-///           without any other logit adds 0
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
-/// Returns this call's part: the sum over its tokens, divided by options.tokens.
-inline constexpr struct z_loss_fn {
+struct z_loss_fn {
   template <class Logits>
   double operator()(host_context const& ctx, Logits const& logits,
                     z_loss_options const& options = {}) const {
@@ -77,11 +70,16 @@ inline constexpr struct z_loss_fn {
     detail::z_term const term{o.coefficient / tokens, static_cast<int>(z.extents[1])};
     return detail::sum_over_tokens(ctx, z, valid, term);
   }
-} z_loss{};
+};
+/// The router z-loss of ST-MoE, L = coefficient * mean over tokens of (log sum over e of
+/// exp(logit))^2, as `z_loss(ctx, logits, options)` or `z_loss(ctx, logits, valid, options)`.
+///   logits: [T, experts], any element type; NaN and -inf are not in the sum, and a token
+///           without any other logit adds 0
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+/// Returns this call's part: the sum over its tokens, divided by options.tokens.
+inline constexpr z_loss_fn z_loss{};
 
-/// ADDS the gradient of z_loss() to d_logits [T, experts]; the last argument, after those of the
-/// loss. Tokens that are not valid stay as they are.
-inline constexpr struct z_loss_backward_fn {
+struct z_loss_backward_fn {
   template <class Logits, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits, z_loss_options const& options,
                   DLogits&& d_logits) const {
@@ -107,7 +105,9 @@ inline constexpr struct z_loss_backward_fn {
     detail::z_term const term{o.coefficient / tokens, static_cast<int>(z.extents[1])};
     detail::add_gradients(ctx, z, valid, term, dz);
   }
-} z_loss_backward{};
+};
+/// ADDS the gradient of z_loss() to d_logits [T, experts]; the last argument, after those of the
+/// loss. Tokens that are not valid stay as they are.
+inline constexpr z_loss_backward_fn z_loss_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -5,9 +5,7 @@
 
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// A view of rows that an exchange reads: of the element type that its batch has.
 template <class T, class Context, class X>
@@ -30,6 +28,4 @@ void check_matrix(char const* what, tensor_view<X, 2> const& v, index_t rows,
   check_extent(what, v, 1, columns, columns_because);
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

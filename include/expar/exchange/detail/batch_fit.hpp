@@ -7,9 +7,7 @@
 #include <expar/expert_shape.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// What an expert_parallel asks of a batch, and of tensors that go with it. Each throws a sentence
 /// that begins with `what` where it does not fit.
@@ -50,6 +48,4 @@ struct batch_fit {
   }
 };
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

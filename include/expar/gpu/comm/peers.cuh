@@ -7,9 +7,7 @@
 
 #include <expar/gpu/comm/detail/local_ranks.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
 namespace detail {
 
@@ -114,6 +112,4 @@ class peer_ranks : public detail::local_collectives<peer_ranks> {
 
 static_assert(rank_group<peer_ranks>);
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

@@ -3,9 +3,7 @@
 
 #include <expar/gpu/comm/detail/local_ranks.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
 /// Many ranks on one device and one stream: the algorithms of many devices, run and tested on one.
 /// One host thread enqueues a phase of every rank before the next phase, so the boundary between
@@ -41,6 +39,4 @@ class virtual_ranks : public detail::local_collectives<virtual_ranks> {
 
 static_assert(rank_group<virtual_ranks>);
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

@@ -6,9 +6,7 @@
 
 #include <expar/gpu/context.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 /// Uninitialised device memory in the order of a stream. It only ever grows, so that a buffer which
 /// is used again and again stops allocating. Growing loses the content.
@@ -53,6 +51,4 @@ class buffer {
   std::size_t capacity_ = 0;
 };
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

@@ -5,9 +5,7 @@
 
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 /// Addresses of device memory, and sizes of workspaces, are multiples of it.
 inline constexpr std::size_t memory_unit = 256;
@@ -35,6 +33,4 @@ class carver {
   std::size_t bytes_ = 0;
 };
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

@@ -5,9 +5,7 @@
 
 #include <expar/gpu/error.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 inline int current_device(char const* place) {
   int device = 0;
@@ -39,6 +37,4 @@ class device_guard {
   bool changed_ = false;
 };
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

@@ -7,9 +7,7 @@
 #include <expar/gpu/context.cuh>
 #include <expar/gpu/detail/nvtx.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 /// Enqueues a kernel on the stream of the context, on its device; `place` is the operation that
 /// errors and profilers name.
@@ -27,6 +25,4 @@ void launch(context const& ctx, char const* place, void (*kernel)(Parameters...)
         "cudaLaunchKernel", place);
 }
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

@@ -11,9 +11,7 @@
 #endif
 #endif
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 #if defined(NVTX3_CPP_DEFINITIONS_V1_0)
 /// While one lives, profilers show the name of an operation in the domain "expar". Without a
@@ -33,6 +31,4 @@ struct named_range {
 };
 #endif
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

@@ -7,9 +7,7 @@
 #include <expar/communicator.hpp>
 #include <expar/gpu/context.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
 /// Windows of equal size on all ranks. For a rank that this process drives, `part(rank)` is the
 /// address of its own, and `view(rank)` is what its kernels see.
@@ -81,6 +79,4 @@ class one_rank {
   context ctx_;
 };
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

@@ -5,20 +5,9 @@
 #include <expar/gpu/permute/detail/dots.cuh>
 #include <expar/permute/detail/residual.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
-/// Expert rows back to token rows: expar::decode() in one launch. out[t] = sum over kept routes of
-/// weight * row, in choice order with one accumulator, every product and sum rounded and the result
-/// rounded once more: the bytes of the host where its compiler contracts no product and sum into
-/// one, but for the bits of a NaN. Zero for a token without a kept route. rows: [N,H], of which
-/// rows that no route has are not read; weights: [T,k], or left out for ones; out: [T,H], whose
-/// element type may differ. With `residual` [T,H], of the type of out, the accumulator begins with
-/// residual[t]; residual may be out. Any H below 2^31, pitched rows; rows and out do not overlap.
-/// Accesses have up to 16 bytes and 8 elements. All gathers of a token are in flight at once for
-/// the top_k 1, 2, 4, 6, 8 and four at a time for others.
-inline constexpr struct decode_fn {
+struct decode_fn {
   template <class Rows, class Out>
   void operator()(context const& ctx, route_plan const& plan, Rows const& rows, Out&& out) const {
     auto const y = expar::detail::as_view<2>(ctx, rows);
@@ -51,16 +40,19 @@ inline constexpr struct decode_fn {
     detail::gather(ctx, "decode", plan, detail::read_only(y), detail::weights_of(w), x,
                    detail::from_residual<R>{detail::read_only(r)});
   }
-} decode{};
+};
+/// Expert rows back to token rows: expar::decode() in one launch. out[t] = sum over kept routes of
+/// weight * row, in choice order with one accumulator, every product and sum rounded and the result
+/// rounded once more: the bytes of the host where its compiler contracts no product and sum into
+/// one, but for the bits of a NaN. Zero for a token without a kept route. rows: [N,H], of which
+/// rows that no route has are not read; weights: [T,k], or left out for ones; out: [T,H], whose
+/// element type may differ. With `residual` [T,H], of the type of out, the accumulator begins with
+/// residual[t]; residual may be out. Any H below 2^31, pitched rows; rows and out do not overlap.
+/// Accesses have up to 16 bytes and 8 elements. All gathers of a token are in flight at once for
+/// the top_k 1, 2, 4, 6, 8 and four at a time for others.
+inline constexpr decode_fn decode{};
 
-/// The adjoint of decode, as expar::decode_backward() in one launch: d_rows[row(t,j)] = weight *
-/// d_out[t] (zero in rows of the layout that no route has) and d_weights[t,j] = <row(t,j),
-/// d_out[t]> (zero where the route has no row). Without weights: d_rows alone. With fill::none rows
-/// that no route has keep what they hold. d_out, rows and d_rows have one element type; d_rows may
-/// be rows, and has as many rows. d_rows has the bytes of the host; a dot product is summed in an
-/// order that depends on the row size, its alignment and the element type alone, with fused
-/// multiplications and additions.
-inline constexpr struct decode_backward_fn {
+struct decode_backward_fn {
   template <class DOut, class DRows>
   void operator()(context const& ctx, route_plan const& plan, DOut const& d_out, DRows&& d_rows,
                   fill fillers = fill::zero) const {
@@ -90,8 +82,14 @@ inline constexpr struct decode_backward_fn {
     detail::dots<true>(ctx, "decode_backward", plan, detail::read_only(y), detail::read_only(d),
                        detail::weights_of(w), dr, dw, fillers);
   }
-} decode_backward{};
+};
+/// The adjoint of decode, as expar::decode_backward() in one launch: d_rows[row(t,j)] = weight *
+/// d_out[t] (zero in rows of the layout that no route has) and d_weights[t,j] = <row(t,j),
+/// d_out[t]> (zero where the route has no row). Without weights: d_rows alone. With fill::none rows
+/// that no route has keep what they hold. d_out, rows and d_rows have one element type; d_rows may
+/// be rows, and has as many rows. d_rows has the bytes of the host; a dot product is summed in an
+/// order that depends on the row size, its alignment and the element type alone, with fused
+/// multiplications and additions.
+inline constexpr decode_backward_fn decode_backward{};
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

@@ -4,20 +4,9 @@
 #include <expar/gpu/permute/detail/checks.cuh>
 #include <expar/gpu/permute/detail/dots.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
-/// Token rows to expert rows: expar::encode() in one launch, source-major, so each token row is
-/// read once. tokens: [T,H]; rows: [N,H] of the same element type. N is at least the number of rows
-/// in the layout (plan.max_rows() always is enough; a route whose row would stand past N has none).
-/// Rows of the layout that no route has become zero, or with fill::none keep what they hold; rows
-/// behind the layout are left alone. With `weights` [T,k] a row is weight * token, computed in the
-/// accumulator type and rounded once: the bytes of the host, but for the bits of a NaN. With
-/// `row_weights` [N] too, rows are copies and row_weights has the weight of each, of the same type,
-/// in the same launch. Any H, pitched rows; tokens and rows do not overlap. Accesses have 16 bytes
-/// where bases, pitches and row size are multiples of that, else 8, 4, 2 or 1.
-inline constexpr struct encode_fn {
+struct encode_fn {
   template <class Tokens, class Rows>
   void operator()(context const& ctx, route_plan const& plan, Tokens const& tokens, Rows&& rows,
                   fill fillers = fill::zero) const {
@@ -57,12 +46,19 @@ inline constexpr struct encode_fn {
         detail::as_bytes(y), fillers,
         detail::carry_weights{detail::read_only(w), detail::number_rows(o)});
   }
-} encode{};
+};
+/// Token rows to expert rows: expar::encode() in one launch, source-major, so each token row is
+/// read once. tokens: [T,H]; rows: [N,H] of the same element type. N is at least the number of rows
+/// in the layout (plan.max_rows() always is enough; a route whose row would stand past N has none).
+/// Rows of the layout that no route has become zero, or with fill::none keep what they hold; rows
+/// behind the layout are left alone. With `weights` [T,k] a row is weight * token, computed in the
+/// accumulator type and rounded once: the bytes of the host, but for the bits of a NaN. With
+/// `row_weights` [N] too, rows are copies and row_weights has the weight of each, of the same type,
+/// in the same launch. Any H, pitched rows; tokens and rows do not overlap. Accesses have 16 bytes
+/// where bases, pitches and row size are multiples of that, else 8, 4, 2 or 1.
+inline constexpr encode_fn encode{};
 
-/// The adjoint of encode, as expar::encode_backward(): d_tokens[t] = sum over kept routes of d_row,
-/// in choice order, rounded once: one launch. With weights: d_tokens[t] = sum of weight * d_row,
-/// and d_weights[t,j] = <d_row, tokens[t]>: two launches.
-inline constexpr struct encode_backward_fn {
+struct encode_backward_fn {
   template <class DRows, class DTokens>
   void operator()(context const& ctx, route_plan const& plan, DRows const& d_rows,
                   DTokens&& d_tokens) const {
@@ -94,8 +90,10 @@ inline constexpr struct encode_backward_fn {
                         detail::weights_of(w), unwritten, dw);
     detail::gather(ctx, "encode_backward", plan, detail::read_only(d), detail::weights_of(w), dx);
   }
-} encode_backward{};
+};
+/// The adjoint of encode, as expar::encode_backward(): d_tokens[t] = sum over kept routes of d_row,
+/// in choice order, rounded once: one launch. With weights: d_tokens[t] = sum of weight * d_row,
+/// and d_weights[t,j] = <d_row, tokens[t]>: two launches.
+inline constexpr encode_backward_fn encode_backward{};
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

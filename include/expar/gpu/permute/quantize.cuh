@@ -6,16 +6,9 @@
 #include <expar/gpu/permute/detail/quantize.cuh>
 #include <expar/permute/quantize.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
-/// Token rows to 8-bit expert rows in one launch: the codes and scales of
-/// expar::encode_quantized(). rows: [N,H] of float8_e4m3; scales: [N, ceil(H / 128)] float; N as
-/// for encode(). Each token row is read once and quantized once. Accesses are wide where H is a
-/// multiple of 8, bases and pitches of tokens are multiples of 16 bytes and those of rows of 8;
-/// else they have one element.
-inline constexpr struct encode_quantized_fn {
+struct encode_quantized_fn {
   template <class Tokens, class Rows, class Scales>
   void operator()(context const& ctx, route_plan const& plan, Tokens const& tokens, Rows&& rows,
                   Scales&& scales, fill fillers = fill::zero) const {
@@ -35,11 +28,15 @@ inline constexpr struct encode_quantized_fn {
     expar::detail::check_apart("encode_quantized: scales", s, "encode_quantized: rows", y);
     detail::quantize(ctx, "encode_quantized", plan, detail::read_only(x), y, s, fillers);
   }
-} encode_quantized{};
+};
+/// Token rows to 8-bit expert rows in one launch: the codes and scales of
+/// expar::encode_quantized(). rows: [N,H] of float8_e4m3; scales: [N, ceil(H / 128)] float; N as
+/// for encode(). Each token row is read once and quantized once. Accesses are wide where H is a
+/// multiple of 8, bases and pitches of tokens are multiples of 16 bytes and those of rows of 8;
+/// else they have one element.
+inline constexpr encode_quantized_fn encode_quantized{};
 
-/// 8-bit expert rows back to token rows in one launch: the bytes of expar::decode_quantized().
-/// rows: [N,H] of float8_e4m3; scales: [N, ceil(H / 128)] float; the rest as for decode().
-inline constexpr struct decode_quantized_fn {
+struct decode_quantized_fn {
   template <class Rows, class Scales, class Out>
   void operator()(context const& ctx, route_plan const& plan, Rows const& rows,
                   Scales const& scales, Out&& out) const {
@@ -67,8 +64,9 @@ inline constexpr struct decode_quantized_fn {
     detail::gather(ctx, "decode_quantized", plan, detail::read_only(rows),
                    detail::block_weights{weights, scale_rows}, out);
   }
-} decode_quantized{};
+};
+/// 8-bit expert rows back to token rows in one launch: the bytes of expar::decode_quantized().
+/// rows: [N,H] of float8_e4m3; scales: [N, ceil(H / 128)] float; the rest as for decode().
+inline constexpr decode_quantized_fn decode_quantized{};
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

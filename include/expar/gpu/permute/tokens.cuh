@@ -4,15 +4,9 @@
 #include <expar/gpu/permute/detail/carry.cuh>
 #include <expar/gpu/permute/detail/checks.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
-/// The token of every row, as expar::row_tokens() in one launch, for a GEMM that gathers rows by
-/// itself: tokens[row(t,j)] = t, and -1 in rows that no route has, those behind the layout
-/// included. With `choices`, choices[row(t,j)] = j, -1 likewise. Both: [N] int32, N as for
-/// encode().
-inline constexpr struct row_tokens_fn {
+struct row_tokens_fn {
   template <class Tokens>
   void operator()(context const& ctx, route_plan const& plan, Tokens&& tokens) const {
     (*this)(ctx, plan, tokens, tensor_view<std::int32_t, 1>{});
@@ -34,8 +28,11 @@ inline constexpr struct row_tokens_fn {
                   detail::carry_numbers{detail::number_rows(t), detail::number_rows(c)},
                   plan.experts() + 1, t.extents[0]);
   }
-} row_tokens{};
+};
+/// The token of every row, as expar::row_tokens() in one launch, for a GEMM that gathers rows by
+/// itself: tokens[row(t,j)] = t, and -1 in rows that no route has, those behind the layout
+/// included. With `choices`, choices[row(t,j)] = j, -1 likewise. Both: [N] int32, N as for
+/// encode().
+inline constexpr row_tokens_fn row_tokens{};
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

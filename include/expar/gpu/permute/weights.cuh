@@ -5,15 +5,9 @@
 #include <expar/gpu/permute/detail/checks.cuh>
 #include <expar/permute/fill.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
-/// One number per route to one number per row, as expar::encode_weights() in one launch:
-/// out[row(t,j)] = weights[t,j]; rows of the layout that no route has become zero, or with
-/// fill::none keep what they hold. out: [N], N as for encode(), which carries weights beside rows
-/// too.
-inline constexpr struct encode_weights_fn {
+struct encode_weights_fn {
   template <class Weights, class Out>
   void operator()(context const& ctx, route_plan const& plan, Weights const& weights, Out&& out,
                   fill fillers = fill::zero) const {
@@ -28,10 +22,14 @@ inline constexpr struct encode_weights_fn {
                   detail::carry_weights{detail::read_only(w), detail::number_rows(o)},
                   fillers == fill::zero ? plan.experts() : 0, 0);
   }
-} encode_weights{};
+};
+/// One number per route to one number per row, as expar::encode_weights() in one launch:
+/// out[row(t,j)] = weights[t,j]; rows of the layout that no route has become zero, or with
+/// fill::none keep what they hold. out: [N], N as for encode(), which carries weights beside rows
+/// too.
+inline constexpr encode_weights_fn encode_weights{};
 
-/// Its adjoint in one launch: d_weights[t,j] = d_out[row(t,j)], zero where the route has no row.
-inline constexpr struct encode_weights_backward_fn {
+struct encode_weights_backward_fn {
   template <class DOut, class DWeights>
   void operator()(context const& ctx, route_plan const& plan, DOut const& d_out,
                   DWeights&& d_weights) const {
@@ -43,8 +41,8 @@ inline constexpr struct encode_weights_backward_fn {
     detail::carry(ctx, "encode_weights_backward", plan,
                   detail::carry_back{detail::number_rows(tensor_view<A const, 1>(o)), w}, 0, 0);
   }
-} encode_weights_backward{};
+};
+/// Its adjoint in one launch: d_weights[t,j] = d_out[row(t,j)], zero where the route has no row.
+inline constexpr encode_weights_backward_fn encode_weights_backward{};
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

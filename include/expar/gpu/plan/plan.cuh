@@ -12,9 +12,7 @@
 #include <expar/gpu/detail/launch.cuh>
 #include <expar/gpu/plan/detail/place.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
 namespace detail {
 
@@ -240,13 +238,7 @@ inline void route_plan::place(context const& ctx, tensor_view<std::int32_t const
   finish();
 }
 
-/// Assigns a row to every route, as expar::make_plan() does, in one launch and without waiting:
-/// `make_plan(ctx, ids, experts, layout)`, or with a route_plan to reuse as the last argument. ids:
-/// [T,k] int32 on the device, rows may be pitched, -1 = no expert. An id that is not -1 .. experts
-/// - 1 counts as no expert, and read_sync() reports how many there were. The factor of a
-/// fixed_capacity is positive: the capacity then follows from the shape alone. experts: at most
-/// 12000.
-inline constexpr struct make_plan_fn {
+struct make_plan_fn {
   template <class Ids>
   void operator()(context const& ctx, Ids const& ids, int experts, ragged layout,
                   route_plan& out) const {
@@ -282,7 +274,14 @@ inline constexpr struct make_plan_fn {
     expar::detail::check_view("plan: ids", v);
     return v;
   }
-} make_plan{};
+};
+/// Assigns a row to every route, as expar::make_plan() does, in one launch and without waiting:
+/// `make_plan(ctx, ids, experts, layout)`, or with a route_plan to reuse as the last argument. ids:
+/// [T,k] int32 on the device, rows may be pitched, -1 = no expert. An id that is not -1 .. experts
+/// - 1 counts as no expert, and read_sync() reports how many there were. The factor of a
+/// fixed_capacity is positive: the capacity then follows from the shape alone. experts: at most
+/// 12000.
+inline constexpr make_plan_fn make_plan{};
 
 /// Bytes of a workspace_memory in which make_plan() makes the plan of any batch of up to `tokens`
 /// tokens.
@@ -312,8 +311,7 @@ struct plan_sums {
   }
 };
 
-/// Reads counts and offsets back. Waits for the stream.
-inline constexpr struct read_sync_fn {
+struct read_sync_fn {
   plan_sums operator()(context const& ctx, route_plan const& plan) const {
     plan_view const v = plan.view();
     if (v.counts == nullptr) return {};
@@ -327,8 +325,8 @@ inline constexpr struct read_sync_fn {
     auto const middle = both.begin() + static_cast<std::ptrdiff_t>(n);
     return {{both.begin(), middle - 1}, {middle, both.end()}, v.capacity, *(middle - 1)};
   }
-} read_sync{};
+};
+/// Reads counts and offsets back. Waits for the stream.
+inline constexpr read_sync_fn read_sync{};
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

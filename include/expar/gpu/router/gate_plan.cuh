@@ -3,9 +3,7 @@
 
 #include <expar/gpu/router/route.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
 namespace detail {
 
@@ -41,14 +39,7 @@ plan_shape shape_of(gate_arguments<Router, T, B, W> const& a, gate_launch const&
 
 }  // namespace detail
 
-/// route() and make_plan() of its ids in one launch, without waiting:
-/// `gate_plan(ctx, router, logits, bias, layout, routes, plan)`, where the bias may be left out if
-/// the router's key takes none. Writes routes.ids and routes.weights [T, top_k], and makes the plan
-/// with the integers of the host's make_plan() for these ids. layout: ragged, or fixed_capacity
-/// with a positive factor. experts: at most 12000. Scratch, where route() would take any, and all
-/// arrays of the plan are kept in it, so that a plan which has grown to its largest batch allocates
-/// no more.
-inline constexpr struct gate_plan_fn {
+struct gate_plan_fn {
   template <class Router, class Logits, class Layout, class Routes>
   void operator()(context const& ctx, Router const& r, Logits const& logits, Layout layout,
                   Routes&& routes, route_plan& plan) const {
@@ -78,7 +69,15 @@ inline constexpr struct gate_plan_fn {
     detail::gate(ctx, "gate_plan", a, to, reinterpret_cast<A*>(a.tiles.to.scratch));
     plan.finish();
   }
-} gate_plan{};
+};
+/// route() and make_plan() of its ids in one launch, without waiting:
+/// `gate_plan(ctx, router, logits, bias, layout, routes, plan)`, where the bias may be left out if
+/// the router's key takes none. Writes routes.ids and routes.weights [T, top_k], and makes the plan
+/// with the integers of the host's make_plan() for these ids. layout: ragged, or fixed_capacity
+/// with a positive factor. experts: at most 12000. Scratch, where route() would take any, and all
+/// arrays of the plan are kept in it, so that a plan which has grown to its largest batch allocates
+/// no more.
+inline constexpr gate_plan_fn gate_plan{};
 
 /// Bytes of a workspace_memory in which gate_plan() makes the plan of any batch of up to `tokens`
 /// tokens, with logits of T.
@@ -90,6 +89,4 @@ std::size_t gate_plan_workspace_bytes(Router const& r, index_t tokens, Layout la
   return detail::bytes_of(detail::shape_of<Layout>(a, detail::gate_launch(a)));
 }
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

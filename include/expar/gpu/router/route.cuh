@@ -4,9 +4,7 @@
 #include <expar/gpu/router/detail/gate_backward.cuh>
 #include <expar/router/route.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu {
+namespace expar::inline v0::gpu {
 
 namespace detail {
 
@@ -60,17 +58,7 @@ auto gate_arguments_of(char const* what, std::type_identity_t<char const* const 
 
 }  // namespace detail
 
-/// Gives every token its experts: expar::route() in one launch and without waiting, with the ids of
-/// the host, and its weights bit for bit where the host's compiler contracts no product and sum
-/// into one: `route(ctx, router, logits, bias, routes)`, where the bias may be left out if the
-/// router's key takes none. All tensors are on the device, those in policies of the router too (a
-/// table_ids, say), whose entries nothing checks; rows may be pitched.
-/// Up to 2048 experts (1024 for logits of double) and 32 choices, of policies that are made expert
-/// by expert (separable_score, separable_key, perhaps group_limited, no transform and no selection
-/// but the largest keys; models::deepseek_v3 and most others), a token is in the registers of 8 or
-/// 32 lanes. Beyond, a thread runs router.forward() for it, with scratch for 1024 tokens from the
-/// context's memory, in stream order.
-inline constexpr struct route_fn {
+struct route_fn {
   template <class Router, class Logits, class Routes>
   void operator()(context const& ctx, Router const& r, Logits const& logits,
                   Routes&& routes) const {
@@ -90,7 +78,18 @@ inline constexpr struct route_fn {
     scratch.resize(to.scratch);
     detail::gate(ctx, "route", a, to, scratch.data());
   }
-} route{};
+};
+/// Gives every token its experts: expar::route() in one launch and without waiting, with the ids of
+/// the host, and its weights bit for bit where the host's compiler contracts no product and sum
+/// into one: `route(ctx, router, logits, bias, routes)`, where the bias may be left out if the
+/// router's key takes none. All tensors are on the device, those in policies of the router too (a
+/// table_ids, say), whose entries nothing checks; rows may be pitched.
+/// Up to 2048 experts (1024 for logits of double) and 32 choices, of policies that are made expert
+/// by expert (separable_score, separable_key, perhaps group_limited, no transform and no selection
+/// but the largest keys; models::deepseek_v3 and most others), a token is in the registers of 8 or
+/// 32 lanes. Beyond, a thread runs router.forward() for it, with scratch for 1024 tokens from the
+/// context's memory, in stream order.
+inline constexpr route_fn route{};
 
 /// Bytes of a workspace_memory in which route() routes any batch of up to `tokens` tokens, with
 /// logits of T. Zero where lanes have the tokens.
@@ -104,12 +103,7 @@ std::size_t route_workspace_bytes(Router const& r, index_t tokens) {
   return nothing.bytes();
 }
 
-/// The adjoint of route(), as expar::route_backward() in one launch: overwrites d_logits [T,
-/// experts], each number once, given d_weights [T, top_k]. Bit for bit as on the host, under the
-/// same condition. An id that is not 0 .. experts - 1 takes no part. Beyond the
-/// experts that lanes hold, or for a score that is not made expert by expert, a thread has a token,
-/// as in route().
-inline constexpr struct route_backward_fn {
+struct route_backward_fn {
   template <class Router, class Logits, class Routes, class DWeights, class DLogits>
   void operator()(context const& ctx, Router const& r, Logits const& logits, Routes const& routes,
                   DWeights const& d_weights, DLogits&& d_logits) const {
@@ -141,7 +135,13 @@ inline constexpr struct route_backward_fn {
                               r, detail::read_only(z), detail::read_only(ids),
                               detail::read_only(dw), dz, false, false, nullptr});
   }
-} route_backward{};
+};
+/// The adjoint of route(), as expar::route_backward() in one launch: overwrites d_logits [T,
+/// experts], each number once, given d_weights [T, top_k]. Bit for bit as on the host, under the
+/// same condition. An id that is not 0 .. experts - 1 takes no part. Beyond the
+/// experts that lanes hold, or for a score that is not made expert by expert, a thread has a token,
+/// as in route().
+inline constexpr route_backward_fn route_backward{};
 
 /// Bytes of a workspace_memory in which route_backward() takes any batch of up to `tokens` tokens,
 /// with logits of T. Zero where lanes have the tokens.
@@ -156,6 +156,4 @@ std::size_t route_backward_workspace_bytes(Router const& r, index_t tokens) {
   return nothing.bytes();
 }
 
-}  // namespace gpu
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu

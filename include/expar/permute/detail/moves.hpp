@@ -4,9 +4,7 @@
 #include <expar/permute/detail/rows.hpp>
 #include <expar/permute/fill.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// A view and what errors call it: "operation: argument".
 template <class T>
@@ -86,6 +84,4 @@ void dots(host_context const& ctx, route_plan const& plan, named<T> rows, named<
   });
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

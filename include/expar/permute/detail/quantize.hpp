@@ -5,9 +5,7 @@
 #include <expar/element.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// Columns that share a scale.
 inline constexpr int quantized_block = 128;
@@ -23,6 +21,4 @@ EXPAR_HD inline float block_scale(float most) {
   return most == 0.0f ? 1.0f : scale < 0x1p-126f ? 0x1p-126f : scale;
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

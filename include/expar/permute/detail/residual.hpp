@@ -6,9 +6,7 @@
 #include <expar/element.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// A residual has the shape and the element type of the output. It is the output itself, or apart
 /// from it.
@@ -27,6 +25,4 @@ void check_residual(char const* what, tensor_view<R, 2> const& residual, char co
   if (residual.data != out.data || !same_rows) check_apart(out_name, out, what, residual);
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

@@ -8,9 +8,7 @@
 #include <expar/element.hpp>
 #include <expar/plan/plan.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// Where the rows of each expert stand: row l of expert e begins `start[e] * unit + l * pitch`
 /// bytes after `base`. Serves tensors (start counts rows) and message buffers (start counts bytes).
@@ -211,6 +209,4 @@ void check_route_matrix(char const* what, route_plan const& plan, tensor_view<T,
   check_extent(what, v, 1, plan.top_k(), "top_k of the plan");
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

@@ -8,9 +8,7 @@
 #include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// kept = ids, without the tokens that are not valid.
 template <class Id, class Valid>
@@ -36,6 +34,4 @@ inline void check_places(char const* what, int experts, index_t capacity) {
   expects(capacity >= 0, what, ": capacity is ", capacity, "; it is at least 0");
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

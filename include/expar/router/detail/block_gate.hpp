@@ -16,9 +16,7 @@
 #include <expar/router/router.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
 template <class Step>
@@ -339,6 +337,4 @@ struct block_gate<router<Steps...>, A> {
 };
 
 }  // namespace EXPAR_VECTORS
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

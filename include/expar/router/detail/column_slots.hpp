@@ -9,9 +9,7 @@
 #include <expar/router/detail/pack.hpp>
 #include <expar/router/detail/transpose.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
 /// Comparators that sort n numbers, n a power of 2 (Batcher's odd-even merge sort).
@@ -167,6 +165,4 @@ inline int count_bits(std::uint64_t x) {
 }
 
 }  // namespace EXPAR_VECTORS
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

@@ -16,9 +16,7 @@
 #endif
 #endif
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 template <class V>
 inline constexpr bool is_float_vector =
@@ -64,9 +62,7 @@ inline V smaller_lanes(V a, V b) {
   return a < b ? a : b;
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail
 
 #undef EXPAR_DETAIL_SSE
 #undef EXPAR_DETAIL_AVX

@@ -14,9 +14,7 @@
 #define EXPAR_DETAIL_COMPRESSES 1
 #endif
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
 #ifdef EXPAR_DETAIL_COMPRESSES
@@ -257,8 +255,6 @@ void fill_slots(key_rows const& keys, float const* thresholds, column_slots<Slot
 #endif
 
 }  // namespace EXPAR_VECTORS
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail
 
 #undef EXPAR_DETAIL_COMPRESSES

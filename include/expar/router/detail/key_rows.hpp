@@ -10,9 +10,7 @@
 #define EXPAR_DETAIL_AVX512 1
 #endif
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
 /// How many experts rows may have where slots are filled fast.
@@ -69,8 +67,6 @@ struct key_rows {
 };
 
 }  // namespace EXPAR_VECTORS
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail
 
 #undef EXPAR_DETAIL_AVX512

@@ -5,9 +5,7 @@
 #include <expar/router/limit.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
 inline constexpr int most_groups = 64;
@@ -49,6 +47,4 @@ void limit_lanes(group_limited const& step, A* keys, int experts) {
 }
 
 }  // namespace EXPAR_VECTORS
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

@@ -31,9 +31,7 @@
 // that it knows.
 #define EXPAR_ALWAYS_INLINE inline __attribute__((always_inline))
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
 inline constexpr int vector_bytes = EXPAR_VECTOR_BYTES;
@@ -133,8 +131,6 @@ inline pack<float> exponential(pack<float> x) {
 }
 
 }  // namespace EXPAR_VECTORS
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail
 
 #undef EXPAR_DETAIL_AVX512

@@ -9,9 +9,7 @@
 #include <expar/router/detail/shuffles.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
 /// Packs [k] to rows of k, for numbers of 4 bytes and k of 2 or at least 4, if rows of 2 follow one
@@ -67,6 +65,4 @@ EXPAR_ALWAYS_INLINE void put_rows(From const* numbers, int k, tensor_view<To, 2>
 }
 
 }  // namespace EXPAR_VECTORS
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

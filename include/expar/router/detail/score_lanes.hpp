@@ -7,9 +7,7 @@
 #include <expar/router/key.hpp>
 #include <expar/router/score.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
 // What score and key policies do, for all lanes.
@@ -52,6 +50,4 @@ inline pack<A> key_of(Key const& key, pack<A> z, pack<A> s, A bias) {
 }
 
 }  // namespace EXPAR_VECTORS
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

@@ -9,9 +9,7 @@
 #include <expar/router/detail/column_slots.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
 /// How many columns of keys select_columns() may read, though it makes nothing of those behind the
@@ -172,6 +170,4 @@ inline pack<A> select_columns(A const* keys, int experts, int k, std::int32_t* i
 }
 
 }  // namespace EXPAR_VECTORS
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

@@ -9,9 +9,7 @@
 #include <expar/router/detail/transpose.hpp>
 #include <expar/router/top_k.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
 /// The k best experts of each row to ids [k][lanes], -1 where there are fewer; gives the largest
@@ -54,6 +52,4 @@ pack<float> select_rows(key_rows const& keys, int k, std::int32_t* ids, float* b
 }
 
 }  // namespace EXPAR_VECTORS
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

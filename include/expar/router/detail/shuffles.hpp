@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// Each quad of 4 entries made of a quad of `a` and the same one of `b`, of which the entries are
 /// numbered 0 to 3 and 4 to 7.
@@ -105,6 +103,4 @@ inline void split_quads(V v, F put) {
   }
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

@@ -16,9 +16,7 @@
 #include <expar/router/weight.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 
 /// What a policy becomes for one token: of one that has a number or a row for each token, what
 /// belongs to this one.
@@ -161,6 +159,4 @@ EXPAR_HD constexpr int scratch_of(Step const& step, int experts, int top_k) {
     return 0;
 }
 
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

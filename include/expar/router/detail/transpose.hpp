@@ -12,9 +12,7 @@
 #define EXPAR_DETAIL_AVX512 1
 #endif
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
 /// Four numbers of 4 bytes at `row`, and behind each step from there, as many as fit.
@@ -89,8 +87,6 @@ EXPAR_ALWAYS_INLINE void transpose_eights(float const* rows, float* to) {
 }
 
 }  // namespace EXPAR_VECTORS
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail
 
 #undef EXPAR_DETAIL_AVX512

@@ -10,9 +10,7 @@
 #include <expar/router/normalize.hpp>
 #include <expar/router/weight.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace detail {
+namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
 // What weight policies do, for all lanes: weights w and ids are [k][lanes].
@@ -99,6 +97,4 @@ EXPAR_ALWAYS_INLINE void descending_softmax(float* w, K k) {
 }
 
 }  // namespace EXPAR_VECTORS
-}  // namespace detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::detail

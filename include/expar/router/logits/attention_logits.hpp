@@ -13,8 +13,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 template <class A>
@@ -70,12 +69,7 @@ void check_attention(char const* name, tensor_view<T, 2> const& q, tensor_view<U
 
 }  // namespace detail
 
-/// The logits of an attention router (Yuan 2.0-M32, ParallelAttention_router): of each token,
-/// logit_e = sum over j of softmax_j(q_e * k_j) * v_j, where q, k and v are linear in the token.
-/// `attention_logits(ctx, q, k, v, logits)`, all [T, experts], the last of them overwritten and not
-/// the memory of the others. A logit is NaN where one of its q_e * k_j is not finite. Computes in
-/// the accumulator of q, O(T * experts^2).
-inline constexpr struct attention_logits_fn {
+struct attention_logits_fn {
   template <class Q, class K, class V, class Logits>
   void operator()(host_context const& ctx, Q const& q, K const& k, V const& v,
                   Logits&& logits) const {
@@ -104,12 +98,15 @@ inline constexpr struct attention_logits_fn {
           detail::narrow_row(row + 3 * n, z.row(t), n);
         });
   }
-} attention_logits{};
+};
+/// The logits of an attention router (Yuan 2.0-M32, ParallelAttention_router): of each token,
+/// logit_e = sum over j of softmax_j(q_e * k_j) * v_j, where q, k and v are linear in the token.
+/// `attention_logits(ctx, q, k, v, logits)`, all [T, experts], the last of them overwritten and not
+/// the memory of the others. A logit is NaN where one of its q_e * k_j is not finite. Computes in
+/// the accumulator of q, O(T * experts^2).
+inline constexpr attention_logits_fn attention_logits{};
 
-/// The adjoint of attention_logits(): overwrites dq, dk and dv, the gradients for q, k and v, given
-/// d_logits; all [T, experts]. dq, dk and dv do not overlap each other. A logit that is not finite
-/// has no gradient.
-inline constexpr struct attention_logits_backward_fn {
+struct attention_logits_backward_fn {
   template <class Q, class K, class V, class DLogits, class DQ, class DK, class DV>
   void operator()(host_context const& ctx, Q const& q, K const& k, V const& v,
                   DLogits const& d_logits, DQ&& dq, DK&& dk, DV&& dv) const {
@@ -151,7 +148,10 @@ inline constexpr struct attention_logits_backward_fn {
           detail::narrow_row(part(6), dvv.row(t), n);
         });
   }
-} attention_logits_backward{};
+};
+/// The adjoint of attention_logits(): overwrites dq, dk and dv, the gradients for q, k and v, given
+/// d_logits; all [T, experts]. dq, dk and dv do not overlap each other. A logit that is not finite
+/// has no gradient.
+inline constexpr attention_logits_backward_fn attention_logits_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

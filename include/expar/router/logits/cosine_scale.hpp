@@ -10,8 +10,7 @@
 #include <expar/router/score.hpp>  // masked
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// A transform of routers whose logits are cosines (Tutel, gates/cosine_top.py; SwinV2-MoE): z
 /// times exp(min(temperature, ln 100)), where the temperature is learned; NaN stays NaN. Cosines
@@ -36,11 +35,7 @@ struct cosine_scale {
   }
 };
 
-/// The gradient for the temperature: the sum of logits times their gradient, in double, or 0 where
-/// the temperature is above ln 100. Logits [T, experts] and d_logits [T, experts] are both of the
-/// cosines, or both of what cosine_scale made of them: the result is the same. Masked logits take
-/// no part.
-inline constexpr struct cosine_scale_backward_fn {
+struct cosine_scale_backward_fn {
   template <class Logits, class DLogits>
   double operator()(host_context const& ctx, double temperature, Logits const& logits,
                     DLogits const& d_logits) const {
@@ -71,7 +66,11 @@ inline constexpr struct cosine_scale_backward_fn {
     for (double const sum : sums) total += sum;
     return total;
   }
-} cosine_scale_backward{};
+};
+/// The gradient for the temperature: the sum of logits times their gradient, in double, or 0 where
+/// the temperature is above ln 100. Logits [T, experts] and d_logits [T, experts] are both of the
+/// cosines, or both of what cosine_scale made of them: the result is the same. Masked logits take
+/// no part.
+inline constexpr cosine_scale_backward_fn cosine_scale_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

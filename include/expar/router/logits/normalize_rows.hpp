@@ -14,8 +14,7 @@
 #include <expar/router/score.hpp>  // interleaved_sum
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 template <class A>
@@ -171,10 +170,7 @@ void check_normalization(char const* what, M const& m, tensor_view<T, 2> const& 
 
 }  // namespace detail
 
-/// Normalizes each row of x [rows, columns] into y, of the same shape:
-/// `normalize_rows(ctx, normalization, x, y)`. x and y may be the same tensor. Computes in float,
-/// or in double for x of double; NaN and infinities spread over their row.
-inline constexpr struct normalize_rows_fn {
+struct normalize_rows_fn {
   template <class M, class X, class Y>
   void operator()(host_context const& ctx, M const& m, X const& x, Y&& y) const {
     auto const from = detail::as_view<2>(ctx, x);
@@ -190,11 +186,13 @@ inline constexpr struct normalize_rows_fn {
       detail::narrow_row(row + n, to.row(r), n);
     });
   }
-} normalize_rows{};
+};
+/// Normalizes each row of x [rows, columns] into y, of the same shape:
+/// `normalize_rows(ctx, normalization, x, y)`. x and y may be the same tensor. Computes in float,
+/// or in double for x of double; NaN and infinities spread over their row.
+inline constexpr normalize_rows_fn normalize_rows{};
 
-/// The adjoint of normalize_rows(): overwrites dx with the gradient for x, given d, that for y. d
-/// and dx may be the same tensor.
-inline constexpr struct normalize_rows_backward_fn {
+struct normalize_rows_backward_fn {
   template <class M, class X, class D, class DX>
   void operator()(host_context const& ctx, M const& m, X const& x, D const& d, DX&& dx) const {
     auto const from = detail::as_view<2>(ctx, x);
@@ -218,7 +216,9 @@ inline constexpr struct normalize_rows_backward_fn {
       detail::narrow_row(g, to.row(r), n);
     });
   }
-} normalize_rows_backward{};
+};
+/// The adjoint of normalize_rows(): overwrites dx with the gradient for x, given d, that for y. d
+/// and dx may be the same tensor.
+inline constexpr normalize_rows_backward_fn normalize_rows_backward{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

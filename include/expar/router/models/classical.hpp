@@ -3,9 +3,7 @@
 
 #include <expar/router/models/shapes.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace models {
+namespace expar::inline v0::models {
 
 // Switch, GShard and their descendants: one expert or two, and then a capacity. p = softmax(z), z
 // are the logits. What drops routes works on ids and weights behind route(): see plan/. Noise is a
@@ -127,6 +125,4 @@ constexpr auto st_moe(router_shape shape) {
                 renormalize{.epsilon = 1e-9, .kind = renormalize::guard::at_least});
 }
 
-}  // namespace models
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::models

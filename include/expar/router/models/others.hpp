@@ -5,9 +5,7 @@
 #include <expar/router/shared_experts.hpp>
 #include <expar/router/sparsemixer.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace models {
+namespace expar::inline v0::models {
 
 // What is a router, but not made of policies: two stages with an adjoint of their own, experts that
 // choose tokens, experts that every token takes.
@@ -55,6 +53,4 @@ constexpr shared_experts shared_experts_sglang(int experts, int count, double sc
           .scale = scale};
 }
 
-}  // namespace models
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::models

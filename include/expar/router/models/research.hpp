@@ -3,9 +3,7 @@
 
 #include <expar/router/models/shapes.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace models {
+namespace expar::inline v0::models {
 
 // As many experts as a token needs, fixed tables, assignments. z are the logits. Where the number
 // of experts varies, top_k is the largest number of them; route_variable() keeps those that are.
@@ -55,6 +53,4 @@ constexpr auto base_layer(int experts) {
   return router({.experts = experts, .top_k = 1}, sigmoid_score{}, score_key{});
 }
 
-}  // namespace models
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::models

@@ -3,9 +3,7 @@
 
 #include <expar/router/models/shapes.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace models {
+namespace expar::inline v0::models {
 
 // The k largest logits first, and weights from them alone. z are the logits.
 
@@ -63,6 +61,4 @@ constexpr auto smoe_dropout(router_shape shape, Random numbers) {
   return router(shape, numbers, logit_score{}, score_key{}, softmax_weights{});
 }
 
-}  // namespace models
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::models

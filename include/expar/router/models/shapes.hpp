@@ -3,9 +3,7 @@
 
 #include <expar/router/router.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace models {
+namespace expar::inline v0::models {
 
 /// A router whose weights are multiplied by a constant at last.
 struct scaled_shape {
@@ -27,6 +25,4 @@ struct grouped_shape {
   constexpr operator router_shape() const { return {experts, top_k}; }
 };
 
-}  // namespace models
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::models

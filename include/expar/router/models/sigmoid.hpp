@@ -3,9 +3,7 @@
 
 #include <expar/router/models/shapes.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace models {
+namespace expar::inline v0::models {
 
 // A score for each expert by itself, s = sigmoid(z) unless another is named; the experts with the
 // largest s + bias; weights from s alone. z are the logits.
@@ -93,6 +91,4 @@ constexpr auto klear(router_shape shape = {.experts = 256, .top_k = 8}) {
   return router(shape, sigmoid_score{}, biased_key{}, renormalize{});
 }
 
-}  // namespace models
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::models

@@ -3,9 +3,7 @@
 
 #include <expar/router/models/shapes.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace models {
+namespace expar::inline v0::models {
 
 // Softmax over all experts, then the k most probable. p = softmax(z), z are the logits. No epsilon
 // and no scale unless they are named.
@@ -140,6 +138,4 @@ constexpr auto moe_plus_plus(router_shape shape, zero_weights_of zero_experts,
   return router(shape, logits_before, softmax_score{}, score_key{}, zero_experts, renormalize{});
 }
 
-}  // namespace models
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::models

@@ -3,9 +3,7 @@
 
 #include <expar/router/models/shapes.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace models {
+namespace expar::inline v0::models {
 
 // The routers of training and inference systems, which serve many models. z are the logits.
 
@@ -168,6 +166,4 @@ constexpr auto replayed(router_shape shape, given_ids recorded) {
   return router(shape, softmax_score{}, recorded, renormalize{});
 }
 
-}  // namespace models
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::models

@@ -7,8 +7,7 @@
 #include <expar/router/count_choices.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 struct bias_update_options {
   double rate = 1e-3;
@@ -31,17 +30,7 @@ void check_moved_bias(char const* what, tensor_view<B, 1> const& bias, index_t e
 
 }  // namespace detail
 
-/// Moves the selection bias towards a balanced load, without a loss (DeepSeek-V3,
-/// arXiv:2408.15664), as update_bias(ctx, counts, options, bias):
-///   bias[e] += rate * (s[e] - m),  s[e] = sign(mean(counts) - counts[e]),
-///   m = mean of s where centered, else 0
-///   counts: [experts] integers, how many routes each expert has got; see count_choices
-///   bias: [experts] of float or double
-/// Megatron-LM (get_updated_expert_bias) and OLMo-core do not center, torchtitan does; their rate
-/// is 1e-3. Call it once per optimizer step, after it, with counts of the actual selection, bias
-/// and all, that are summed over all micro-batches and ranks of the step; then every rank makes the
-/// same step. The sign is exact.
-inline constexpr struct update_bias_fn {
+struct update_bias_fn {
   template <class Counts, class Bias>
   void operator()(host_context const& ctx, Counts const& counts, bias_update_options const& options,
                   Bias&& bias) const {
@@ -64,7 +53,17 @@ inline constexpr struct update_bias_fn {
       b.data[e] += static_cast<T>(step);
     }
   }
-} update_bias{};
+};
+/// Moves the selection bias towards a balanced load, without a loss (DeepSeek-V3,
+/// arXiv:2408.15664), as update_bias(ctx, counts, options, bias):
+///   bias[e] += rate * (s[e] - m),  s[e] = sign(mean(counts) - counts[e]),
+///   m = mean of s where centered, else 0
+///   counts: [experts] integers, how many routes each expert has got; see count_choices
+///   bias: [experts] of float or double
+/// Megatron-LM (get_updated_expert_bias) and OLMo-core do not center, torchtitan does; their rate
+/// is 1e-3. Call it once per optimizer step, after it, with counts of the actual selection, bias
+/// and all, that are summed over all micro-batches and ranks of the step; then every rank makes the
+/// same step. The sign is exact.
+inline constexpr update_bias_fn update_bias{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -5,15 +5,9 @@
 #include <expar/router/count_choices.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
-/// How sparse the routes of a batch are, 1 - sum(counts) / (tokens * experts), as
-/// route_sparsity(ctx, counts, tokens): the share of pairs of token and expert that are not routes.
-///   counts: [experts] integers, how many routes name each expert. Of several layers or ranks: the
-///           sums, with the tokens of all
-///   tokens: at least 1
-inline constexpr struct route_sparsity_fn {
+struct route_sparsity_fn {
   template <class Counts>
   double operator()(host_context const& ctx, Counts const& counts, index_t tokens) const {
     auto const n = detail::as_view<1>(ctx, counts);
@@ -25,7 +19,13 @@ inline constexpr struct route_sparsity_fn {
     for (index_t e = 0; e < n.extents[0]; ++e) sum += static_cast<double>(n.data[e]);
     return 1 - sum / (static_cast<double>(tokens) * static_cast<double>(n.extents[0]));
   }
-} route_sparsity{};
+};
+/// How sparse the routes of a batch are, 1 - sum(counts) / (tokens * experts), as
+/// route_sparsity(ctx, counts, tokens): the share of pairs of token and expert that are not routes.
+///   counts: [experts] integers, how many routes name each expert. Of several layers or ranks: the
+///           sums, with the tokens of all
+///   tokens: at least 1
+inline constexpr route_sparsity_fn route_sparsity{};
 
 /// What keeps a ReLU router as sparse as one that selects top_k (ReMoE, arXiv:2412.14711, whose
 /// lambda starts at 1e-8): the coefficient of its L1 loss, by the sparsity of the step before.
@@ -52,5 +52,4 @@ struct lambda_control {
   }
 };
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

@@ -15,8 +15,7 @@
 #include <expar/router/top_k.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 namespace detail {
 
 /// The (k+1)-th largest of the keys, or -inf where there are fewer: what a key must beat to be
@@ -51,22 +50,7 @@ void set_centered(buffer<double> const& now, tensor_view<B, 1> bias) {
 
 }  // namespace detail
 
-/// The bias at which each expert would have got its share of a batch, were the cutoffs of the
-/// tokens to stay (Megatron-LM, moe_utils.py, qb_dual_update), for routers that select by
-/// biased_logit_key, as quantile_bias(ctx, logits, bias, top_k, [valid,] target):
-///   cutoff[t] = the (top_k + 1)-th largest of logits[t,e] + bias[e] over experts,
-///   target[e] = -(the (T * top_k / experts + 1)-th largest of logits[t,e] - cutoff[t] over tokens)
-///   logits: [T, experts], any element type; NaN and -inf are not selected
-///   bias: [experts]: minus the beta of Megatron-LM
-///   valid: [T] of bool or std::uint8_t; T above is the number of tokens whose mark is not 0
-///   target: [experts], any element type, overwritten. Where there is no such value, or it is not
-///           finite, it is the bias
-/// A token for which the expert is masked counts as one that no bias wins: an expert that is masked
-/// for many gets its share of all tokens from those that are left, unlike in histogram_bias(),
-/// which gives it a share of the tokens for which it is not masked. All tokens that share a cutoff
-/// of load take part: Megatron-LM gathers the logits of a sequence over ranks. The targets of
-/// micro-batches and ranks are averaged, see blend_bias.
-inline constexpr struct quantile_bias_fn {
+struct quantile_bias_fn {
   template <class Logits, class Bias, class Target>
   void operator()(host_context const& ctx, Logits const& logits, Bias const& bias, int top_k,
                   Target&& target) const {
@@ -133,16 +117,25 @@ inline constexpr struct quantile_bias_fn {
       }
     });
   }
-} quantile_bias{};
+};
+/// The bias at which each expert would have got its share of a batch, were the cutoffs of the
+/// tokens to stay (Megatron-LM, moe_utils.py, qb_dual_update), for routers that select by
+/// biased_logit_key, as quantile_bias(ctx, logits, bias, top_k, [valid,] target):
+///   cutoff[t] = the (top_k + 1)-th largest of logits[t,e] + bias[e] over experts,
+///   target[e] = -(the (T * top_k / experts + 1)-th largest of logits[t,e] - cutoff[t] over tokens)
+///   logits: [T, experts], any element type; NaN and -inf are not selected
+///   bias: [experts]: minus the beta of Megatron-LM
+///   valid: [T] of bool or std::uint8_t; T above is the number of tokens whose mark is not 0
+///   target: [experts], any element type, overwritten. Where there is no such value, or it is not
+///           finite, it is the bias
+/// A token for which the expert is masked counts as one that no bias wins: an expert that is masked
+/// for many gets its share of all tokens from those that are left, unlike in histogram_bias(),
+/// which gives it a share of the tokens for which it is not masked. All tokens that share a cutoff
+/// of load take part: Megatron-LM gathers the logits of a sequence over ranks. The targets of
+/// micro-batches and ranks are averaged, see blend_bias.
+inline constexpr quantile_bias_fn quantile_bias{};
 
-/// The bias of the next step from the targets of this one, which are summed over `parts`
-/// micro-batches and ranks, as blend_bias(ctx, sums, parts, keep, bias):
-///   bias = keep * bias + (1 - keep) * sums / parts, and then minus its mean over experts
-///   sums: [experts] of double
-///   keep: from 0 to 1; Megatron-LM's moe_router_quantile_balancing_ema
-///   bias: [experts] of float or double
-/// Call it once per optimizer step.
-inline constexpr struct blend_bias_fn {
+struct blend_bias_fn {
   template <class Sums, class Bias>
   void operator()(host_context const& ctx, Sums const& sums, index_t parts, double keep,
                   Bias&& bias) const {
@@ -161,7 +154,14 @@ inline constexpr struct blend_bias_fn {
                (1 - keep) * (s.data[e] / static_cast<double>(parts));
     detail::set_centered(now, b);
   }
-} blend_bias{};
+};
+/// The bias of the next step from the targets of this one, which are summed over `parts`
+/// micro-batches and ranks, as blend_bias(ctx, sums, parts, keep, bias):
+///   bias = keep * bias + (1 - keep) * sums / parts, and then minus its mean over experts
+///   sums: [experts] of double
+///   keep: from 0 to 1; Megatron-LM's moe_router_quantile_balancing_ema
+///   bias: [experts] of float or double
+/// Call it once per optimizer step.
+inline constexpr blend_bias_fn blend_bias{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

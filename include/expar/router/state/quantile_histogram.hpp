@@ -14,8 +14,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
+namespace expar::inline v0 {
 
 /// The range that the bins of a histogram divide evenly. What is outside is in the outer bins.
 struct quantile_bins {
@@ -47,18 +46,7 @@ void check_histogram(char const* what, View const& h, index_t experts) {
 
 }  // namespace detail
 
-/// ADDS to a histogram, for each expert, which bias would just have won it each token: quantile
-/// balancing by counts that add up exactly over micro-batches and ranks (Transformer Engine,
-/// fused_router, qb_histogram; Megatron-LM), as
-/// add_quantile_histogram(ctx, score, logits, bias, top_k, bins, [valid,] histogram):
-///   cutoff[t] = the (top_k + 1)-th largest of score[t,e] + bias[e] over experts,
-///   histogram[e, floor((cutoff[t] - score[t,e] - lower) * n / (upper - lower))] += 1
-///   score: sigmoid_score in Transformer Engine
-///   logits: [T, experts], any element type; NaN and -inf are counted nowhere
-///   bias: [experts], the bias of biased_key
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
-///   histogram: [experts, n] integers. What is outside of the n bins is in the first or last
-inline constexpr struct add_quantile_histogram_fn {
+struct add_quantile_histogram_fn {
   template <score_policy Score, class Logits, class Bias, class Histogram>
   void operator()(host_context const& ctx, Score const& score, Logits const& logits,
                   Bias const& bias, int top_k, quantile_bins const& bins,
@@ -125,20 +113,21 @@ inline constexpr struct add_quantile_histogram_fn {
       });
     }
   }
-} add_quantile_histogram{};
+};
+/// ADDS to a histogram, for each expert, which bias would just have won it each token: quantile
+/// balancing by counts that add up exactly over micro-batches and ranks (Transformer Engine,
+/// fused_router, qb_histogram; Megatron-LM), as
+/// add_quantile_histogram(ctx, score, logits, bias, top_k, bins, [valid,] histogram):
+///   cutoff[t] = the (top_k + 1)-th largest of score[t,e] + bias[e] over experts,
+///   histogram[e, floor((cutoff[t] - score[t,e] - lower) * n / (upper - lower))] += 1
+///   score: sigmoid_score in Transformer Engine
+///   logits: [T, experts], any element type; NaN and -inf are counted nowhere
+///   bias: [experts], the bias of biased_key
+///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+///   histogram: [experts, n] integers. What is outside of the n bins is in the first or last
+inline constexpr add_quantile_histogram_fn add_quantile_histogram{};
 
-/// The bias at which each expert gets its share, from a histogram, as
-/// histogram_bias(ctx, histogram, top_k, bins, bias): bias[e] = the value below which lie
-/// top_k / experts of the tokens in histogram[e], where the tokens of a bin lie evenly in it, and
-/// then minus the mean over experts. A token for which an expert is masked is not in its histogram:
-/// the share is one of the others, unlike in quantile_bias(), where it is one of all tokens.
-///   histogram: [experts, n] integers, summed over all micro-batches and ranks of the step
-///   bins: those that the histogram was made with
-///   bias: [experts] of float or double; where an expert has no tokens, its bias stays, until the
-///         mean is taken off
-/// Call it once per optimizer step. Source: Megatron-LM, moe_utils.py,
-/// get_updated_expert_bias_with_quantile.
-inline constexpr struct histogram_bias_fn {
+struct histogram_bias_fn {
   template <class Histogram, class Bias>
   void operator()(host_context const& ctx, Histogram const& histogram, int top_k,
                   quantile_bins const& bins, Bias&& bias) const {
@@ -169,11 +158,21 @@ inline constexpr struct histogram_bias_fn {
     }
     detail::set_centered(now, b);
   }
-} histogram_bias{};
+};
+/// The bias at which each expert gets its share, from a histogram, as
+/// histogram_bias(ctx, histogram, top_k, bins, bias): bias[e] = the value below which lie
+/// top_k / experts of the tokens in histogram[e], where the tokens of a bin lie evenly in it, and
+/// then minus the mean over experts. A token for which an expert is masked is not in its histogram:
+/// the share is one of the others, unlike in quantile_bias(), where it is one of all tokens.
+///   histogram: [experts, n] integers, summed over all micro-batches and ranks of the step
+///   bins: those that the histogram was made with
+///   bias: [experts] of float or double; where an expert has no tokens, its bias stays, until the
+///         mean is taken off
+/// Call it once per optimizer step. Source: Megatron-LM, moe_utils.py,
+/// get_updated_expert_bias_with_quantile.
+inline constexpr histogram_bias_fn histogram_bias{};
 
-/// The bins that hold all there can be for scores from 0 to 1: from the least bias minus 1 to the
-/// largest plus 1, as score_bins(ctx, bias). Take them anew after each histogram_bias().
-inline constexpr struct score_bins_fn {
+struct score_bins_fn {
   template <class Bias>
   quantile_bins operator()(host_context const& ctx, Bias const& bias) const {
     auto const b = detail::as_view<1>(ctx, bias);
@@ -187,7 +186,9 @@ inline constexpr struct score_bins_fn {
     }
     return {low - 1, high + 1};
   }
-} score_bins{};
+};
+/// The bins that hold all there can be for scores from 0 to 1: from the least bias minus 1 to the
+/// largest plus 1, as score_bins(ctx, bias). Take them anew after each histogram_bias().
+inline constexpr score_bins_fn score_bins{};
 
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0

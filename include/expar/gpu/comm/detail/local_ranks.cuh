@@ -8,9 +8,7 @@
 #include <expar/gpu/detail/buffer.cuh>
 #include <expar/gpu/exchange/ranks.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 /// What a kernel sees of a window that is one allocation per rank.
 struct window_parts {
@@ -127,6 +125,4 @@ class local_collectives {
   }
 };
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

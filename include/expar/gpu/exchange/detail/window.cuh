@@ -4,9 +4,7 @@
 #include <expar/exchange/window_layout.hpp>
 #include <expar/gpu/permute/detail/dots.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 using expar::detail::destination;
 using expar::detail::window_rule;
@@ -129,6 +127,4 @@ inline void clear_filling_rows(context const& ctx, char const* place, int locals
                  });
 }
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

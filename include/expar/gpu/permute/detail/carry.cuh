@@ -7,9 +7,7 @@
 #include <expar/element.hpp>
 #include <expar/gpu/permute/detail/rows.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 // What goes from a route to its row besides the elements of a token: put() for a route that may
 // have a row, clear() for a row that no route has.
@@ -107,6 +105,4 @@ tensor_rows<T> number_rows(tensor_view<T, 1> const& v) {
   return {make_view(v.data, v.extents[0], index_t{1})};
 }
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

@@ -4,9 +4,7 @@
 #include <expar/gpu/permute/detail/vectors.cuh>
 #include <expar/gpu/plan/plan.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 template <class W>
 matrix_weights<std::remove_const_t<W>> weights_of(tensor_view<W, 2> const& v) {
@@ -77,6 +75,4 @@ void check_return(route_plan const& plan, char const* y_name, tensor_view<Y, 2> 
   expar::detail::check_apart(x_name, x, y_name, y);
 }
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

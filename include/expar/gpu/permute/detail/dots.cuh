@@ -6,9 +6,7 @@
 #include <expar/gpu/permute/detail/gather.cuh>
 #include <expar/gpu/permute/detail/scatter.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 __device__ inline float multiply_add(float a, float b, float c) {
   return __fmaf_rn(a, b, c);
@@ -139,6 +137,4 @@ void dots(context const& ctx, char const* place, route_plan const& plan,
               d_weights, fillers);
 }
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

@@ -5,9 +5,7 @@
 #include <expar/gpu/permute/detail/vectors.cuh>
 #include <expar/permute/detail/quantize.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 using expar::detail::quantized_block;
 
@@ -192,6 +190,4 @@ void gather(context const& ctx, char const* place, route_plan const& plan,
   gather(ctx, place, plan, tensor_rows{rows}, rows, weights, out, residual);
 }
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

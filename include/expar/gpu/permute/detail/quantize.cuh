@@ -4,9 +4,7 @@
 #include <expar/gpu/permute/detail/scatter.cuh>
 #include <expar/permute/detail/quantize.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 using expar::detail::block_scale;
 using expar::detail::divide;
@@ -131,6 +129,4 @@ void quantize(context const& ctx, char const* place, route_plan const& plan,
     with(std::integral_constant<int, 1>{});
 }
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

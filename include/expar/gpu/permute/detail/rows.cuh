@@ -3,9 +3,7 @@
 
 #include <expar/gpu/plan/plan.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 /// Where the rows of the experts stand: the row that has a place among those of its expert, or null
 /// where there is none. This is a tensor in the layout of a plan, whose last rows may be missing.
@@ -34,6 +32,4 @@ __device__ T* shuffle(T* p, int lane) {
   return reinterpret_cast<T*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(p), lane));
 }
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

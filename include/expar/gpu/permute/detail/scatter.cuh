@@ -5,9 +5,7 @@
 #include <expar/gpu/permute/detail/vectors.cuh>
 #include <expar/permute/fill.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 inline constexpr int scatter_threads = carry_threads, scatter_warps = scatter_threads / 32;
 /// Packs that a lane of the scatter has in flight.
@@ -141,6 +139,4 @@ auto as_bytes(tensor_view<T, 2> const& v) {
                    bytes(v.strides[0]));
 }
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

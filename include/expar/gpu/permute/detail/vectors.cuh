@@ -11,9 +11,7 @@
 #include <expar/plan/layout.hpp>
 #include <expar/tensor.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 template <class T>
 tensor_view<std::remove_const_t<T> const, 2> read_only(tensor_view<T, 2> const& v) {
@@ -153,6 +151,4 @@ struct matrix_weights {
   }
 };
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

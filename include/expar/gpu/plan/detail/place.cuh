@@ -7,9 +7,7 @@
 
 #include <expar/plan/layout.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 /// Routes in the order in which they take their places are cut into tiles; a tile is one block of
 /// up to 16 warps, and a warp takes up to 4 runs of 32 routes.
@@ -222,6 +220,4 @@ __global__ void __launch_bounds__(place_warps * 32) place_routes(place_arguments
   if (arrives_last(a.sums)) scan_tiles(a.sums, next);
 }
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

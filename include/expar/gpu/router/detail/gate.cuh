@@ -10,9 +10,7 @@
 #include <expar/gpu/router/detail/token_tiles.cuh>
 #include <expar/router/route.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 inline constexpr int gate_threads = 256;
 
@@ -380,6 +378,4 @@ gate_arguments<Router, T, accumulator_t<T>, accumulator_t<T>> gate_without_tenso
   return {r, {}, nullptr, {}, {}, false, 0, nullptr, tiles};
 }
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

@@ -7,9 +7,7 @@
 
 #include <expar/gpu/router/detail/gate.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 template <class A>
 inline constexpr A not_a_number = std::numeric_limits<A>::quiet_NaN();
@@ -185,6 +183,4 @@ void gate_backward(context const& ctx, char const* place,
   enqueue(gate_backward_by_threads<Router, T, W, D>);
 }
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

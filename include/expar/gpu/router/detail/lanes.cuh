@@ -4,9 +4,7 @@
 #include <expar/gpu/permute/detail/vectors.cuh>
 #include <expar/router/score.hpp>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 /// How the lanes that share a token hold its experts. Of 8 lanes each has runs of 4, so that a run
 /// is one access; of 32 lanes each has single ones. Either way expert e belongs to one of 32 places
@@ -174,6 +172,4 @@ bool with_layout(int experts, bool wide, F f) {
   return true;
 }
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail

@@ -5,9 +5,7 @@
 
 #include <expar/gpu/plan/plan.cuh>
 
-namespace expar {
-inline namespace v0 {
-namespace gpu::detail {
+namespace expar::inline v0::gpu::detail {
 
 /// The plan of a launch whose blocks own tiles of 2^bits tokens, at least 32. Routes of a tile take
 /// their places in the order of tokens, and if choice_major choice by choice, as if each choice had
@@ -87,6 +85,4 @@ inline __device__ void place_tile(token_tiles const& a, unsigned* table, int til
   }
 }
 
-}  // namespace gpu::detail
-}  // namespace v0
-}  // namespace expar
+}  // namespace expar::inline v0::gpu::detail
