@@ -145,9 +145,10 @@ class communicator_examiner {
       : on_(on), comm_(comm), rank_(comm.rank()), size_(comm.size()) {}
 
   std::string run() {
-    if (size_ < 1) return sentence("rank: size() is ", size_, "; it is at least 1");
+    if (size_ < 1) return sentence{"rank: size() is ", size_, "; it is at least 1"}.c_str();
     if (rank_ < 0 || rank_ >= size_)
-      return sentence("rank: rank() is ", rank_, "; it lies in 0 .. size() - 1 = ", size_ - 1);
+      return sentence{"rank: rank() is ", rank_, "; it lies in 0 .. size() - 1 = ", size_ - 1}
+          .c_str();
     if (comm_.rank() != rank_ || comm_.size() != size_)
       return "rank: rank() and size() do not change";
     if constexpr (has_v) {
@@ -194,7 +195,7 @@ class communicator_examiner {
   void broken(Parts const&... parts) {
     if (found_.law != no_law) return;
     found_.law = step_, found_.rank = rank_;
-    std::snprintf(found_.text, sizeof found_.text, "%s", sentence(parts...).c_str());
+    std::snprintf(found_.text, sizeof found_.text, "%s", sentence{parts...}.c_str());
   }
   template <class F>
   bool attempt(char const* law, F f) {

@@ -65,13 +65,11 @@ EXPAR_HD constexpr tensor_view<T, 2> make_view(T* data, index_t rows, index_t co
   return {data, {rows, columns}, {pitch, 1}};
 }
 
-/// Customization point: specialize it for a type that you do not own. `view(t)` gives a tensor_view
-/// of `t`, const or not; an optional `static constexpr memory_space space` says where the data
-/// lives (host where it is silent). These need no specialization: types that speak data(), rank(),
-/// extent(i) and stride(i); every mdspan; contiguous ranges (std::vector, std::span, std::array) as
-/// rank 1.
+/// A view of `n` elements that stand `stride` elements apart.
 template <class T>
-struct tensor_traits;
+EXPAR_HD constexpr tensor_view<T, 1> make_strided_view(T* data, index_t n, index_t stride) {
+  return {data, {n}, {stride}};
+}
 
 namespace detail {
 
@@ -95,11 +93,13 @@ concept mdspan_shaped = requires(T& t, std::size_t i) {
   { t.stride(i) } -> std::convertible_to<index_t>;
   { T::rank() } -> std::convertible_to<int>;
 };
+// A range whose elements stand at one distance from each other, as those of a vector do, or of a
+// column. Where they stand is asked of its iterator: data() of some types is where they come from.
 template <class T>
-concept contiguous_range = !strided_members<T> && requires(T & t) {
+concept strided_range = !strided_members<T> && requires(T & t) {
   requires std::is_pointer_v<decltype(t.data())>;
   { t.size() } -> std::convertible_to<std::size_t>;
-  t.begin();
+  requires std::is_same_v<decltype(t.begin()[0]), decltype(*t.data())>;
 };
 
 template <class E, class Strided>
@@ -112,28 +112,49 @@ constexpr auto strided_view(Strided& t, E* data) {
   }
   return v;
 }
+template <class Range>
+constexpr auto range_view(Range& t) {
+  auto const n = static_cast<index_t>(t.size());
+  if (n < 2) return make_view(t.data(), n);
+  auto* const first = &t.begin()[0];
+  index_t const stride = &t.begin()[1] - first;
+  expects(&t.begin()[n - 1] - first == (n - 1) * stride, "a range of ", n,
+          " elements that do not stand at one distance from each other is no "
+          "tensor of rank 1");
+  return make_strided_view(first, n, stride);
+}
 
-}  // namespace detail
-
+/// What a type says of itself, where it does.
+template <class T>
+struct default_traits {};
 template <class T, int Rank>
-struct tensor_traits<tensor_view<T, Rank>> {
+struct default_traits<tensor_view<T, Rank>> {
   static constexpr memory_space space = memory_space::any;
   EXPAR_HD static constexpr tensor_view<T, Rank> view(tensor_view<T, Rank> v) { return v; }
 };
-template <detail::strided_members T>
-struct tensor_traits<T> {
-  static constexpr auto view(auto& t) { return detail::strided_view(t, t.data()); }
+template <strided_members T>
+struct default_traits<T> {
+  static constexpr auto view(auto& t) { return strided_view(t, t.data()); }
 };
-template <detail::mdspan_shaped T>
-struct tensor_traits<T> {
-  static constexpr auto view(auto& t) { return detail::strided_view(t, t.data_handle()); }
+template <mdspan_shaped T>
+struct default_traits<T> {
+  static constexpr auto view(auto& t) { return strided_view(t, t.data_handle()); }
 };
-template <detail::contiguous_range T>
-struct tensor_traits<T> {
-  static constexpr auto view(auto& t) {
-    return make_view(t.data(), static_cast<index_t>(t.size()));
-  }
+template <strided_range T>
+struct default_traits<T> {
+  static constexpr auto view(auto& t) { return range_view(t); }
 };
+
+}  // namespace detail
+
+/// Customization point: specialize it for a type that you do not own, or, with a constraint, for
+/// many. `view(t)` gives a tensor_view of `t`, const or not; an optional `static constexpr
+/// memory_space space` says where the data lives (host where it is silent). These need no
+/// specialization: types that speak data(), rank(), extent(i) and stride(i); every mdspan; ranges
+/// whose elements stand at one distance from each other (std::vector, std::span, std::array, a
+/// column of a matrix) as rank 1.
+template <class T>
+struct tensor_traits : detail::default_traits<T> {};
 
 /// A type whose traits give a tensor_view of this rank.
 template <class T, int Rank>

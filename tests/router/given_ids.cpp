@@ -26,8 +26,8 @@ TEST_CASE("experts that the caller names are checked", "[router]") {
   auto const view = expar::make_view(ids.data(), 2, 2);
   auto const sentence = [](auto const& x, int k, expar::index_t tokens, bool entries) {
     return router_test::sentence_of([&] {
-      x.check("route", 4, k, tokens);
-      if (entries) x.check_entries("route", 4, k, tokens);
+      x.validate("route", 4, k, tokens);
+      if (entries) x.validate_entries("route", 4, k, tokens);
     });
   };
   expar::given_ids const given{view};
@@ -43,8 +43,8 @@ TEST_CASE("experts that the caller names are checked", "[router]") {
   REQUIRE(sentence(table, 2, 2, true) == "expar: route: names(1) is 2; the table has 2 rows");
   expar::tensor_view<std::int32_t const, 2> const columns{ids.data(), {2, 2}, {1, 2}};
   REQUIRE(sentence(expar::given_ids{columns}, 2, 2, false).find("expar: route: given ids ") == 0);
-  REQUIRE(router_test::sentence_of([] { expar::top_p{-1}.check("route", 4, 4, 1); }) ==
+  REQUIRE(router_test::sentence_of([] { expar::top_p{-1}.validate("route", 4, 4, 1); }) ==
           "expar: route: p is -1; it is at least 0 and finite");
-  REQUIRE(router_test::sentence_of([] { expar::top_k_per_group{3}.check("route", 6, 4, 1); }) ==
+  REQUIRE(router_test::sentence_of([] { expar::top_k_per_group{3}.validate("route", 6, 4, 1); }) ==
           "expar: route: groups is 3; it divides the 6 experts and top_k, 4");
 }

@@ -71,7 +71,7 @@ TEST_CASE("of groups with equal sums the lower one stays", "[router]") {
 TEST_CASE("groups have room for k", "[router]") {
   auto const sentence = [](int top_k) {
     return router_test::sentence_of([&] {
-      expar::group_limited{4, 2, 1}.check("route", 8, top_k, 1);
+      expar::group_limited{4, 2, 1}.validate("route", 8, top_k, 1);
     });
   };
   REQUIRE(sentence(4) == "nothing was thrown");

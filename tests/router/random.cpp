@@ -206,14 +206,14 @@ TEST_CASE("sources give numbers of their stream, or those of the caller", "[rout
   std::vector<float> const mine{1, 2, 3, 4, 5, 6};
   expar::given_numbers const given{expar::make_view(mine.data(), 2, 3)};
   REQUIRE(given.at(1).of<double>(2) == 6);
-  REQUIRE(sentence_of([&] { given.check("route", 3, 2); }) == "nothing was thrown");
-  REQUIRE(sentence_of([&] { given.check("route", 3, 1); }) ==
+  REQUIRE(sentence_of([&] { given.validate("route", 3, 2); }) == "nothing was thrown");
+  REQUIRE(sentence_of([&] { given.validate("route", 3, 1); }) ==
           "expar: route: given numbers are 2 x 3, but 1 x 3 are needed");
 }
 
 TEST_CASE("a stream refuses what it cannot count", "[router]") {
   auto const sentence = [](random_stream const& s, expar::index_t n) {
-    return sentence_of([&] { expar::uniforms{s}.check("route", 8, n); });
+    return sentence_of([&] { expar::uniforms{s}.validate("route", 8, n); });
   };
   expar::index_t const most = expar::index_t{1} << 40;
   REQUIRE(sentence({1, (std::int64_t{1} << 32) - 1, 65535, most - 4}, 4) == "nothing was thrown");

@@ -35,7 +35,7 @@ TEST_CASE("every expert with a positive key, or the best score", "[router]") {
   REQUIRE(select(best, {-.05, -inf}, 2, {.3, .4}) == ids_type{0, -1});
   REQUIRE(select(best, {-1, -2}, 2, {.3, .3}) == ids_type{0, -1});
   REQUIRE(select(best, {-inf, qnan}, 2, {.3, .4}) == ids_type{-1, -1});
-  REQUIRE(router_test::sentence_of([] { expar::positive_keys{}.check("route", 4, 3, 1); }) ==
+  REQUIRE(router_test::sentence_of([] { expar::positive_keys{}.validate("route", 4, 3, 1); }) ==
           "expar: route: top_k is 3, but any number of the 4 experts may have a positive key");
 }
 

@@ -15,7 +15,7 @@ expar::host_context const ctx;
 /// The sequences of the tokens by the policy.
 template <class Sequences>
 std::vector<int> sequences_of(Sequences const& sequences, expar::index_t tokens) {
-  sequences.check("test", tokens);
+  sequences.validate("test", tokens);
   std::vector<int> of;
   for (expar::index_t t = 0; t < tokens; ++t)
     of.push_back(static_cast<int>(sequences.of(t, tokens)));

@@ -308,7 +308,7 @@ TEST_CASE("the sparse mixer refuses what does not fit", "[router]") {
           "expar: route: top_k is 2, but there are only 1 experts");
   auto const check = [&](auto const& first, auto const& second, auto const& uniform) {
     expar::sparse_mixer_training const r(3, .01, first, second, uniform);
-    return sentence_of([&] { r.check("route", 3, 2, 2); });
+    return sentence_of([&] { r.validate("route", 3, 2, 2); });
   };
   matrix<float> two(2, 2);
   expar::given_numbers const fits{noise.view()}, other{wrong.view()}, pairs{two.view()};
@@ -323,9 +323,9 @@ TEST_CASE("the sparse mixer refuses what does not fit", "[router]") {
             expar::route(ctx, expar::sparse_mixer(3, -.5), noise.view(), two_routes);
           }) == negative);
   REQUIRE(sentence_of([&] {
-            expar::sparse_mixer_training(3, -.5, fits, fits, pairs).check("route", 3, 2, 2);
+            expar::sparse_mixer_training(3, -.5, fits, fits, pairs).validate("route", 3, 2, 2);
           }) == negative);
-  REQUIRE(sentence_of([&] { expar::sparse_mixer(3, qnan).check("route", 3, 2, 2); }) ==
+  REQUIRE(sentence_of([&] { expar::sparse_mixer(3, qnan).validate("route", 3, 2, 2); }) ==
           "expar: route: jitter is nan; it is at least 0");
 }
 

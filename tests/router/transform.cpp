@@ -43,21 +43,21 @@ TEST_CASE("experts of a range, and of the token's class", "[router]") {
   REQUIRE(by.at(0).last == 5);
   REQUIRE(by.at(1).last == 2);
   using router_test::sentence_of;
-  REQUIRE(sentence_of([&] { by.check("route", 5, 1, 2); }) ==
+  REQUIRE(sentence_of([&] { by.validate("route", 5, 1, 2); }) ==
           "expar: route: classes has 3 entries, but there are 2 tokens");
-  REQUIRE(sentence_of([&] { by.check_entries("route", 5, 1, 3); }) ==
+  REQUIRE(sentence_of([&] { by.validate_entries("route", 5, 1, 3); }) ==
           "expar: route: classes(2) is 2; a class is 0 to 1");
-  REQUIRE(sentence_of([&] { by.check_entries("route", 4, 1, 3); }) ==
+  REQUIRE(sentence_of([&] { by.validate_entries("route", 4, 1, 3); }) ==
           "expar: route: bounds(2) of classes is 5; bounds ascend from 0 to 4");
   expar::experts_of_class const wrong{by.classes, expar::make_view(falling.data(), 3)};
-  REQUIRE(sentence_of([&] { wrong.check_entries("route", 8, 1, 3); }) ==
+  REQUIRE(sentence_of([&] { wrong.validate_entries("route", 8, 1, 3); }) ==
           "expar: route: bounds(2) of classes is 5; bounds ascend from 0 to 8");
 }
 
 TEST_CASE("values of transforms are checked", "[router]") {
   using router_test::sentence_of;
   auto const sentence = [](auto const& step) {
-    return sentence_of([&] { step.check("route", 8, 2, 1); });
+    return sentence_of([&] { step.validate("route", 8, 2, 1); });
   };
   REQUIRE(sentence(expar::soft_cap{0}) == "expar: route: cap is 0; it is above 0 and finite");
   REQUIRE(sentence(expar::soft_cap{router_test::qnan}).find("expar: route: cap is ") == 0);

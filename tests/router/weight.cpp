@@ -60,7 +60,7 @@ TEST_CASE("gradients of weights agree with differences", "[router]") {
 
 TEST_CASE("values of weight policies are checked", "[router]") {
   auto const sentence = [](auto const& step) {
-    return router_test::sentence_of([&] { step.check("route", 8, 2, 1); });
+    return router_test::sentence_of([&] { step.validate("route", 8, 2, 1); });
   };
   REQUIRE(sentence(renormalize{-1}) == "expar: route: epsilon is -1; it is at least 0 and finite");
   REQUIRE(sentence(renormalize{router_test::qnan}).find("expar: route: epsilon is ") == 0);

@@ -20,9 +20,9 @@ namespace expar::inline v0 {
 class nccl_error : public error {
  public:
   nccl_error(ncclResult_t code, char const* call, char const* place, ncclComm_t comm = nullptr)
-      : error(detail::sentence("expar: ", place, ": ", call, " gave NCCL error ",
+      : error(detail::sentence{"expar: ", place, ": ", call, " gave NCCL error ",
                                static_cast<int>(code), " (", ncclGetErrorString(code),
-                               last_words(comm), ")")),
+                               last_words(comm), ")"}),
         code_(code),
         call_(call),
         place_(place) {}

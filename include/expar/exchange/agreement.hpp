@@ -120,7 +120,7 @@ class agreement {
     for (int r = 0; r < comm.size(); ++r)
       if (char const* const text = texts_.data() + index_t{r} * index_t{failure::room};
           *text != '\0')
-        throw error(sentence(text, " (rank ", r, ")"));
+        throw error(sentence{text, " (rank ", r, ")"});
     detail::fail("a rank failed without saying why");
   }
 

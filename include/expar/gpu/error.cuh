@@ -14,9 +14,9 @@ namespace expar::inline v0 {
 class cuda_error : public error {
  public:
   cuda_error(cudaError_t code, char const* call, char const* place)
-      : error(detail::sentence("expar: ", place, ": ", call, " gave CUDA error ",
+      : error(detail::sentence{"expar: ", place, ": ", call, " gave CUDA error ",
                                static_cast<int>(code), " (", cudaGetErrorName(code), ": ",
-                               cudaGetErrorString(code), ")")),
+                               cudaGetErrorString(code), ")"}),
         code_(code),
         call_(call),
         place_(place) {}

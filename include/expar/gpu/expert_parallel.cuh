@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -284,7 +283,7 @@ class expert_parallel {
                            " arguments; this process drives ", group_->local_ranks(), " ranks");
     on_all([&](int r, context const& ctx) {
       auto const failure = expar::detail::failure_of([&] { f(r, ctx, arguments[index(r)]); });
-      if (failure) throw error(expar::detail::sentence(failure.text, " (rank ", r, ")"));
+      if (failure) throw error(expar::detail::sentence{failure.text, " (rank ", r, ")"});
     });
   }
   template <class Routes, class T, class W, class Windows>

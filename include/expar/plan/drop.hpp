@@ -66,8 +66,8 @@ struct drop_to_capacity_fn {
     detail::expects(ids.size() <= INT32_MAX, "drop_to_capacity: ids has ", tokens, " x ", k,
                     " routes; at most ", INT32_MAX, " are possible");
     detail::check_apart("drop_to_capacity: dropped", detail::as_row(dropped), "kept", kept);
-    if constexpr (requires { order.check("drop_to_capacity", tokens, k); })
-      order.check("drop_to_capacity", tokens, k);
+    if constexpr (requires { order.validate("drop_to_capacity", tokens, k); })
+      order.validate("drop_to_capacity", tokens, k);
     detail::check_expert_ids("drop_to_capacity: ids", ids, experts, valid);
     route_plan plan(ctx.memory());
     if constexpr (std::is_same_v<Valid, detail::every_token>) {

@@ -48,7 +48,7 @@ struct by_value {
 
   static constexpr index_t group(index_t) { return 0; }
   auto value(index_t token, index_t choice) const { return widen(values.row(token)[choice]); }
-  void check(char const* what, index_t tokens, index_t top_k) const {
+  void validate(char const* what, index_t tokens, index_t top_k) const {
     detail::check_view(detail::argument(what, "values"), values);
     detail::expects(values.extents[0] == tokens && values.extents[1] == top_k, what,
                     ": values are ", values.extents[0], " x ", values.extents[1], ", but ids are ",
@@ -78,7 +78,7 @@ struct by_choice_and_score {
       if (A const score = widen(row[i]); score > most) most = score;
     return most;
   }
-  void check(char const* what, index_t tokens, index_t) const {
+  void validate(char const* what, index_t tokens, index_t) const {
     detail::check_view(detail::argument(what, "scores"), scores);
     detail::expects(scores.extents[0] == tokens, what, ": scores has ", scores.extents[0],
                     " rows, but there are ", tokens, " tokens");

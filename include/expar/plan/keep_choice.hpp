@@ -42,7 +42,7 @@ struct kept_at_random {
     return static_cast<double>(weight / static_cast<A>(divisor)) >
            static_cast<double>(widen(uniform.data[token]));
   }
-  void check(char const* what, index_t tokens) const {
+  void validate(char const* what, index_t tokens) const {
     detail::expects(divisor > 0, what, ": divisor is ", divisor, "; it is greater than 0");
     detail::check_view("keep_choice: uniform", uniform);
     detail::check_extent("keep_choice: uniform", uniform, 0, tokens, "the number of tokens");
@@ -69,8 +69,8 @@ struct keep_choice_fn {
     detail::check_apart("keep_choice: kept", out, "weights", w);
     detail::expects(choice >= 0 && choice < k, "keep_choice: choice is ", choice,
                     "; a token has choices 0 to ", k - 1);
-    if constexpr (requires { rule.check("keep_choice", tokens); })
-      rule.check("keep_choice", tokens);
+    if constexpr (requires { rule.validate("keep_choice", tokens); })
+      rule.validate("keep_choice", tokens);
     ctx.for_each_chunk(tokens, 16384 / k + 1, [&](int, index_t first, index_t last) {
       for (index_t t = first; t < last; ++t) {
         for (index_t j = 0; j < k; ++j) out.row(t)[j] = i.row(t)[j];

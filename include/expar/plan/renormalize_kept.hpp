@@ -2,46 +2,26 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include <expar/context.hpp>
-#include <expar/detail/in_place.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/element.hpp>
-#include <expar/plan/detail/kept.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/weight.hpp>
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
-namespace detail {
-
-template <class Kept, class T>
-void check_kept_weights(char const* what, tensor_view<Kept, 2> kept, tensor_view<T, 2> weights) {
-  static_assert(element<std::remove_cv_t<T>>,
-                "expar: weights and their gradients are of an element type; specialize "
-                "expar::element_traits for it");
-  check_view(what, weights);
-  check_extent(what, weights, 0, kept.extents[0], "the number of tokens");
-  check_extent(what, weights, 1, kept.extents[1], "the number of choices per token");
-}
-
-}  // namespace detail
 
 struct renormalize_kept_fn {
   template <class Kept, class Weights, class Out>
   void operator()(host_context const& ctx, Kept const& kept, Weights const& weights,
                   renormalize const& rule, Out&& out) const {
-    auto const ids = detail::as_view<2>(ctx, kept);
-    auto const w = detail::as_view<2>(ctx, weights);
-    auto const o = detail::as_output<2>(ctx, out);
-    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
-    detail::check_view("renormalize_kept: kept", ids);
-    detail::check_kept_weights("renormalize_kept: weights", ids, w);
-    detail::check_kept_weights("renormalize_kept: out", ids, o);
-    detail::check_output("renormalize_kept: out", o);
-    detail::check_apart("renormalize_kept: out", o, "kept", ids);
-    detail::check_in_place("renormalize_kept: out", o, "weights", w);
+    detail::arguments a(ctx, "renormalize_kept");
+    auto const ids = a.ids("kept", kept);
+    detail::rule const tokens{ids.extents[0], "the number of tokens"},
+        choices{ids.extents[1], "the number of choices per token"};
+    auto const w = a.read("weights", weights, {tokens, choices});
+    auto const o = a.written("out", out, {tokens, choices, detail::may_be("weights")});
     index_t const k = ids.extents[1];
     using A = accumulator_t<detail::element_of<decltype(w)>>;
     detail::for_each_token_with<A>(ctx, ids.extents[0], k, k, [&](index_t t, A* x) {
@@ -69,20 +49,15 @@ struct renormalize_kept_backward_fn {
   template <class Kept, class Weights, class DOut, class DWeights>
   void operator()(host_context const& ctx, Kept const& kept, Weights const& weights,
                   renormalize const& rule, DOut const& d_out, DWeights&& d_weights) const {
-    auto const ids = detail::as_view<2>(ctx, kept);
-    auto const w = detail::as_view<2>(ctx, weights);
-    auto const d = detail::as_view<2>(ctx, d_out);
-    auto const dw = detail::as_output<2>(ctx, d_weights);
-    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
-    detail::check_view("renormalize_kept_backward: kept", ids);
-    detail::check_kept_weights("renormalize_kept_backward: weights", ids, w);
-    detail::check_kept_weights("renormalize_kept_backward: d_out", ids, d);
-    detail::check_kept_weights("renormalize_kept_backward: d_weights", ids, dw);
-    detail::check_output("renormalize_kept_backward: d_weights", dw);
-    detail::check_apart("renormalize_kept_backward: d_weights", dw, "kept", ids);
-    detail::check_in_place("renormalize_kept_backward: d_weights", dw, "weights", w);
-    detail::check_in_place("renormalize_kept_backward: d_weights", dw, "d_out", d);
+    detail::arguments a(ctx, "renormalize_kept_backward");
+    auto const ids = a.ids("kept", kept);
+    detail::rule const tokens{ids.extents[0], "the number of tokens"},
+        choices{ids.extents[1], "the number of choices per token"};
+    auto const w = a.read("weights", weights, {tokens, choices});
+    auto const d = a.read("d_out", d_out, {tokens, choices});
+    auto const dw =
+        a.gradient("d_weights", d_weights,
+                   {tokens, choices, detail::may_be("weights"), detail::may_be("d_out")});
     index_t const k = ids.extents[1];
     using A = accumulator_t<detail::element_of<decltype(w)>>;
     detail::for_each_token_with<A>(ctx, ids.extents[0], k, 3 * k, [&](index_t t, A* x) {
@@ -94,7 +69,7 @@ struct renormalize_kept_backward_fn {
       }
       rule(id, y, static_cast<int>(k));
       rule.vjp(id, static_cast<A const*>(x), static_cast<A const*>(y), g, static_cast<int>(k));
-      detail::narrow_row(static_cast<A const*>(g), dw.row(t), k);
+      dw.put_row(dw.row(t), g, k);
     });
   }
 };

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/element.hpp>
 #include <expar/router/random.hpp>
 #include <expar/tensor.hpp>
@@ -27,15 +28,13 @@ T narrow_down(accumulator_t<T> x) {
 struct draw_numbers_fn {
   template <class Numbers, class Out>
   void operator()(host_context const& ctx, Numbers const& source, Out&& out) const {
-    auto const v = detail::as_output<2>(ctx, out);
+    detail::arguments a(ctx, "draw_numbers");
+    auto const v = a.written(
+        "out", out, {detail::any_extent, detail::any_extent, detail::may_be("given numbers")});
     using T = detail::element_of<decltype(v)>;
-    static_assert(element<T>,
-                  "expar: numbers are of an element type; specialize expar::element_traits for it");
     using A = accumulator_t<T>;
-    detail::check_output("draw_numbers: out", v);
     index_t const tokens = v.extents[0], columns = v.extents[1];
-    source.check("draw_numbers", columns, tokens);
-    detail::check_numbers_in_place("draw_numbers: out", v, source);
+    source.validate(a, columns, tokens);
     ctx.for_each_chunk(tokens, 1024 / (columns + 1) + 1, [&](int, index_t first, index_t last) {
       for (index_t t = first; t < last; ++t) {
         auto const of_token = source.at(t);
@@ -48,8 +47,8 @@ struct draw_numbers_fn {
     });
   }
 };
-/// Writes numbers of a source, for operations that take them as a tensor (drop orders, second
-/// experts, sampled choices): `draw_numbers(ctx, source, out)`, out [T, n] of any element type,
+/// `draw_numbers(ctx, source, out)` writes numbers of a source, for operations that take them as a
+/// tensor (drop orders, second experts, sampled choices): out [T, n] of any element type,
 /// out(t, i) = source.at(t).of(i). Drawn in float, or in double for double, and rounded once:
 /// uniforms down, so that they stay below 1, other numbers to nearest. The same for any number of
 /// threads. A vector [T] is a tensor [T, 1]. `out` may be the tensor of given_numbers.

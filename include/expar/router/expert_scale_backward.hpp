@@ -44,23 +44,16 @@ struct expert_scale_backward_fn {
                   Routes const& routes, DWeights const& d_weights, DFactors&& d_factors) const {
     static_assert(detail::ends_in_expert_scale<Router>,
                   "expar: the last policy of the router is expar::expert_scale");
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const ids = detail::as_view<2>(ctx, routes.ids);
-    auto const dw = detail::as_view<2>(ctx, d_weights);
-    auto const df = detail::as_output<1>(ctx, d_factors);
-    using A = accumulator_t<detail::element_of<decltype(z)>>;
-    using D = detail::element_of<decltype(df)>;
-    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
-    detail::check_router("expert_scale_backward", "expert_scale_backward: logits", r, z);
+    detail::arguments a(ctx, "expert_scale_backward");
+    auto const z = detail::read_logits(a, r, logits);
     index_t const tokens = z.extents[0], experts = r.experts, k = r.top_k;
-    detail::check_choices("expert_scale_backward: ids", r, ids, tokens);
-    detail::check_choices("expert_scale_backward: d_weights", r, dw, tokens);
-    detail::check_output("expert_scale_backward: d_factors", df);
-    detail::check_extent("expert_scale_backward: d_factors", df, 0, experts,
-                         "the router's number of experts");
+    detail::rule const each_token{tokens, "the number of tokens"}, each_choice{k, "top_k"};
+    auto const ids = a.ids("ids", routes.ids, {each_token, each_choice});
+    auto const dw = a.read("d_weights", d_weights, {each_token, each_choice});
+    auto const df =
+        a.gradient_vector("d_factors", d_factors, {{experts, "the router's number of experts"}});
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
     detail::check_expert_ids("expert_scale_backward: ids", ids, experts);
-    detail::check_steps("expert_scale_backward", r, tokens, true);
     constexpr index_t block = 256;
     index_t const blocks = (tokens + block - 1) / block, room = 3 * experts + k + 64;
     detail::buffer<double> sums(ctx.memory());
@@ -83,15 +76,16 @@ struct expert_scale_backward_fn {
     for (index_t e = 0; e < experts; ++e) {
       double sum = 0;
       for (index_t b = 0; b < blocks; ++b) sum += sums[b * experts + e];
-      df.data[e] = narrow<D>(static_cast<accumulator_t<D>>(sum));
+      df.put(df(e), sum);
     }
   }
 };
-/// The gradient for the factors of a router whose last policy is expert_scale (Gemma 4):
-/// overwrites d_factors [experts] with the sum, over the choices that name an expert, of d_weights
-/// times the weight before the factor. Arguments as route_backward(), which gives the gradient for
-/// the logits. Summed in double, by blocks of tokens of a fixed size. Throws where shapes do not
-/// fit or an id is not -1 .. experts - 1; then d_factors is untouched. O(T * (experts + top_k)).
+/// `expert_scale_backward(ctx, router, logits, routes, d_weights, d_factors)`: the gradient for the
+/// factors of a router whose last policy is expert_scale (Gemma 4). d_factors [experts] is the sum,
+/// over the choices that name an expert, of d_weights times the weight before the factor. Arguments
+/// as route_backward(), which gives the gradient for the logits. Summed in double, by blocks of
+/// tokens of a fixed size. Throws where shapes do not fit or an id is not -1 .. experts - 1; then
+/// d_factors is untouched. O(T * (experts + top_k)).
 inline constexpr expert_scale_backward_fn expert_scale_backward{};
 
 }  // namespace expar::inline v0

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <expar/config.hpp>
+#include <expar/detail/argument_table.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
@@ -26,16 +27,14 @@ struct expert_scale {
   EXPAR_HD void vjp(std::int32_t const* ids, A const* /*in*/, A const* /*out*/, A* d, int k) const {
     for (int j = 0; j < k; ++j) d[j] = ids[j] < 0 ? A(0) : detail::multiply(d[j], of<A>(ids[j]));
   }
-  void check(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
-    detail::check_view(detail::argument(what, "factors"), factors);
-    detail::expects(factors.extents[0] == experts, what, ": factors has ", factors.extents[0],
-                    " entries, but there are ", experts, " experts");
+  void validate(detail::argument_table& a, int experts, int /*top_k*/, index_t /*tokens*/) const {
+    a.reads("factors", factors, {{experts, "the number of experts"}});
   }
 
  private:
   template <class A>
   EXPAR_HD A of(std::int32_t expert) const {
-    return static_cast<A>(widen(factors.data[expert]));
+    return static_cast<A>(widen(factors(expert)));
   }
 };
 template <class T>
@@ -54,7 +53,7 @@ struct zero_weights_of {
   EXPAR_HD void vjp(std::int32_t const* ids, A const* /*in*/, A const* /*out*/, A* d, int k) const {
     (*this)(ids, d, k);
   }
-  void check(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
+  void validate(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
     detail::expects(first >= 0 && first <= last && last <= experts, what, ": zero experts ", first,
                     " to ", last, " are no range of the ", experts, " experts");
   }

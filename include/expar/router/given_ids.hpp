@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include <expar/config.hpp>
+#include <expar/detail/argument_table.hpp>
 #include <expar/detail/expert_ids.hpp>
 #include <expar/error.hpp>
 #include <expar/router/score.hpp>  // masked
@@ -39,13 +40,10 @@ struct given_ids {
   tensor_view<std::int32_t const, 2> ids;
 
   EXPAR_HD constexpr detail::ids_of_row at(index_t token) const { return {ids.row(token)}; }
-  void check(char const* what, int /*experts*/, int top_k, index_t tokens) const {
-    detail::check_view(detail::argument(what, "given ids"), ids);
-    detail::expects(ids.extents[0] == tokens && ids.extents[1] == top_k, what, ": given ids are ",
-                    ids.extents[0], " x ", ids.extents[1], ", but ", tokens, " x ", top_k,
-                    " are needed");
+  void validate(detail::argument_table& a, int /*experts*/, int top_k, index_t tokens) const {
+    a.reads("given ids", ids, {{tokens, "the number of tokens"}, {top_k, "top_k"}});
   }
-  void check_entries(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
+  void validate_entries(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
     detail::check_expert_ids(detail::argument(what, "given ids"), ids, experts);
   }
 };
@@ -60,17 +58,13 @@ struct table_ids {
   EXPAR_HD constexpr detail::ids_of_row at(index_t token) const {
     return {table.row(names.data[token])};
   }
-  void check(char const* what, int /*experts*/, int top_k, index_t tokens) const {
-    detail::check_view(detail::argument(what, "table"), table);
-    detail::check_view(detail::argument(what, "names"), names);
-    detail::expects(table.extents[1] == top_k, what, ": table has ", table.extents[1],
-                    " ids in a row, but top_k is ", top_k);
-    detail::expects(names.extents[0] == tokens, what, ": names has ", names.extents[0],
-                    " entries, but there are ", tokens, " tokens");
+  void validate(detail::argument_table& a, int /*experts*/, int top_k, index_t tokens) const {
+    a.reads("table", table, {detail::any_extent, {top_k, "top_k"}});
+    a.reads("names", names, {{tokens, "the number of tokens"}});
   }
-  void check_entries(char const* what, int experts, int top_k, index_t tokens) const {
+  void validate_entries(char const* what, int experts, int top_k, index_t tokens) const {
     for (index_t t = 0; t < tokens; ++t) {
-      index_t const at = names.data[t];
+      index_t const at = names(t);
       detail::expects(at >= 0 && at < table.extents[0], what, ": names(", t, ") is ", at,
                       "; the table has ", table.extents[0], " rows");
       for (int j = 0; j < top_k; ++j)

@@ -5,8 +5,8 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
-#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
 #include <expar/router/random.hpp>
@@ -36,8 +36,8 @@ struct word_numbers {
   random_purpose purpose;
 
   words_of_token at(index_t token) const { return {stream, purpose, token}; }
-  void check(char const* what, index_t /*columns*/, index_t tokens) const {
-    stream.check(what, tokens);
+  void validate(char const* what, index_t /*columns*/, index_t tokens) const {
+    stream.validate(what, tokens);
   }
 };
 
@@ -72,33 +72,31 @@ struct dropped_out {
   }
 };
 
+/// What an operation and its tensors are called.
 struct input_names {
-  char const *operation, *in, *out, *other;
+  char const *operation, *in, *out;
 };
 
-template <class Change, class Numbers, class T, class U>
+template <class Change, class Numbers, class X, class Out>
 void change_inputs(host_context const& ctx, input_names const& name, Change change,
-                   Numbers const& numbers, tensor_view<T, 2> const& x,
-                   tensor_view<U, 2> const& out) {
-  static_assert(element<std::remove_cv_t<T>> && element<U>,
-                "expar: inputs are of an element type; specialize expar::element_traits for it");
-  using A = accumulator_t<T>;
-  check_view(name.in, x);
-  check_output(name.out, out);
+                   Numbers const& numbers, X const& in, Out&& result) {
+  arguments a(ctx, name.operation);
+  auto const x = a.read(name.in, in);
   index_t const tokens = x.extents[0], columns = x.extents[1];
-  check_extent(name.out, out, 0, tokens, "the number of tokens");
-  check_extent(name.out, out, 1, columns, "the number of columns");
-  check_in_place(name.out, out, name.other, x);
-  numbers.check(name.operation, columns, tokens);
-  check_numbers_in_place(name.out, out, numbers);
+  numbers.validate(a, columns, tokens);
+  auto const out = a.gradient(name.out, result,
+                              {{tokens, "the number of tokens"},
+                               {columns, "the number of columns"},
+                               may_be(name.in),
+                               may_be("given numbers")});
+  using A = accumulator_t<element_of<decltype(x)>>;
   ctx.for_each_chunk(tokens, 4096 / (columns + 1) + 1, [&](int, index_t first, index_t last) {
     for (index_t t = first; t < last; ++t) {
-      T const* const from = x.row(t);
-      U* const to = out.row(t);
+      auto* const from = x.row(t);
+      auto* const to = out.row(t);
       auto of_token = numbers.at(t);
       for (index_t c = 0; c < columns; ++c)
-        to[c] = narrow<U>(
-            static_cast<accumulator_t<U>>(change.of(static_cast<A>(widen(from[c])), of_token, c)));
+        out.put(to[c], change.of(static_cast<A>(widen(from[c])), of_token, c));
     }
   });
 }
@@ -109,8 +107,7 @@ struct jitter_base {
   static void run(host_context const& ctx, input_names const& name, X const& x, double eps,
                   Numbers const& numbers, Out&& out) {
     expects(eps >= 0 && eps <= 1, name.operation, ": eps is ", eps, "; it is 0 to 1");
-    change_inputs(ctx, name, jittered{eps}, numbers_for(jittered::purpose, numbers),
-                  as_view<2>(ctx, x), as_output<2>(ctx, out));
+    change_inputs(ctx, name, jittered{eps}, numbers_for(jittered::purpose, numbers), x, out);
   }
 };
 struct dropout_base {
@@ -120,8 +117,7 @@ struct dropout_base {
                   Numbers const& numbers, Out&& out) {
     expects(rate >= 0 && rate < 1, name.operation, ": rate is ", rate,
             "; it is at least 0 and below 1");
-    change_inputs(ctx, name, dropped_out{rate}, numbers_for(dropped_out::purpose, numbers),
-                  as_view<2>(ctx, x), as_output<2>(ctx, out));
+    change_inputs(ctx, name, dropped_out{rate}, numbers_for(dropped_out::purpose, numbers), x, out);
   }
 };
 
@@ -131,12 +127,12 @@ struct jitter_fn : private detail::jitter_base {
   template <class X, class Numbers, class Out>
   void operator()(host_context const& ctx, X const& x, double eps, Numbers const& numbers,
                   Out&& out) const {
-    run(ctx, {"jitter", "jitter: x", "jitter: out", "x"}, x, eps, numbers, out);
+    run(ctx, {"jitter", "x", "out"}, x, eps, numbers, out);
   }
 };
-/// Router inputs x [T, H] times U(1 - eps, 1 + eps), a number for each token and column, to out
-/// [T, H]: before the router alone (Switch, MegaBlocks), or, in place, before the experts too
-/// (Mixtral of Hugging Face).
+/// `jitter(ctx, x, eps, numbers, out)`: router inputs x [T, H] times U(1 - eps, 1 + eps), a number
+/// for each token and column, to out [T, H]: before the router alone (Switch, MegaBlocks), or, in
+/// place, before the experts too (Mixtral of Hugging Face).
 ///   numbers: a random_stream; or a source of uniform numbers in [0, 1), uniforms or given_numbers
 ///            [T, H]. A stream has other numbers than the uniforms of it, for a quarter of the work
 ///   x, out: any element types. out may be x, and the numbers that are given, and is otherwise
@@ -149,36 +145,34 @@ struct jitter_backward_fn : private detail::jitter_base {
   template <class DOut, class Numbers, class DX>
   void operator()(host_context const& ctx, DOut const& d_out, double eps, Numbers const& numbers,
                   DX&& d_x) const {
-    run(ctx, {"jitter_backward", "jitter_backward: d_out", "jitter_backward: d_x", "d_out"}, d_out,
-        eps, numbers, d_x);
+    run(ctx, {"jitter_backward", "d_out", "d_x"}, d_out, eps, numbers, d_x);
   }
 };
-/// The adjoint: the gradient d_out of jitter()'s out, times the same numbers, to d_x.
+/// `jitter_backward(ctx, d_out, eps, numbers, d_x)`, the adjoint: the gradient d_out of jitter()'s
+/// out, times the same numbers, to d_x.
 inline constexpr jitter_backward_fn jitter_backward{};
 
 struct input_dropout_fn : private detail::dropout_base {
   template <class X, class Numbers, class Out>
   void operator()(host_context const& ctx, X const& x, double rate, Numbers const& numbers,
                   Out&& out) const {
-    run(ctx, {"input_dropout", "input_dropout: x", "input_dropout: out", "x"}, x, rate, numbers,
-        out);
+    run(ctx, {"input_dropout", "x", "out"}, x, rate, numbers, out);
   }
 };
-/// Router inputs x [T, H] to out [T, H]: each is 0 with probability `rate`, and
-/// else divided by 1 - rate (Mesh TensorFlow's input_dropout). Otherwise as jitter().
+/// `input_dropout(ctx, x, rate, numbers, out)`: router inputs x [T, H] to out [T, H]; each is 0
+/// with probability `rate`, and else divided by 1 - rate (Mesh TensorFlow's input_dropout).
+/// Otherwise as jitter().
 inline constexpr input_dropout_fn input_dropout{};
 
 struct input_dropout_backward_fn : private detail::dropout_base {
   template <class DOut, class Numbers, class DX>
   void operator()(host_context const& ctx, DOut const& d_out, double rate, Numbers const& numbers,
                   DX&& d_x) const {
-    run(ctx,
-        {"input_dropout_backward", "input_dropout_backward: d_out", "input_dropout_backward: d_x",
-         "d_out"},
-        d_out, rate, numbers, d_x);
+    run(ctx, {"input_dropout_backward", "d_out", "d_x"}, d_out, rate, numbers, d_x);
   }
 };
-/// The adjoint: the gradient d_out of input_dropout()'s out, to d_x, by the same choice.
+/// `input_dropout_backward(ctx, d_out, rate, numbers, d_x)`, the adjoint: the gradient d_out of
+/// input_dropout()'s out, to d_x, by the same choice.
 inline constexpr input_dropout_backward_fn input_dropout_backward{};
 
 }  // namespace expar::inline v0

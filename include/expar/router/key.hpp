@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <expar/config.hpp>
+#include <expar/detail/argument_table.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
@@ -121,9 +122,9 @@ struct perturbed_key {
     for (int e = 0; e < experts; ++e)
       keys[e] = detail::masked(z[e]) ? -detail::infinity<A> : transform.of(z[e], e);
   }
-  void check(char const* what, int experts, int top_k, index_t tokens) const {
-    if constexpr (requires { transform.check(what, experts, top_k, tokens); })
-      transform.check(what, experts, top_k, tokens);
+  void validate(detail::argument_table& a, int experts, int top_k, index_t tokens) const {
+    if constexpr (requires { transform.validate(a, experts, top_k, tokens); })
+      transform.validate(a, experts, top_k, tokens);
   }
 };
 template <class Transform>
@@ -150,11 +151,9 @@ struct given_keys {
   tensor_view<T const, 2> keys;
 
   EXPAR_HD constexpr detail::keys_of_row<T> at(index_t token) const { return {keys.row(token)}; }
-  void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
-    detail::check_view(detail::argument(what, "given keys"), keys);
-    detail::expects(keys.extents[0] == tokens && keys.extents[1] == experts, what,
-                    ": given keys are ", keys.extents[0], " x ", keys.extents[1],
-                    ", but the logits are ", tokens, " x ", experts);
+  void validate(detail::argument_table& a, int experts, int /*top_k*/, index_t tokens) const {
+    a.reads("given keys", keys,
+            {{tokens, "the number of tokens"}, {experts, "the number of experts"}});
   }
 };
 template <class T>

@@ -14,8 +14,8 @@ namespace expar::inline v0 {
 ///                                    selected; keys that are -inf or NaN are so already
 /// A policy may have scratch(experts, top_k), the numbers of scratch that it overwrites; at(token),
 /// which gives the policy for that token; check(what, experts, top_k, tokens), which throws where
-/// its values do not fit; and check_entries(), the same for what is in its tensors, which is asked
-/// on the host alone.
+/// its values do not fit; and validate_entries(), the same for what is in its tensors, which is
+/// asked on the host alone.
 template <class L>
 concept limit_policy = requires(L const l, float* keys, int experts) {
   l.limit(keys, experts, keys);
@@ -58,7 +58,7 @@ struct group_limited {
         for (int i = 0; i < size; ++i) keys[g * size + i] = -detail::infinity<A>;
   }
 
-  void check(char const* what, int experts, int top_k, index_t /*tokens*/) const {
+  void validate(char const* what, int experts, int top_k, index_t /*tokens*/) const {
     detail::expects(groups >= 1 && experts % groups == 0, what, ": groups is ", groups,
                     "; it divides the ", experts, " experts");
     detail::expects(top_groups >= 1 && top_groups <= groups, what, ": top_groups is ", top_groups,

@@ -5,6 +5,7 @@
 
 #include <expar/config.hpp>
 #include <expar/context.hpp>
+#include <expar/detail/argument_table.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
@@ -43,9 +44,9 @@ struct add_noise {
   EXPAR_HD constexpr auto at(index_t token) const requires(detail::depends_on_token<Numbers>) {
     return add_noise<detail::bound<Numbers>>{scale, numbers.at(token)};
   }
-  void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
-    detail::expects(scale - scale == 0, what, ": scale of the noise is ", scale, "; it is finite");
-    numbers.check(what, experts, tokens);
+  void validate(detail::argument_table& a, int experts, int /*top_k*/, index_t tokens) const {
+    detail::expects(scale - scale == 0, a, ": scale of the noise is ", scale, "; it is finite");
+    numbers.validate(a, experts, tokens);
   }
 };
 template <class Numbers>
@@ -68,9 +69,9 @@ struct add_uniform {
   EXPAR_HD constexpr auto at(index_t token) const requires(detail::depends_on_token<Numbers>) {
     return add_uniform<detail::bound<Numbers>>{eps, numbers.at(token)};
   }
-  void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
-    detail::expects(eps >= 0 && eps <= 1, what, ": eps is ", eps, "; it is 0 to 1");
-    numbers.check(what, experts, tokens);
+  void validate(detail::argument_table& a, int experts, int /*top_k*/, index_t tokens) const {
+    detail::expects(eps >= 0 && eps <= 1, a, ": eps is ", eps, "; it is 0 to 1");
+    numbers.validate(a, experts, tokens);
   }
 };
 template <class Numbers>
@@ -93,9 +94,9 @@ struct multiply_uniform {
   EXPAR_HD constexpr auto at(index_t token) const requires(detail::depends_on_token<Numbers>) {
     return multiply_uniform<detail::bound<Numbers>>{eps, numbers.at(token)};
   }
-  void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
-    detail::expects(eps >= 0 && eps <= 1, what, ": eps is ", eps, "; it is 0 to 1");
-    numbers.check(what, experts, tokens);
+  void validate(detail::argument_table& a, int experts, int /*top_k*/, index_t tokens) const {
+    detail::expects(eps >= 0 && eps <= 1, a, ": eps is ", eps, "; it is 0 to 1");
+    numbers.validate(a, experts, tokens);
   }
 };
 template <class Numbers>
@@ -120,8 +121,8 @@ struct random_logits {
   EXPAR_HD constexpr auto at(index_t token) const requires(detail::depends_on_token<Numbers>) {
     return random_logits<detail::bound<Numbers>>{straight_through, numbers.at(token)};
   }
-  void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
-    numbers.check(what, experts, tokens);
+  void validate(detail::argument_table& a, int experts, int /*top_k*/, index_t tokens) const {
+    numbers.validate(a, experts, tokens);
   }
 };
 template <class Numbers>
@@ -172,12 +173,9 @@ struct add_learned_noise {
     return detail::learned_noise_of_token<T, detail::bound<Numbers>>{raw.row(token), floor,
                                                                      detail::bind(numbers, token)};
   }
-  void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
-    detail::check_view(detail::argument(what, "raw"), raw);
-    detail::expects(raw.extents[0] == tokens && raw.extents[1] == experts, what, ": raw is ",
-                    raw.extents[0], " x ", raw.extents[1], ", but the logits are ", tokens, " x ",
-                    experts);
-    numbers.check(what, experts, tokens);
+  void validate(detail::argument_table& a, int experts, int /*top_k*/, index_t tokens) const {
+    a.reads("raw", raw, {{tokens, "the number of tokens"}, {experts, "the number of experts"}});
+    numbers.validate(a, experts, tokens);
   }
 };
 template <class T, class Numbers>
@@ -188,31 +186,22 @@ struct learned_noise_backward_fn {
   template <class T, class Numbers, class DNoisy, class DRaw>
   void operator()(host_context const& ctx, add_learned_noise<T, Numbers> const& noise,
                   DNoisy const& d_noisy, DRaw&& d_raw) const {
-    auto const dx = detail::as_view<2>(ctx, d_noisy);
-    auto const dr = detail::as_output<2>(ctx, d_raw);
-    using A = std::common_type_t<accumulator_t<T>, accumulator_t<detail::element_of<decltype(dx)>>>;
-    static_assert(
-        element<detail::element_of<decltype(dx)>> && element<detail::element_of<decltype(dr)>>,
-        "expar: gradients are of an element type; specialize expar::element_traits for it");
-    detail::check_view("learned_noise_backward: raw", noise.raw);
-    detail::check_view("learned_noise_backward: d_noisy", dx);
+    detail::arguments a(ctx, "learned_noise_backward");
     index_t const tokens = noise.raw.extents[0], experts = noise.raw.extents[1];
-    detail::check_extent("learned_noise_backward: d_noisy", dx, 0, tokens, "the number of tokens");
-    detail::check_extent("learned_noise_backward: d_noisy", dx, 1, experts,
-                         "the number of experts");
-    detail::check_output("learned_noise_backward: d_raw", dr);
-    detail::check_extent("learned_noise_backward: d_raw", dr, 0, tokens, "the number of tokens");
-    detail::check_extent("learned_noise_backward: d_raw", dr, 1, experts, "the number of experts");
-    noise.numbers.check("learned_noise_backward", experts, tokens);
-    detail::check_in_place("learned_noise_backward: d_raw", dr, "raw", noise.raw);
-    detail::check_in_place("learned_noise_backward: d_raw", dr, "d_noisy", dx);
-    detail::check_numbers_in_place("learned_noise_backward: d_raw", dr, noise.numbers);
+    detail::rule const each_token{tokens, "the number of tokens"},
+        each_expert{experts, "the number of experts"};
+    noise.validate(a, static_cast<int>(experts), 0, tokens);
+    auto const dx = a.read("d_noisy", d_noisy, {each_token, each_expert});
+    auto const dr = a.gradient("d_raw", d_raw,
+                               {each_token, each_expert, detail::may_be("raw"),
+                                detail::may_be("d_noisy"), detail::may_be("given numbers")});
+    using A = std::common_type_t<accumulator_t<T>, accumulator_t<detail::element_of<decltype(dx)>>>;
     detail::for_each_token_with<A>(ctx, tokens, experts, experts, [&](index_t t, A* g) {
       auto const of_token = noise.at(t);
       detail::widen_row(dx.row(t), g, experts);
       for (int e = 0; e < experts; ++e)
         if (g[e] != A(0)) g[e] = detail::multiply(g[e], of_token.template raw_slope<A>(e));
-      detail::narrow_row(g, dr.row(t), experts);
+      dr.put_row(dr.row(t), g, experts);
     });
   }
 };

@@ -37,7 +37,7 @@ struct normalize {
       d[j] = ids[j] < 0 || most == A(0) ? A(0) : detail::divide(detail::divide(rest, most), n);
     }
   }
-  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+  void validate(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
     detail::expects(p >= 1 && p < detail::infinity<double>, what, ": p is ", p,
                     "; it is at least 1 and finite");
   }

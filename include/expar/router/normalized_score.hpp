@@ -43,7 +43,7 @@ struct normalized_score {
     A const divisor = detail::add(sum, static_cast<A>(epsilon));
     for (int e = 0; divisor > A(0) && e < experts; ++e) q[e] = detail::divide(q[e], divisor);
   }
-  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+  void validate(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
     detail::expects(epsilon >= 0 && epsilon < detail::infinity<double>, what, ": epsilon is ",
                     epsilon, "; it is at least 0 and finite");
   }

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <expar/config.hpp>
+#include <expar/detail/argument_table.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
@@ -130,7 +131,7 @@ struct random_stream {
                           seed);
   }
   /// Throws where the numbers of `tokens` tokens exceed a bound.
-  void check(char const* what, index_t tokens) const {
+  void validate(char const* what, index_t tokens) const {
     constexpr std::int64_t steps = std::int64_t{1} << 32, most = std::int64_t{1} << 40;
     detail::expects(step >= 0 && step < steps, what, ": step is ", step, "; it is 0 to ",
                     steps - 1);
@@ -206,8 +207,8 @@ struct random_numbers {
   EXPAR_HD constexpr detail::numbers_of_token<Distribution> at(index_t token) const {
     return {stream, purpose, token};
   }
-  void check(char const* what, index_t /*experts*/, index_t tokens) const {
-    stream.check(what, tokens);
+  void validate(char const* what, index_t /*experts*/, index_t tokens) const {
+    stream.validate(what, tokens);
   }
 };
 /// Uniform in [0, 1); standard normal; Gumbel(0, 1).
@@ -223,26 +224,12 @@ struct given_numbers {
   EXPAR_HD constexpr detail::numbers_of_row<T> at(index_t token) const {
     return {numbers.row(token)};
   }
-  void check(char const* what, index_t experts, index_t tokens) const {
-    detail::check_view(detail::argument(what, "given numbers"), numbers);
-    detail::expects(numbers.extents[0] == tokens && numbers.extents[1] == experts, what,
-                    ": given numbers are ", numbers.extents[0], " x ", numbers.extents[1], ", but ",
-                    tokens, " x ", experts, " are needed");
+  void validate(detail::argument_table& a, index_t columns, index_t tokens) const {
+    a.reads("given numbers", numbers,
+            {{tokens, "the number of tokens"}, {columns, "the numbers that a token needs"}});
   }
 };
 template <class T>
 given_numbers(tensor_view<T, 2>) -> given_numbers<std::remove_const_t<T>>;
 
-namespace detail {
-
-/// Throws unless an operation may write `out` row by row while it reads the numbers of a source.
-template <class U, class Numbers>
-void check_numbers_in_place(char const*, tensor_view<U, 2> const&, Numbers const&) {}
-template <class U, class T>
-void check_numbers_in_place(char const* what, tensor_view<U, 2> const& out,
-                            given_numbers<T> const& given) {
-  check_in_place(what, out, "the given numbers", given.numbers);
-}
-
-}  // namespace detail
 }  // namespace expar::inline v0

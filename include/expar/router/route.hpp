@@ -5,9 +5,9 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/detail/expert_ids.hpp>
-#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/router/detail/block_gate.hpp>
 #include <expar/router/per_token.hpp>
@@ -18,44 +18,36 @@
 namespace expar::inline v0 {
 namespace detail {
 
-/// The steps' own checks, or those of a router of another kind; `entries`: also of what is in their
-/// tensors.
+/// The steps' own checks, or those of a router of another kind. Their tensors become arguments of
+/// the call; `entries`: what is in them is read as well.
 template <class Router>
-void check_steps(char const* what, Router const& r, index_t tokens, bool) {
-  if constexpr (requires { r.check(what, r.experts, r.top_k, tokens); })
-    r.check(what, r.experts, r.top_k, tokens);
+void validate_steps(argument_table& a, Router const& r, index_t tokens, bool) {
+  if constexpr (requires { r.validate(a, r.experts, r.top_k, tokens); })
+    r.validate(a, r.experts, r.top_k, tokens);
 }
 template <int I = 0, class... Steps>
-void check_steps(char const* what, router<Steps...> const& r, index_t tokens, bool entries) {
+void validate_steps(argument_table& a, router<Steps...> const& r, index_t tokens, bool entries) {
   if constexpr (I < static_cast<int>(sizeof...(Steps))) {
     auto const& step = step_of<I>(r.steps);
-    if constexpr (requires { step.check(what, r.experts, r.top_k, tokens); })
-      step.check(what, r.experts, r.top_k, tokens);
-    if constexpr (requires { step.check_entries(what, r.experts, r.top_k, tokens); })
-      if (entries) step.check_entries(what, r.experts, r.top_k, tokens);
-    check_steps<I + 1>(what, r, tokens, entries);
+    if constexpr (requires { step.validate(a, r.experts, r.top_k, tokens); })
+      step.validate(a, r.experts, r.top_k, tokens);
+    if constexpr (requires { step.validate_entries(a, r.experts, r.top_k, tokens); })
+      if (entries) step.validate_entries(a, r.experts, r.top_k, tokens);
+    validate_steps<I + 1>(a, r, tokens, entries);
   }
 }
 
-template <class Router, class T>
-void check_router(char const* what, char const* logits_name, Router const& r,
-                  tensor_view<T, 2> const& logits) {
-  static_assert(element<std::remove_cv_t<T>>,
-                "expar: logits are of an element type; specialize expar::element_traits for it");
-  expects(r.top_k >= 1, what, ": top_k is ", r.top_k, "; it is at least 1");
-  expects(r.top_k <= r.experts, what, ": top_k is ", r.top_k, ", but there are only ", r.experts,
+/// The logits [T, experts] of a router, whose values and tensors are checked with them.
+template <class Context, class Router, class Logits>
+auto read_logits(arguments<Context>& a, Router const& r, Logits const& logits,
+                 bool entries = Context::space == memory_space::host) {
+  auto const z =
+      a.read("logits", logits, {any_extent, {r.experts, "the router's number of experts"}});
+  expects(r.top_k >= 1, a, ": top_k is ", r.top_k, "; it is at least 1");
+  expects(r.top_k <= r.experts, a, ": top_k is ", r.top_k, ", but there are only ", r.experts,
           " experts");
-  check_view(logits_name, logits);
-  check_extent(logits_name, logits, 1, r.experts, "the router's number of experts");
-  check_steps(what, r, logits.extents[0], false);
-}
-
-/// [T,k]: one entry per token and choice.
-template <class Router, class T>
-void check_choices(char const* what, Router const& r, tensor_view<T, 2> const& v, index_t tokens) {
-  check_view(what, v);
-  check_extent(what, v, 0, tokens, "the number of tokens");
-  check_extent(what, v, 1, r.top_k, "top_k");
+  validate_steps(a, r, z.extents[0], entries);
+  return z;
 }
 
 }  // namespace detail
@@ -75,28 +67,20 @@ struct route_fn {
                   Routes&& routes) const {
     static_assert(routes_like<Routes>,
                   "expar: routes are anything with tensors `ids` and `weights` of rank 2");
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const ids = detail::as_output<2>(ctx, routes.ids);
-    auto const weights = detail::as_output<2>(ctx, routes.weights);
-    using A = accumulator_t<detail::element_of<decltype(z)>>;
-    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
-    static_assert(element<detail::element_of<decltype(weights)>>,
-                  "expar: weights are of an element type; specialize expar::element_traits for it");
-    detail::check_router("route", "route: logits", r, z);
+    detail::arguments a(ctx, "route");
+    auto const z = detail::read_logits(a, r, logits);
     index_t const tokens = z.extents[0];
-    detail::check_choices("route: ids", r, ids, tokens);
-    detail::check_choices("route: weights", r, weights, tokens);
-    detail::check_output("route: ids", ids);
-    detail::check_output("route: weights", weights);
-    detail::check_apart("route: weights", weights, "route: logits", z);
-    detail::check_steps("route", r, tokens, true);
+    detail::rule const each_token{tokens, "the number of tokens"}, each_choice{r.top_k, "top_k"};
+    auto const ids = a.written_ids("ids", routes.ids, r.experts, {each_token, each_choice});
+    auto const weights = a.written("weights", routes.weights, {each_token, each_choice});
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
     detail::buffer<A> wide_bias(ctx.memory());
-    A const* const b = widen_bias(ctx, r, bias, wide_bias);
+    A const* const b = widen_bias(a, r, bias, wide_bias);
     if constexpr (detail::block_gate<Router, A>::possible) {
       detail::block_gate<Router, A> const block{r, b};
       if (block.fits() && block.scratch() <= on_stack<A>) {
         in_blocks(ctx, block, z, ids, weights);
+        ids.store();
         return;
       }
     }
@@ -108,15 +92,16 @@ struct route_fn {
           detail::bind(r, t).forward(static_cast<A const*>(scratch), b, w + k, ids.row(t), w);
           detail::narrow_row(w, weights.row(t), k);
         });
+    ids.store();
   }
 
  private:
   template <class A>
   static constexpr index_t on_stack = 65536 / sizeof(A);
 
-  template <class Router, class A, class Logits, class Ids, class Weights>
+  template <class Router, class A, class Logits, class Weights>
   static void in_blocks(host_context const& ctx, detail::block_gate<Router, A> const& block,
-                        Logits const& z, Ids const& ids, Weights const& weights) {
+                        Logits const& z, tensor_view<std::int32_t, 2> ids, Weights const& weights) {
     constexpr index_t lanes = detail::block_gate<Router, A>::lanes;
     index_t const grain = 131072 / (block.r.experts + 16) + lanes;  // some 20 to 100 us
     ctx.for_each_chunk(z.extents[0], grain, [&](int, index_t first, index_t last) {
@@ -131,7 +116,7 @@ struct route_fn {
   }
 
   template <class Router, class Bias, class A>
-  static A const* widen_bias(host_context const& ctx, Router const& r, Bias const& bias,
+  static A const* widen_bias(detail::arguments<host_context>& a, Router const& r, Bias const& bias,
                              detail::buffer<A>& to) {
     if constexpr (std::is_same_v<Bias, no_bias_t>) {
       return nullptr;
@@ -139,19 +124,12 @@ struct route_fn {
       static_assert(Router::takes_bias,
                     "expar: the key of this router takes no bias; leave it out, or give the router "
                     "expar::biased_key");
-      auto const v = detail::as_view<1>(ctx, bias);
-      static_assert(
-          element<detail::element_of<decltype(v)>>,
-          "expar: the bias is of an element type; specialize expar::element_traits for it");
-      detail::check_view("route: bias", v);
-      detail::check_extent("route: bias", v, 0, r.experts, "the router's number of experts");
-      if constexpr (std::is_same_v<detail::element_of<decltype(v)>, A>) {
-        return v.data;
-      } else {
-        A* const wide = to.resize(v.extents[0]);
-        detail::widen_row(v.data, wide, v.extents[0]);
-        return wide;
-      }
+      auto const v = a.read_vector("bias", bias, {{r.experts, "the router's number of experts"}});
+      if constexpr (std::is_same_v<detail::element_of<decltype(v)>, A>)
+        if (v.strides[0] == 1) return v.data;
+      A* const wide = to.resize(v.extents[0]);
+      for (index_t e = 0; e < v.extents[0]; ++e) wide[e] = static_cast<A>(widen(v(e)));
+      return wide;
     }
   }
 };
@@ -178,27 +156,16 @@ struct route_backward_fn {
                   Routes const& routes, DWeights const& d_weights, DLogits&& d_logits) const {
     static_assert(routes_like<Routes const>,
                   "expar: routes are anything with tensors `ids` and `weights` of rank 2");
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const ids = detail::as_view<2>(ctx, routes.ids);
-    auto const dw = detail::as_view<2>(ctx, d_weights);
-    auto const dz = detail::as_output<2>(ctx, d_logits);
-    using A = accumulator_t<detail::element_of<decltype(z)>>;
-    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
-    static_assert(
-        element<detail::element_of<decltype(dw)>> && element<detail::element_of<decltype(dz)>>,
-        "expar: gradients are of an element type; specialize expar::element_traits for it");
-    detail::check_router("route_backward", "route_backward: logits", r, z);
+    detail::arguments a(ctx, "route_backward");
+    auto const z = detail::read_logits(a, r, logits);
     index_t const tokens = z.extents[0];
-    detail::check_choices("route_backward: ids", r, ids, tokens);
-    detail::check_choices("route_backward: d_weights", r, dw, tokens);
-    detail::check_output("route_backward: d_logits", dz);
-    detail::check_extent("route_backward: d_logits", dz, 0, tokens, "the number of tokens");
-    detail::check_extent("route_backward: d_logits", dz, 1, r.experts,
-                         "the router's number of experts");
-    detail::check_in_place("route_backward: d_logits", dz, "route_backward: logits", z);
-    detail::check_apart("route_backward: d_logits", dz, "route_backward: d_weights", dw);
-    detail::check_steps("route_backward", r, tokens, true);
+    detail::rule const each_token{tokens, "the number of tokens"}, each_choice{r.top_k, "top_k"};
+    auto const ids = a.ids("ids", routes.ids, {each_token, each_choice});
+    auto const dw = a.read("d_weights", d_weights, {each_token, each_choice});
+    auto const dz = a.gradient(
+        "d_logits", d_logits,
+        {each_token, {r.experts, "the router's number of experts"}, detail::may_be("logits")});
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
     detail::check_expert_ids("route_backward: ids", ids, r.experts);
     index_t const k = r.top_k;
     detail::for_each_token_with<A>(
@@ -210,7 +177,7 @@ struct route_backward_fn {
           detail::widen_row(dw.row(t), d, k);
           detail::bind(r, t).vjp(static_cast<A const*>(scratch), ids.row(t),
                                  static_cast<A const*>(d), d + k, g);
-          detail::narrow_row(g, dz.row(t), r.experts);
+          dz.put_row(dz.row(t), g, r.experts);
         });
   }
 };

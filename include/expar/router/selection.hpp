@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include <expar/config.hpp>
+#include <expar/detail/argument_table.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/error.hpp>
 #include <expar/router/top_k.hpp>
@@ -15,7 +16,7 @@ namespace expar::inline v0 {
 ///   x.select(keys, s, experts, k, ids, scratch)  writes ids [k], -1 where there is none, from keys
 ///                                                [experts] (-inf or NaN: not to be selected) and
 ///                                                scores s [experts]
-/// It may have scratch(), at(), check() and check_entries(), as limit_policy says.
+/// It may have scratch(), at(), validate() and validate_entries(), as limit_policy says.
 template <class X>
 concept selection_policy = requires(X const x, float const* in, int n, std::int32_t* ids,
                                     float* scratch) {
@@ -50,7 +51,7 @@ struct positive_keys {
     if (or_best && found == 0 && best >= 0) ids[found++] = best;
     for (; found < k; ++found) ids[found] = -1;
   }
-  void check(char const* what, int experts, int top_k, index_t /*tokens*/) const {
+  void validate(char const* what, int experts, int top_k, index_t /*tokens*/) const {
     detail::expects(top_k == experts, what, ": top_k is ", top_k, ", but any number of the ",
                     experts, " experts may have a positive key");
   }
@@ -73,7 +74,7 @@ struct top_k_per_group {
         if (mine[j] >= 0) mine[j] += g * size;
     }
   }
-  void check(char const* what, int experts, int top_k, index_t /*tokens*/) const {
+  void validate(char const* what, int experts, int top_k, index_t /*tokens*/) const {
     detail::expects(groups >= 1 && experts % groups == 0 && top_k % groups == 0, what,
                     ": groups is ", groups, "; it divides the ", experts, " experts and top_k, ",
                     top_k);
@@ -98,7 +99,7 @@ struct top_p {
         sum = detail::add(sum, s[ids[j]]);
     }
   }
-  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+  void validate(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
     detail::expects(p >= 0 && p < detail::infinity<double>, what, ": p is ", p,
                     "; it is at least 0 and finite");
   }
@@ -138,9 +139,9 @@ struct perturbed_rest {
     else
       return detail::first_then_perturbed<Noise>{noise};
   }
-  void check(char const* what, int experts, int top_k, index_t tokens) const {
-    if constexpr (requires { noise.check(what, experts, top_k, tokens); })
-      noise.check(what, experts, top_k, tokens);
+  void validate(detail::argument_table& a, int experts, int top_k, index_t tokens) const {
+    if constexpr (requires { noise.validate(a, experts, top_k, tokens); })
+      noise.validate(a, experts, top_k, tokens);
   }
 };
 template <class Noise>

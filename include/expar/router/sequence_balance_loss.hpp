@@ -47,7 +47,7 @@ sequence_term<Score, Sequences> make_sequence_term(char const* op, host_context 
   auto const of = as_view<1>(ctx, lengths);
   index_t const tokens = logits.extents[0], experts = logits.extents[1];
   check_loss_logits(argument(op, "logits"), logits);
-  sequences.check(op, tokens);
+  sequences.validate(op, tokens);
   argument const what(op, "counts"), what_lengths(op, "lengths");
   index_t const all = sequences.count(tokens);
   check_counts(what, n);

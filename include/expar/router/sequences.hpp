@@ -16,10 +16,10 @@ namespace expar::inline v0 {
 /// How the tokens of a batch fall into sequences:
 ///   x.count(tokens)        how many sequences there are
 ///   x.of(t, tokens)        the sequence of token t
-///   x.check(what, tokens)  throws unless it fits so many tokens
+///   x.validate(what, tokens)  throws unless it fits so many tokens
 template <class S>
 concept sequence_policy = requires(S const s, char const* what, index_t n) {
-  s.check(what, n);
+  s.validate(what, n);
   { s.count(n) } -> std::same_as<index_t>;
   { s.of(n, n) } -> std::same_as<index_t>;
 };
@@ -30,7 +30,7 @@ struct even_sequences {
 
   index_t count(index_t /*tokens*/) const { return sequences; }
   index_t of(index_t t, index_t tokens) const { return t / (tokens / sequences); }
-  void check(char const* what, index_t tokens) const {
+  void validate(char const* what, index_t tokens) const {
     detail::expects(sequences >= 1 && tokens % sequences == 0, what, ": sequences is ", sequences,
                     "; it is at least 1 and divides the ", tokens, " tokens");
   }
@@ -43,8 +43,8 @@ struct interleaved_sequences {
 
   index_t count(index_t /*tokens*/) const { return sequences; }
   index_t of(index_t t, index_t /*tokens*/) const { return t % sequences; }
-  void check(char const* what, index_t tokens) const {
-    even_sequences{sequences}.check(what, tokens);
+  void validate(char const* what, index_t tokens) const {
+    even_sequences{sequences}.validate(what, tokens);
   }
 };
 
@@ -62,7 +62,7 @@ struct packed_sequences {
                          [](index_t a, I b) { return a < static_cast<index_t>(b); });
     return behind - first - 1;
   }
-  void check(char const* what, index_t tokens) const {
+  void validate(char const* what, index_t tokens) const {
     detail::check_offsets(what, offsets, "sequences", tokens, "tokens");
   }
 };
@@ -83,7 +83,7 @@ struct count_sequence_choices_fn {
     auto const n = detail::as_output<2>(ctx, counts);
     index_t const tokens = i.extents[0], experts = n.extents[1];
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-    sequences.check(op, tokens);
+    sequences.validate(op, tokens);
     detail::argument const what(op, "counts");
     detail::check_counts(what, n);
     detail::check_output(what, n);
@@ -113,7 +113,7 @@ struct count_sequence_tokens_fn {
     auto const n = detail::as_output<1>(ctx, lengths);
     detail::expects(tokens >= 0, op, ": tokens is ", tokens, "; it is at least 0");
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-    sequences.check(op, tokens);
+    sequences.validate(op, tokens);
     detail::argument const what(op, "lengths");
     detail::check_counts(what, n);
     detail::check_extent(what, n, 0, sequences.count(tokens), "the number of sequences");

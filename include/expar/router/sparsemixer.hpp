@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include <expar/config.hpp>
+#include <expar/detail/argument_table.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/error.hpp>
 #include <expar/router/detail/steps.hpp>
@@ -78,7 +79,7 @@ struct mixer_base {
   EXPAR_HD constexpr std::ptrdiff_t forward_scratch() const { return experts; }
   EXPAR_HD constexpr std::ptrdiff_t vjp_scratch() const { return experts; }
 
-  void check(char const* what, int /*expert_count*/, int /*k*/, index_t /*tokens*/) const {
+  void validate(char const* what, int /*expert_count*/, int /*k*/, index_t /*tokens*/) const {
     expects(jitter >= 0, what, ": jitter is ", jitter, "; it is at least 0");
   }
 
@@ -206,11 +207,11 @@ struct sparse_mixer_training : detail::mixer_base {
                  {detail::bind(first, token), detail::bind(second, token)},
                  {detail::bind(uniform, token)}};
   }
-  void check(char const* what, int expert_count, int k, index_t tokens) const {
-    detail::mixer_base::check(what, expert_count, k, tokens);
-    first.check(what, expert_count, tokens);
-    second.check(what, expert_count, tokens);
-    uniform.check(what, k, tokens);
+  void validate(detail::argument_table& a, int expert_count, int k, index_t tokens) const {
+    detail::mixer_base::validate(a, expert_count, k, tokens);
+    first.validate(a, expert_count, tokens);
+    second.validate(a, expert_count, tokens);
+    uniform.validate(a, k, tokens);
   }
 };
 

@@ -5,7 +5,9 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/argument_table.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/detail/token_mask.hpp>
 #include <expar/element.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
@@ -26,16 +28,6 @@ auto term_at(Term const& term, [[maybe_unused]] index_t token) {
     return term;
 }
 
-/// Which tokens count, as a callable: all of them, or those whose mark is not zero.
-struct every_token {
-  constexpr bool operator()(index_t) const { return true; }
-};
-template <class Mark>
-struct marked_tokens {
-  Mark const* marks;
-  bool operator()(index_t t) const { return marks[t] != Mark{}; }
-};
-
 template <class Valid>
 auto marks_of(char const* what, host_context const& ctx, Valid const& valid, index_t tokens,
               char const* because = "the number of tokens") {
@@ -45,7 +37,7 @@ auto marks_of(char const* what, host_context const& ctx, Valid const& valid, ind
                 "expar: the mask of valid tokens holds bool or std::uint8_t");
   check_view(what, v);
   check_extent(what, v, 0, tokens, because);
-  return marked_tokens<Mark>{v.data};
+  return marked_tokens<Mark>{v};
 }
 inline every_token marks_of(char const*, host_context const&, every_token all, index_t) {
   return all;
@@ -168,7 +160,8 @@ struct score_sum {
 template <class Score>
 void check_score(char const* op, Score const& score, index_t experts, index_t tokens) {
   int const n = static_cast<int>(experts);
-  if constexpr (requires { score.check(op, n, n, tokens); }) score.check(op, n, n, tokens);
+  argument_table a(op);
+  if constexpr (requires { score.validate(a, n, n, tokens); }) score.validate(a, n, n, tokens);
 }
 
 template <class T>

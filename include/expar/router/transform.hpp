@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <expar/config.hpp>
+#include <expar/detail/argument_table.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
@@ -39,7 +40,7 @@ struct soft_cap {
     A const t = detail::hyperbolic_tangent(detail::divide(z, static_cast<A>(cap)));
     return detail::multiply(detail::add(A(1), -t), detail::add(A(1), t));
   }
-  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+  void validate(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
     detail::expects(cap > 0 && cap < detail::infinity<double>, what, ": cap is ", cap,
                     "; it is above 0 and finite");
   }
@@ -57,7 +58,7 @@ struct temperature {
   EXPAR_HD A slope(A /*z*/, int /*expert*/) const {
     return detail::divide(A(1), static_cast<A>(value));
   }
-  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+  void validate(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
     detail::expects(value > 0 && value < detail::infinity<double>, what, ": temperature is ", value,
                     "; it is above 0 and finite");
   }
@@ -75,7 +76,7 @@ struct expert_range {
   EXPAR_HD A slope(A /*z*/, int /*expert*/) const {
     return A(1);
   }
-  void check(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
+  void validate(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
     detail::expects(first >= 0 && first <= last && last <= experts, what, ": experts ", first,
                     " to ", last, " are no range of the ", experts, " experts");
   }
@@ -89,25 +90,22 @@ struct experts_of_class {
   tensor_view<std::int32_t const, 1> bounds;   // [classes + 1], ascending
 
   EXPAR_HD constexpr expert_range at(index_t token) const {
-    std::int32_t const* const from = bounds.data + classes.data[token];
-    return {from[0], from[1]};
+    std::int32_t const of = classes(token);
+    return {bounds(of), bounds(of + 1)};
   }
-  void check(char const* what, int /*experts*/, int /*top_k*/, index_t tokens) const {
-    detail::check_view(detail::argument(what, "classes"), classes);
-    detail::check_view(detail::argument(what, "bounds of classes"), bounds);
-    detail::expects(classes.extents[0] == tokens, what, ": classes has ", classes.extents[0],
-                    " entries, but there are ", tokens, " tokens");
+  void validate(detail::argument_table& a, int /*experts*/, int /*top_k*/, index_t tokens) const {
+    a.reads("classes", classes, {{tokens, "the number of tokens"}});
+    a.reads("bounds of classes", bounds);
   }
-  void check_entries(char const* what, int experts, int /*top_k*/, index_t tokens) const {
+  void validate_entries(char const* what, int experts, int /*top_k*/, index_t tokens) const {
     index_t const count = bounds.extents[0] - 1;
     for (index_t c = 0; c <= count; ++c)
-      detail::expects(
-          bounds.data[c] >= (c == 0 ? 0 : bounds.data[c - 1]) && bounds.data[c] <= experts, what,
-          ": bounds(", c, ") of classes is ", bounds.data[c], "; bounds ascend from 0 to ",
-          experts);
+      detail::expects(bounds(c) >= (c == 0 ? 0 : bounds(c - 1)) && bounds(c) <= experts, what,
+                      ": bounds(", c, ") of classes is ", bounds(c), "; bounds ascend from 0 to ",
+                      experts);
     for (index_t t = 0; t < tokens; ++t)
-      detail::expects(classes.data[t] >= 0 && classes.data[t] < count, what, ": classes(", t,
-                      ") is ", classes.data[t], "; a class is 0 to ", count - 1);
+      detail::expects(classes(t) >= 0 && classes(t) < count, what, ": classes(", t, ") is ",
+                      classes(t), "; a class is 0 to ", count - 1);
   }
 };
 
@@ -136,11 +134,9 @@ struct add_rows {
   tensor_view<T const, 2> addend;
 
   EXPAR_HD constexpr detail::row_addend<T> at(index_t token) const { return {addend.row(token)}; }
-  void check(char const* what, int experts, int /*top_k*/, index_t tokens) const {
-    detail::check_view(detail::argument(what, "addend"), addend);
-    detail::expects(addend.extents[0] == tokens && addend.extents[1] == experts, what,
-                    ": addend is ", addend.extents[0], " x ", addend.extents[1],
-                    ", but the logits are ", tokens, " x ", experts);
+  void validate(detail::argument_table& a, int experts, int /*top_k*/, index_t tokens) const {
+    a.reads("addend", addend,
+            {{tokens, "the number of tokens"}, {experts, "the number of experts"}});
   }
 };
 template <class T>

@@ -18,8 +18,8 @@ template <class Transform>
 void check_transform(char const* what, Transform const& transform, index_t tokens,
                      index_t experts) {
   int const n = static_cast<int>(experts);
-  if constexpr (requires { transform.check(what, n, 1, tokens); })
-    transform.check(what, n, 1, tokens);
+  if constexpr (requires { transform.validate(what, n, 1, tokens); })
+    transform.validate(what, n, 1, tokens);
 }
 template <class T, class U>
 void check_like_logits(char const* what, tensor_view<T, 2> const& v,

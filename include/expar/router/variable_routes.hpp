@@ -240,8 +240,8 @@ struct route_variable_fn {
   template <class Router, class Logits, class W>
   static void resize(host_context const& ctx, Router const& r, Logits const& logits,
                      routes<W>& all) {
-    auto const z = detail::as_view<2>(ctx, logits);
-    detail::check_router("route_variable", "route_variable: logits", r, z);
+    detail::arguments a(ctx, "route_variable");
+    auto const z = detail::read_logits(a, r, logits);
     all.resize(z.extents[0], r.top_k);
   }
 };
@@ -268,7 +268,8 @@ struct route_variable_backward_fn {
     auto const from_ids = detail::as_view<1>(ctx, variable.ids);
     auto const dw = detail::as_view<1>(ctx, d_weights);
     using W = detail::element_of<decltype(dw)>;
-    detail::check_router("route_variable_backward", "route_variable_backward: logits", r, z);
+    detail::arguments a(ctx, "route_variable_backward");
+    detail::read_logits(a, r, logits);
     detail::check_variable("route_variable_backward: offsets", "route_variable_backward: ids",
                            offsets, from_ids);
     detail::check_extent("route_variable_backward: offsets", offsets, 0, z.extents[0] + 1,

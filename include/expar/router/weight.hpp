@@ -42,7 +42,7 @@ struct renormalize {
     A const divisor = denominator(w, k);
     for (int j = 0; j < k; ++j) w[j] = divisor == A(0) ? A(0) : detail::divide(w[j], divisor);
   }
-  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+  void validate(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
     detail::expects(epsilon >= 0 && epsilon < detail::infinity<double>, what, ": epsilon is ",
                     epsilon, "; it is at least 0 and finite");
   }
@@ -89,7 +89,7 @@ struct scale {
                     int k) const {
     for (int j = 0; j < k; ++j) d[j] = detail::multiply(d[j], static_cast<A>(factor));
   }
-  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+  void validate(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
     detail::expects(factor - factor == 0, what, ": scale is ", factor, "; it is finite");
   }
 };
@@ -105,7 +105,7 @@ struct offset {
   }
   template <class A>
   EXPAR_HD void vjp(std::int32_t const*, A const*, A const*, A*, int) const {}
-  void check(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
+  void validate(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
     detail::expects(value - value == 0, what, ": offset is ", value, "; it is finite");
   }
 };

@@ -52,7 +52,7 @@ struct unit_length {
     for (int i = 0; i < n; ++i)
       dx[i] = detail::divide(detail::add(d[i], -detail::multiply(along, y[i])), divisor);
   }
-  void check(char const* what, int /*n*/) const {
+  void validate(char const* what, int /*n*/) const {
     detail::expects(epsilon > 0, what, ": epsilon is ", epsilon, "; it is above 0");
   }
 
@@ -87,7 +87,7 @@ struct unit_rms {
                   ? A(0)
                   : detail::divide(detail::add(d[i], -detail::multiply(along, y[i])), divisor);
   }
-  void check(char const* what, int /*n*/) const {
+  void validate(char const* what, int /*n*/) const {
     detail::expects(epsilon >= 0, what, ": epsilon is ", epsilon, "; it is at least 0");
   }
 
@@ -125,7 +125,7 @@ struct unit_deviation {
       dx[i] = s == A(0) ? A(0) : detail::divide(g, s);
     }
   }
-  void check(char const* what, int n) const {
+  void validate(char const* what, int n) const {
     detail::expects(!unbiased || n >= 2, what, ": a row has ", n,
                     " numbers; an unbiased deviation needs 2");
   }
@@ -163,7 +163,8 @@ void check_normalization(char const* what, M const& m, tensor_view<T, 2> const& 
   expects(x.extents[1] <= INT32_MAX, what, ": a row has ", x.extents[1], " numbers; at most ",
           INT32_MAX, " are possible");
   if (x.size() != 0)
-    if constexpr (requires { m.check(what, 1); }) m.check(what, static_cast<int>(x.extents[1]));
+    if constexpr (requires { m.validate(what, 1); })
+      m.validate(what, static_cast<int>(x.extents[1]));
   check_extent(name, y, 0, x.extents[0], "the number of rows");
   check_extent(name, y, 1, x.extents[1], "the number of columns");
 }
