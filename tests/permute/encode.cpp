@@ -155,7 +155,7 @@ TEST_CASE("encode refuses what it cannot do, by name") {
       "is 4");
   CHECK_THROWS_WITH(
       expar::encode(ctx, p, view(a, 2, 4), view(a, 2, 4)),
-      "expar: encode: rows overlaps encode: tokens in memory; the operation cannot work in "
+      "expar: encode: rows overlaps tokens in memory; the operation cannot work in "
       "place");
   CHECK_THROWS_WITH(
       expar::encode(ctx, p, view(a, 2, 4), view(a, 2, 2), view(b, 2, 4)),

@@ -28,8 +28,8 @@ void check_laws(problem const& p, Order const& order, Key key) {
   id_matrix ids(p.ids, at(p.k)), kept(p.tokens, p.k, 2);
   auto const before = ids.data;
   std::vector<std::int32_t> dropped(at(p.experts), -5);
-  auto const needed = expar::drop_to_capacity(ctx, ids.view(), p.experts, p.capacity, order,
-                                              p.valid, kept.view(), dropped);
+  auto const needed = expar::drop_to_capacity(ctx, expar::only(p.valid, ids.view()), p.experts,
+                                              p.capacity, order, kept.view(), dropped);
   REQUIRE(ids.data == before);
   REQUIRE(needed == *std::max_element(p.routes.begin(), p.routes.end()));
   id_rows const out = kept.rows();
@@ -59,12 +59,13 @@ void check_laws(problem const& p, Order const& order, Key key) {
   }
   // What would have sufficed suffices, and with one place more nothing more is dropped.
   id_matrix all(p.tokens, p.k), more(p.tokens, p.k);
-  expar::drop_to_capacity(ctx, ids.view(), p.experts, needed, order, p.valid, all.view(), dropped);
+  expar::drop_to_capacity(ctx, expar::only(p.valid, ids.view()), p.experts, needed, order,
+                          all.view(), dropped);
   REQUIRE(std::count(dropped.begin(), dropped.end(), 0) == p.experts);
   for (std::int64_t t = 0; t < p.tokens; ++t)
     if (p.valid[at(t)] != 0) REQUIRE(all.rows()[at(t)] == p.ids[at(t)]);
-  expar::drop_to_capacity(ctx, ids.view(), p.experts, p.capacity + 1, order, p.valid, more.view(),
-                          dropped);
+  expar::drop_to_capacity(ctx, expar::only(p.valid, ids.view()), p.experts, p.capacity + 1, order,
+                          more.view(), dropped);
   for (std::int64_t t = 0; t < p.tokens; ++t)
     for (int j = 0; j < p.k; ++j)
       if (out[at(t)][at(j)] >= 0) REQUIRE(more.rows()[at(t)][at(j)] >= 0);
@@ -75,8 +76,8 @@ void check_laws(problem const& p, Order const& order, Key key) {
   bool const some = std::any_of(held.begin(), held.end(), [](auto n) { return n > 0; });
   REQUIRE(plan.rows() == (some ? p.experts * (p.capacity + 1) : 0));
   // In place.
-  expar::drop_to_capacity(ctx, ids.view(), p.experts, p.capacity, order, p.valid, ids.view(),
-                          dropped);
+  expar::drop_to_capacity(ctx, expar::only(p.valid, ids.view()), p.experts, p.capacity, order,
+                          ids.view(), dropped);
   REQUIRE(ids.rows() == out);
 }
 
@@ -113,8 +114,8 @@ TEST_CASE("without a mask all tokens count", "[plan]") {
     id_matrix ids(p.ids, at(p.k)), some(p.tokens, p.k), all(p.tokens, p.k);
     counts a(at(p.experts)), b(at(p.experts));
     p.valid.assign(at(p.tokens), 1);
-    auto const n = expar::drop_to_capacity(ctx, ids.view(), p.experts, p.capacity,
-                                           expar::by_choice{}, p.valid, some.view(), a);
+    auto const n = expar::drop_to_capacity(ctx, expar::only(p.valid, ids.view()), p.experts,
+                                           p.capacity, expar::by_choice{}, some.view(), a);
     REQUIRE(expar::drop_to_capacity(ctx, ids.view(), p.experts, p.capacity, expar::by_choice{},
                                     all.view(), b) == n);
     REQUIRE(all.data == some.data);
@@ -123,7 +124,8 @@ TEST_CASE("without a mask all tokens count", "[plan]") {
   id_matrix ids(id_rows{{0}, {0}, {0}}), kept(3, 1);
   counts dropped(1);
   std::array<bool, 3> const valid{false, true, true};
-  expar::drop_to_capacity(ctx, ids.view(), 1, 1, expar::by_choice{}, valid, kept.view(), dropped);
+  expar::drop_to_capacity(ctx, expar::only(valid, ids.view()), 1, 1, expar::by_choice{},
+                          kept.view(), dropped);
   REQUIRE(kept.rows() == id_rows{{-1}, {0}, {-1}});
 }
 
@@ -263,8 +265,8 @@ TEST_CASE("ids of tokens that are not valid can be anything", "[plan]") {
   id_matrix ids(id_rows{{0, 1}, {1 << 30, -77}, {0, 1}, {3, INT32_MIN}}), kept(4, 2);
   counts dropped(2);
   flags const valid{1, 0, 1, 0};
-  CHECK(expar::drop_to_capacity(ctx, ids.view(), 2, 1, expar::by_token{}, valid, kept.view(),
-                                dropped) == 2);
+  CHECK(expar::drop_to_capacity(ctx, expar::only(valid, ids.view()), 2, 1, expar::by_token{},
+                                kept.view(), dropped) == 2);
   CHECK(kept.rows() == id_rows{{0, 1}, {-1, -1}, {-1, -1}, {-1, -1}});
   CHECK(dropped == counts{1, 1});
 }
@@ -280,8 +282,8 @@ TEST_CASE("where memory runs out, nothing is dropped", "[plan]") {
     expar::host_context const own(1, &memory);
     counts dropped(2, 9);
     try {
-      expar::drop_to_capacity(own, ids.view(), 2, 1, expar::by_choice{}, valid, ids.view(),
-                              dropped);
+      expar::drop_to_capacity(own, expar::only(valid, ids.view()), 2, 1, expar::by_choice{},
+                              ids.view(), dropped);
       done = true;
     } catch (std::bad_alloc const&) {
       ++failed;
@@ -341,8 +343,8 @@ TEST_CASE("dropping refuses what does not fit", "[plan]") {
         "expar: drop_to_capacity: ids has 1073741824 x 2 routes; at most 2147483647 are possible");
   flags const valid{1};
   CHECK(sentence_of([&] {
-          expar::drop_to_capacity(ctx, ids.view(), 3, 1, expar::by_choice{}, valid, kept.view(),
-                                  dropped);
+          expar::drop_to_capacity(ctx, expar::only(valid, ids.view()), 3, 1, expar::by_choice{},
+                                  kept.view(), dropped);
         }) ==
         "expar: drop_to_capacity: valid has extent 1 in dimension 0, but the number of "
         "tokens is 2");

@@ -155,8 +155,8 @@ template <class Order>
 id_rows kept_by(problem const& p, Order const& order) {
   id_matrix ids(p.ids, at(p.k)), kept(p.tokens, p.k, 2);
   counts dropped(at(p.experts));
-  expar::drop_to_capacity(ctx, ids.view(), p.experts, p.capacity, order, p.valid, kept.view(),
-                          dropped);
+  expar::drop_to_capacity(ctx, expar::only(p.valid, ids.view()), p.experts, p.capacity, order,
+                          kept.view(), dropped);
   return kept.rows();
 }
 
@@ -259,13 +259,16 @@ TEST_CASE("the orders refuse what does not fit", "[plan]") {
   };
   auto const view = [&](int r, int c) { return expar::make_view(numbers.data(), r, c); };
   CHECK(drop(expar::by_value{view(2, 3)}) ==
-        "expar: drop_to_capacity: values are 2 x 3, but ids are 2 x 2");
-  CHECK(drop(expar::by_value{view(1, 2)}) ==
-        "expar: drop_to_capacity: values are 1 x 2, but ids are 2 x 2");
+        "expar: drop_to_capacity: values has extent 3 in dimension 1, but the number of choices "
+        "per token is 2");
+  CHECK(
+      drop(expar::by_value{view(1, 2)}) ==
+      "expar: drop_to_capacity: values has extent 1 in dimension 0, but the number of tokens is 2");
   CHECK(drop(expar::by_value{expar::make_view<float>(nullptr, 2, 2)}) ==
         "expar: drop_to_capacity: values has 4 elements but its data is null");
-  CHECK(drop(expar::by_choice_and_score{view(3, 1)}) ==
-        "expar: drop_to_capacity: scores has 3 rows, but there are 2 tokens");
+  CHECK(
+      drop(expar::by_choice_and_score{view(3, 1)}) ==
+      "expar: drop_to_capacity: scores has extent 3 in dimension 0, but the number of tokens is 2");
   CHECK(drop(expar::by_choice_and_score{view(2, 0)}) ==
         "expar: drop_to_capacity: scores has no columns; at least 1 is needed");
   CHECK(drop(expar::by_choice_and_score{expar::make_view<float>(nullptr, 2, 1)}) ==

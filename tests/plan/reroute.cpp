@@ -76,8 +76,8 @@ TEST_CASE("each token takes the first of its choices that is free", "[plan]") {
     CAPTURE(round, p.tokens, p.k, p.experts, p.capacity);
     id_matrix ids(p.ids, at(p.k)), kept(p.tokens, p.k, 2);
     auto const before = ids.data;
-    auto const left =
-        expar::take_first_free(ctx, ids.view(), p.experts, p.capacity, p.valid, kept.view());
+    auto const left = expar::take_first_free(ctx, expar::only(p.valid, ids.view()), p.experts,
+                                             p.capacity, kept.view());
     REQUIRE(ids.data == before);
     REQUIRE(kept.rows() == no_token_left_behind(p));
     counts held(at(p.experts));
@@ -99,7 +99,8 @@ TEST_CASE("each token takes the first of its choices that is free", "[plan]") {
         if (kept.rows()[at(t)][at(j)] >= 0) break;
         if (auto const e = p.ids[at(t)][at(j)]; e >= 0) REQUIRE(held[at(e)] == p.capacity);
       }
-    expar::take_first_free(ctx, ids.view(), p.experts, p.capacity, p.valid, ids.view());
+    expar::take_first_free(ctx, expar::only(p.valid, ids.view()), p.experts, p.capacity,
+                           ids.view());
     REQUIRE(ids.rows() == kept.rows());
   }
 }
@@ -128,8 +129,8 @@ TEST_CASE("dropped routes draw from the places that are free", "[plan]") {
     CAPTURE(round, p.tokens, p.k, p.experts, p.capacity);
     id_matrix ids(p.ids, at(p.k)), kept(p.tokens, p.k, 2);
     counts dropped(at(p.experts));
-    expar::drop_to_capacity(ctx, ids.view(), p.experts, p.capacity, expar::by_choice{}, p.valid,
-                            kept.view(), dropped);
+    expar::drop_to_capacity(ctx, expar::only(p.valid, ids.view()), p.experts, p.capacity,
+                            expar::by_choice{}, kept.view(), dropped);
     rows numbers(at(p.tokens), std::vector<double>(at(p.k)));
     for (auto& row : numbers)
       for (double& u : row) u = rng.chance(.1) ? 0 : rng.uniform();
@@ -137,8 +138,8 @@ TEST_CASE("dropped routes draw from the places that are free", "[plan]") {
     id_rows expected = kept.rows();
     auto const missing = place_dropped(p, numbers, expected);
     auto const before = kept.rows();
-    REQUIRE(expar::reroute_dropped(ctx, ids.view(), p.experts, p.capacity, p.valid, uniform.view(),
-                                   kept.view()) == missing);
+    REQUIRE(expar::reroute_dropped(ctx, expar::only(p.valid, ids.view()), p.experts, p.capacity,
+                                   uniform.view(), kept.view()) == missing);
     REQUIRE(kept.rows() == expected);
     counts held(at(p.experts));
     std::int64_t routes = 0, placed = 0;
@@ -195,11 +196,12 @@ TEST_CASE("a rerouted token has the weight of its new expert", "[plan]") {
 TEST_CASE("ids of tokens that are not valid can be anything, where routes are sent", "[plan]") {
   id_matrix ids(id_rows{{0, 1}, {1 << 30, -77}, {0, 1}}), kept(3, 2);
   flags const valid{1, 0, 1};
-  CHECK(expar::take_first_free(ctx, ids.view(), 2, 1, valid, kept.view()) == 0);
+  CHECK(expar::take_first_free(ctx, expar::only(valid, ids.view()), 2, 1, kept.view()) == 0);
   CHECK(kept.rows() == id_rows{{0, -1}, {-1, -1}, {-1, 1}});
   kept = id_matrix(id_rows{{0, 1}, {9, -5}, {-1, -1}});
   matrix<float> uniform(3, 2);
-  CHECK(expar::reroute_dropped(ctx, ids.view(), 2, 2, valid, uniform.view(), kept.view()) == 0);
+  CHECK(expar::reroute_dropped(ctx, expar::only(valid, ids.view()), 2, 2, uniform.view(),
+                               kept.view()) == 0);
   CHECK(kept.rows() == id_rows{{0, 1}, {9, -5}, {0, 1}});
 }
 
@@ -232,7 +234,9 @@ TEST_CASE("rerouting refuses what does not fit", "[plan]") {
         "expar: take_first_free: capacity is -1; it is at least 0");
   CHECK(first(ids.view(), 2, 1, kept.view()) ==
         "expar: take_first_free: ids(1, 1) is 2; an expert id is -1 (no expert) or 0 to 1");
-  CHECK(sentence_of([&] { expar::take_first_free(ctx, ids.view(), 3, 1, valid, kept.view()); }) ==
+  CHECK(sentence_of([&] {
+          expar::take_first_free(ctx, expar::only(valid, ids.view()), 3, 1, kept.view());
+        }) ==
         "expar: take_first_free: valid has extent 1 in dimension 0, but the number of tokens is 2");
   CHECK(kept.data == std::vector<std::int32_t>(4, -7));
 
@@ -263,7 +267,8 @@ TEST_CASE("rerouting refuses what does not fit", "[plan]") {
   CHECK(again(ids.view(), 2, 1, uniform.view(), kept.view()) ==
         "expar: reroute_dropped: ids(1, 1) is 2; an expert id is -1 (no expert) or 0 to 1");
   CHECK(sentence_of([&] {
-          expar::reroute_dropped(ctx, ids.view(), 3, 1, valid, uniform.view(), kept.view());
+          expar::reroute_dropped(ctx, expar::only(valid, ids.view()), 3, 1, uniform.view(),
+                                 kept.view());
         }) ==
         "expar: reroute_dropped: valid has extent 1 in dimension 0, but the number of tokens "
         "is 2");

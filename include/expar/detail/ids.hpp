@@ -52,6 +52,16 @@ class written_ids : public tensor_view<std::int32_t, Rank> {
     if constexpr (Rank == 2) this->strides[0] = to.extents[1];
     this->data = copy_.resize(to.size());
   }
+  /// For ids that are read before they are written; what has no 32 bits becomes no expert's id.
+  void load() {
+    index_t const columns = to_.extents[Rank - 1], rows = Rank == 2 ? to_.extents[0] : 1;
+    for (index_t t = 0; t < rows; ++t)
+      for (index_t j = 0; j < columns; ++j) {
+        Id const id = to_.data[(Rank == 2 ? t * to_.strides[0] : 0) + j * to_.strides[Rank - 1]];
+        bool const fits = static_cast<std::int32_t>(id) == id;
+        copy_[t * columns + j] = fits ? static_cast<std::int32_t>(id) : INT32_MAX;
+      }
+  }
   void store() const {
     index_t const columns = to_.extents[Rank - 1], rows = Rank == 2 ? to_.extents[0] : 1;
     for (index_t t = 0; t < rows; ++t)
@@ -69,6 +79,7 @@ class written_ids<std::int32_t, Rank> : public tensor_view<std::int32_t, Rank> {
  public:
   explicit written_ids(tensor_view<std::int32_t, Rank> const& to)
       : tensor_view<std::int32_t, Rank>(to) {}
+  void load() {}
   void store() const {}
 };
 

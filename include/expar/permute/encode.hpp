@@ -10,63 +10,80 @@ struct encode_fn {
   template <class Tokens, class Rows>
   void operator()(host_context const& ctx, route_plan const& plan, Tokens const& tokens,
                   Rows&& rows, fill fillers = fill::zero) const {
-    detail::scatter(ctx, plan, detail::named{"encode: tokens", detail::as_view<2>(ctx, tokens)},
-                    detail::unit_weights{},
-                    detail::named{"encode: rows", detail::as_output<2>(ctx, rows)}, fillers);
+    detail::arguments a(ctx, "encode");
+    auto const x = a.read("tokens", tokens, {detail::tokens_of(plan)});
+    auto const y =
+        a.written("rows", rows, {detail::row_count_of(plan), detail::same_width(x.extents[1])});
+    detail::scatter(ctx, plan, x, detail::unit_weights{}, y, fillers);
   }
   template <class Tokens, class Weights, not_fill Rows>
   void operator()(host_context const& ctx, route_plan const& plan, Tokens const& tokens,
                   Weights const& weights, Rows&& rows, fill fillers = fill::zero) const {
-    detail::scatter(
-        ctx, plan, detail::named{"encode: tokens", detail::as_view<2>(ctx, tokens)},
-        detail::route_weights("encode: weights", plan, detail::as_view<2>(ctx, weights)),
-        detail::named{"encode: rows", detail::as_output<2>(ctx, rows)}, fillers);
+    detail::arguments a(ctx, "encode");
+    auto const x = a.read("tokens", tokens, {detail::tokens_of(plan)});
+    auto const w = detail::read_weights(a, plan, weights);
+    auto const y =
+        a.written("rows", rows, {detail::row_count_of(plan), detail::same_width(x.extents[1])});
+    detail::scatter(ctx, plan, x, w, y, fillers);
   }
   template <class Tokens, class Weights, class Rows, not_fill RowWeights>
   void operator()(host_context const& ctx, route_plan const& plan, Tokens const& tokens,
                   Weights const& weights, Rows&& rows, RowWeights&& row_weights,
                   fill fillers = fill::zero) const {
-    detail::carry_weights(ctx, plan, "encode: weights", detail::as_view<2>(ctx, weights),
-                          "encode: row_weights", detail::as_output<1>(ctx, row_weights), fillers);
-    (*this)(ctx, plan, tokens, rows, fillers);
+    detail::arguments a(ctx, "encode");
+    auto const x = a.read("tokens", tokens, {detail::tokens_of(plan)});
+    auto const w = detail::read_weights(a, plan, weights);
+    auto const y =
+        a.written("rows", rows, {detail::row_count_of(plan), detail::same_width(x.extents[1])});
+    auto const carried = a.written_vector("row_weights", row_weights, {detail::row_count_of(plan)});
+    detail::carry_weights(ctx, plan, w.at, carried, fillers);
+    detail::scatter(ctx, plan, x, detail::unit_weights{}, y, fillers);
   }
 };
-/// Token rows to expert rows, on one rank. tokens: [T,H]; rows: [plan.rows(), H] of the same
-/// element type, written whole: rows that no route has are zero, or with fill::none keep what they
-/// hold. With `weights` [T,k] a row is weight * token, computed in the accumulator type and rounded
-/// once. With `row_weights` [plan.rows()] too, rows are copies and row_weights has the weight of
-/// each, as encode_weights() gives it.
-/// Any H, pitched rows; tokens and rows do not overlap. Each token row is read once.
+/// `encode(ctx, plan, tokens, rows)`, or `encode(ctx, plan, tokens, weights, rows)`, or
+/// `encode(ctx, plan, tokens, weights, rows, row_weights)`, and fill::none behind: token rows to
+/// expert rows, on one rank.
+///   tokens: [T,H]
+///   weights: [T,k]; a row is weight * token, computed in the accumulator type and rounded once
+///   rows: [plan.rows(), H] of the element type of tokens, written whole: rows that no route has
+///         are zero, or with fill::none keep what they hold
+///   row_weights: [plan.rows()]; then rows are copies, and this has the weight of each, as
+///                encode_weights() gives it
+/// Any H, pitched rows; what is written is apart from all else. Each token row is read once.
 inline constexpr encode_fn encode{};
 
 struct encode_backward_fn {
   template <class DRows, class DTokens>
   void operator()(host_context const& ctx, route_plan const& plan, DRows const& d_rows,
                   DTokens&& d_tokens) const {
-    detail::gather(ctx, plan,
-                   detail::named{"encode_backward: d_rows", detail::as_view<2>(ctx, d_rows)},
-                   detail::unit_weights{},
-                   detail::named{"encode_backward: d_tokens", detail::as_output<2>(ctx, d_tokens)});
+    detail::arguments a(ctx, "encode_backward");
+    auto const d = a.read("d_rows", d_rows, {detail::row_count_of(plan)});
+    auto const dx = a.gradient("d_tokens", d_tokens,
+                               {detail::tokens_of(plan), detail::same_width(d.extents[1])});
+    detail::gather(ctx, plan, d, detail::unit_weights{}, dx);
   }
   template <class DRows, class Tokens, class Weights, class DTokens, class DWeights>
   void operator()(host_context const& ctx, route_plan const& plan, DRows const& d_rows,
                   Tokens const& tokens, Weights const& weights, DTokens&& d_tokens,
                   DWeights&& d_weights) const {
-    auto const d = detail::as_view<2>(ctx, d_rows);
-    auto const w =
-        detail::route_weights("encode_backward: weights", plan, detail::as_view<2>(ctx, weights));
-    detail::check_apart("encode_backward: d_weights", detail::as_output<2>(ctx, d_weights),
-                        "encode_backward: weights", w.at);
-    detail::dots(ctx, plan, detail::named{"encode_backward: d_rows", d},
-                 detail::named{"encode_backward: tokens", detail::as_view<2>(ctx, tokens)},
-                 detail::named{"encode_backward: d_weights", detail::as_output<2>(ctx, d_weights)});
-    detail::gather(ctx, plan, detail::named{"encode_backward: d_rows", d}, w,
-                   detail::named{"encode_backward: d_tokens", detail::as_output<2>(ctx, d_tokens)});
+    detail::arguments a(ctx, "encode_backward");
+    auto const d = a.read("d_rows", d_rows, {detail::row_count_of(plan)});
+    auto const columns = detail::same_width(d.extents[1]);
+    auto const x = a.read("tokens", tokens, {detail::tokens_of(plan), columns});
+    auto const w = detail::read_weights(a, plan, weights);
+    auto const dx = a.gradient("d_tokens", d_tokens, {detail::tokens_of(plan), columns});
+    auto const dw =
+        a.gradient("d_weights", d_weights, {detail::tokens_of(plan), detail::choices_of(plan)});
+    detail::dots(ctx, plan, d, x, dw);
+    detail::gather(ctx, plan, d, w, dx);
   }
 };
-/// The adjoint of encode. d_tokens[t] = sum over kept routes of d_row, in choice order, rounded
-/// once. With weights: d_tokens[t] = sum of weight * d_row, and d_weights[t,j] = <d_row,
-/// tokens[t]>, zero where the route has no row. Rows that no route has are not read.
+/// `encode_backward(ctx, plan, d_rows, d_tokens)`, or with weights `encode_backward(ctx, plan,
+/// d_rows, tokens, weights, d_tokens, d_weights)`: the adjoint of encode().
+///   d_tokens: [T,H]; the sum over kept routes of d_row (with weights, weight * d_row), in choice
+///             order, rounded once
+///   d_weights: [T,k]; <d_row, tokens[t]>, zero where the route has no row
+/// Both are overwritten, or added to by add_to(). Rows that no route has are not read.
 inline constexpr encode_backward_fn encode_backward{};
 
 }  // namespace expar::inline v0

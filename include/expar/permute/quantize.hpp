@@ -22,18 +22,15 @@ EXPAR_HD A weight_of(block_weights<Weights> const& w, plan_view const& plan, ind
   return weight_of<A>(w.weights, t, j) * scales[column / quantized_block];
 }
 
-/// [N,H] of E4M3 codes, and their scales: [N, ceil(H / 128)] float.
+/// [N,H] of E4M3 codes have scales [N, ceil(H / 128)] of float.
 template <class T, class S>
-void check_quantized(char const* rows_name, tensor_view<T, 2> const& rows, char const* scales_name,
-                     tensor_view<S, 2> const& scales) {
+constexpr void check_quantized_types() {
   static_assert(std::is_same_v<std::remove_const_t<T>, float8_e4m3>,
                 "expar: quantized rows are expar::float8_e4m3");
   static_assert(std::is_same_v<std::remove_const_t<S>, float>, "expar: scales are float");
-  check_view(rows_name, rows);
-  check_view(scales_name, scales);
-  check_extent(scales_name, scales, 0, rows.extents[0], "the number of rows");
-  check_extent(scales_name, scales, 1, quantized_blocks(rows.extents[1]),
-               "the number of blocks of 128 columns in a row");
+}
+inline rule blocks_of(index_t columns) {
+  return {quantized_blocks(columns), "the number of blocks of 128 columns in a row"};
 }
 
 }  // namespace detail
@@ -42,20 +39,13 @@ struct encode_quantized_fn {
   template <class Tokens, class Rows, class Scales>
   void operator()(host_context const& ctx, route_plan const& plan, Tokens const& tokens,
                   Rows&& rows, Scales&& scales, fill fillers = fill::zero) const {
-    auto const x = detail::as_view<2>(ctx, tokens);
-    auto const y = detail::as_output<2>(ctx, rows);
-    auto const s = detail::as_output<2>(ctx, scales);
+    detail::arguments a(ctx, "encode_quantized");
+    auto const x = a.read("tokens", tokens, {detail::tokens_of(plan)});
     index_t const n = x.extents[1];
-    detail::check_view("encode_quantized: tokens", x);
-    detail::check_tokens("encode_quantized: tokens", plan, x);
-    detail::check_output("encode_quantized: rows", y);
-    detail::check_rows("encode_quantized: rows", plan, y);
-    detail::check_extent("encode_quantized: rows", y, 1, n, "the row size on the other side");
-    detail::check_output("encode_quantized: scales", s);
-    detail::check_quantized("encode_quantized: rows", y, "encode_quantized: scales", s);
-    detail::check_apart("encode_quantized: rows", y, "encode_quantized: tokens", x);
-    detail::check_apart("encode_quantized: scales", s, "encode_quantized: tokens", x);
-    detail::check_apart("encode_quantized: scales", s, "encode_quantized: rows", y);
+    auto const y = a.written("rows", rows, {detail::row_count_of(plan), detail::same_width(n)});
+    auto const s = a.written("scales", scales, {detail::row_count_of(plan), detail::blocks_of(n)});
+    detail::check_quantized_types<detail::element_of<decltype(y)>,
+                                  detail::element_of<decltype(s)>>();
     auto const codes_to = detail::rows_of(y, plan.offsets().data());
     auto const scales_to = detail::rows_of(s, plan.offsets().data());
     detail::for_each_token(ctx, plan, n, [&](index_t t) {
@@ -95,7 +85,8 @@ struct encode_quantized_fn {
     }
   }
 };
-/// encode() into 8-bit rows, quantized in blocks of 128 columns of a token (the last may be
+/// `encode_quantized(ctx, plan, tokens, rows, scales)`, and fill::none behind: encode() into 8-bit
+/// rows, quantized in blocks of 128 columns of a token (the last may be
 /// shorter), as DeepSeek-V3 does (arXiv:2412.19437, section 3.3.2). rows: [plan.rows(), H] of
 /// float8_e4m3; scales: [plan.rows(), ceil(H / 128)] float; an element is about code * scale. The
 /// scale of a block is its largest magnitude / 448, at least 2^-126, and one if all is zero; a code
@@ -108,33 +99,38 @@ struct decode_quantized_fn {
   template <class Rows, class Scales, class Out>
   void operator()(host_context const& ctx, route_plan const& plan, Rows const& rows,
                   Scales const& scales, Out&& out) const {
-    gather(ctx, plan, detail::as_view<2>(ctx, rows), detail::as_view<2>(ctx, scales),
-           detail::unit_weights{}, detail::as_output<2>(ctx, out));
+    run(ctx, plan, rows, scales, out, [](auto&) { return detail::unit_weights{}; });
   }
   template <class Rows, class Scales, class Weights, class Out>
   void operator()(host_context const& ctx, route_plan const& plan, Rows const& rows,
                   Scales const& scales, Weights const& weights, Out&& out) const {
-    gather(
-        ctx, plan, detail::as_view<2>(ctx, rows), detail::as_view<2>(ctx, scales),
-        detail::route_weights("decode_quantized: weights", plan, detail::as_view<2>(ctx, weights)),
-        detail::as_output<2>(ctx, out));
+    run(ctx, plan, rows, scales, out,
+        [&](auto& a) { return detail::read_weights(a, plan, weights); });
   }
 
  private:
-  template <class T, class S, class Weights, class Out>
-  static void gather(host_context const& ctx, route_plan const& plan, tensor_view<T, 2> rows,
-                     tensor_view<S, 2> scales, Weights weights, tensor_view<Out, 2> out) {
-    detail::check_quantized("decode_quantized: rows", rows, "decode_quantized: scales", scales);
-    detail::check_apart("decode_quantized: out", out, "decode_quantized: scales", scales);
-    detail::block_weights<Weights> const by_block{
-        weights, detail::rows_of<float const>(scales, plan.offsets().data())};
-    detail::gather(ctx, plan, detail::named{"decode_quantized: rows", rows}, by_block,
-                   detail::named{"decode_quantized: out", out});
+  template <class Rows, class Scales, class Out, class Weights>
+  static void run(host_context const& ctx, route_plan const& plan, Rows const& rows,
+                  Scales const& scales, Out&& out, Weights weights) {
+    detail::arguments a(ctx, "decode_quantized");
+    auto const y = a.read("rows", rows, {detail::row_count_of(plan)});
+    auto const s =
+        a.read("scales", scales, {detail::row_count_of(plan), detail::blocks_of(y.extents[1])});
+    detail::check_quantized_types<detail::element_of<decltype(y)>,
+                                  detail::element_of<decltype(s)>>();
+    auto const w = weights(a);
+    auto const o =
+        a.written("out", out, {detail::tokens_of(plan), detail::same_width(y.extents[1])});
+    detail::block_weights<std::remove_const_t<decltype(w)>> const by_block{
+        w, detail::rows_of<float const>(s, plan.offsets().data())};
+    detail::gather(ctx, plan, y, by_block, o);
   }
 };
-/// decode() from 8-bit rows: out[t] = sum over kept routes of (weight * scale) * code, where the
-/// product of weight and scale is rounded once per block of 128 columns. rows: [plan.rows(), H] of
-/// float8_e4m3; scales: [plan.rows(), ceil(H / 128)] float; the rest as for decode().
+/// `decode_quantized(ctx, plan, rows, scales, out)`, or `decode_quantized(ctx, plan, rows, scales,
+/// weights, out)`: decode() from 8-bit rows. out[t] = sum over kept routes of (weight * scale) *
+/// code, where the product of weight and scale is rounded once per block of 128 columns. rows:
+/// [plan.rows(), H] of float8_e4m3; scales: [plan.rows(), ceil(H / 128)] float; the rest as for
+/// decode().
 inline constexpr decode_quantized_fn decode_quantized{};
 
 }  // namespace expar::inline v0

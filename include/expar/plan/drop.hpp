@@ -7,13 +7,13 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
-#include <expar/detail/in_place.hpp>
+#include <expar/detail/expert_ids.hpp>
 #include <expar/plan/detail/kept.hpp>
 #include <expar/plan/drop_order.hpp>
 #include <expar/plan/plan.hpp>
-#include <expar/router/count_choices.hpp>  // check_counts
-#include <expar/router/token_loss.hpp>     // every_token, marks_of
+#include <expar/router/count_choices.hpp>  // as_counts
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
@@ -37,45 +37,28 @@ struct drop_to_capacity_fn {
   template <class Ids, class Order, class Kept, class Dropped>
   index_t operator()(host_context const& ctx, Ids const& ids, int experts, index_t capacity,
                      Order const& order, Kept&& kept, Dropped&& dropped) const {
-    return drop(ctx, detail::as_view<2>(ctx, ids), experts, capacity, order, detail::every_token{},
-                detail::as_output<2>(ctx, kept), detail::as_output<1>(ctx, dropped));
-  }
-  template <class Ids, class Order, class Valid, class Kept, class Dropped>
-  index_t operator()(host_context const& ctx, Ids const& ids, int experts, index_t capacity,
-                     Order const& order, Valid const& valid, Kept&& kept, Dropped&& dropped) const {
-    auto const i = detail::as_view<2>(ctx, ids);
-    return drop(ctx, i, experts, capacity, order,
-                detail::marks_of("drop_to_capacity: valid", ctx, valid, i.extents[0]),
-                detail::as_output<2>(ctx, kept), detail::as_output<1>(ctx, dropped));
-  }
-
- private:
-  template <class Id, class Order, class Valid, class Kept, class Count>
-  static index_t drop(host_context const& ctx, tensor_view<Id, 2> ids, int experts,
-                      index_t capacity, Order const& order, Valid valid, tensor_view<Kept, 2> kept,
-                      tensor_view<Count, 1> dropped) {
     static_assert(drop_order<Order>,
                   "expar: the order in which routes are dropped is a drop_order: by_choice, "
                   "by_token, by_value, by_choice_and_score, or your own");
-    detail::check_kept("drop_to_capacity: ids", ids, "drop_to_capacity: kept", kept);
-    detail::check_in_place("drop_to_capacity: kept", kept, "ids", ids);
-    detail::check_places("drop_to_capacity", experts, capacity);
-    detail::check_counts("drop_to_capacity: dropped", dropped);
-    detail::check_extent("drop_to_capacity: dropped", dropped, 0, experts, "experts");
-    index_t const tokens = ids.extents[0], k = ids.extents[1];
-    detail::expects(ids.size() <= INT32_MAX, "drop_to_capacity: ids has ", tokens, " x ", k,
+    detail::arguments a(ctx, "drop_to_capacity");
+    auto const i = a.masked_ids("ids", ids);
+    index_t const tokens = i.extents[0], k = i.extents[1];
+    detail::expects(i.size() <= INT32_MAX, "drop_to_capacity: ids has ", tokens, " x ", k,
                     " routes; at most ", INT32_MAX, " are possible");
-    detail::check_apart("drop_to_capacity: dropped", detail::as_row(dropped), "kept", kept);
-    if constexpr (requires { order.validate("drop_to_capacity", tokens, k); })
-      order.validate("drop_to_capacity", tokens, k);
-    detail::check_expert_ids("drop_to_capacity: ids", ids, experts, valid);
+    if constexpr (requires { order.validate(a, tokens, k); }) order.validate(a, tokens, k);
+    auto const out = detail::kept_ids(a, kept, experts, i);
+    auto const lost =
+        detail::as_counts(a.written_any_vector("dropped", dropped, {{experts, "experts"}}));
+    using Count = detail::element_of<decltype(lost)>;
+    detail::check_places("drop_to_capacity", experts, capacity);
+    detail::check_expert_ids("drop_to_capacity: ids", i, experts, i.valid);
     route_plan plan(ctx.memory());
-    if constexpr (std::is_same_v<Valid, detail::every_token>) {
-      plan.place(ctx, ids, experts, route_plan::order::token_major);
+    if constexpr (!detail::is_only<Ids>) {
+      plan.place(ctx, i, experts, route_plan::order::token_major);
     } else {
       detail::buffer<std::int32_t> buffer(ctx.memory());
       auto const valid_ids = make_view(buffer.resize(tokens * k), tokens, k);
-      detail::copy_valid_ids(ids, valid, valid_ids);
+      detail::copy_valid_ids(i, i.valid, valid_ids);
       plan.place(ctx, valid_ids, experts, route_plan::order::token_major);
     }
     plan.lay_out(ragged{});
@@ -84,19 +67,21 @@ struct drop_to_capacity_fn {
     detail::buffer<contender> contenders(ctx.memory());
     bool const over = plan.needed_capacity() > capacity;
     if (over) part_first(ctx, plan, capacity, order, contenders);
-    detail::copy_valid_ids(ids, valid, kept);
+    detail::copy_valid_ids(i, i.valid, out);
     auto const offsets = plan.offsets();
     for (int e = 0; e < experts; ++e) {
       index_t const begin = offsets[static_cast<std::size_t>(e)];
       index_t const end = offsets[static_cast<std::size_t>(e) + 1];
-      dropped.data[e] = static_cast<Count>(end - begin > capacity ? end - begin - capacity : 0);
+      lost(e) = static_cast<Count>(end - begin > capacity ? end - begin - capacity : 0);
       if (end - begin <= capacity) continue;
       for (index_t at = begin + capacity; at < end; ++at)
-        kept.row(contenders[at].route / k)[contenders[at].route % k] = -1;
+        out.row(contenders[at].route / k)[contenders[at].route % k] = -1;
     }
+    out.store();
     return plan.needed_capacity();
   }
 
+ private:
   /// The routes of each expert; where they are over capacity, those that it keeps come first.
   template <class Order, class Contender>
   static void part_first(host_context const& ctx, route_plan const& plan, index_t capacity,
@@ -122,15 +107,15 @@ struct drop_to_capacity_fn {
     });
   }
 };
-/// Drops what exceeds the capacity of an expert: `drop_to_capacity(ctx, ids, experts, capacity,
-/// order, kept, dropped)`, or with `valid` after the order. Stands between route() and make_plan().
-///   ids: [T,k] std::int32_t, -1 = no expert; stay as they are, so that route_backward() sees what
-///        was selected. A repeated id is a route of its own
+/// `drop_to_capacity(ctx, ids, experts, capacity, order, kept, dropped)` drops what exceeds the
+/// capacity of an expert. Stands between route() and make_plan().
+///   ids: [T,k] signed integers, -1 = no expert; stay as they are, so that route_backward() sees
+///        what was selected. A repeated id is a route of its own. Or only(valid, ids): the other
+///        tokens take no place and are not counted, whatever their ids are
 ///   capacity: how many routes an expert keeps, at least 0; see capacities
 ///   order: which routes it keeps: the first by a drop_order
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 take no place and are not counted,
-///          whatever their ids are
-///   kept: [T,k] std::int32_t, written: the ids, or -1 where dropped or not valid. It may be ids,
+///   kept: [T,k] signed integers, written: the ids, or -1 where dropped or not valid. It may be
+///   ids,
 ///         and is otherwise apart from them; for reroute_dropped() it is apart
 ///   dropped: [experts] integers, written: how many routes each expert dropped
 /// Returns the capacity that would have kept everything: the largest number of routes of an expert.

@@ -4,15 +4,16 @@
 #include <limits>
 #include <type_traits>
 
+#include <expar/detail/argument_table.hpp>
 #include <expar/element.hpp>
-#include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 
 /// Which routes of an expert come before others. First is the route with the smaller group(choice),
 /// then the larger value(token, choice), then the smaller token, then the smaller choice. A value
-/// of NaN counts as -inf. May have check(what, tokens, top_k), which throws where it does not fit.
+/// of NaN counts as -inf. May have validate(arguments, tokens,
+/// top_k), which throws where it does not fit.
 template <class O>
 concept drop_order = requires(O const order, index_t i) {
   order.group(i);
@@ -48,11 +49,9 @@ struct by_value {
 
   static constexpr index_t group(index_t) { return 0; }
   auto value(index_t token, index_t choice) const { return widen(values.row(token)[choice]); }
-  void validate(char const* what, index_t tokens, index_t top_k) const {
-    detail::check_view(detail::argument(what, "values"), values);
-    detail::expects(values.extents[0] == tokens && values.extents[1] == top_k, what,
-                    ": values are ", values.extents[0], " x ", values.extents[1], ", but ids are ",
-                    tokens, " x ", top_k);
+  void validate(detail::argument_table& a, index_t tokens, index_t top_k) const {
+    a.reads("values", values,
+            {{tokens, "the number of tokens"}, {top_k, "the number of choices per token"}});
   }
 };
 template <class T>
@@ -78,11 +77,9 @@ struct by_choice_and_score {
       if (A const score = widen(row[i]); score > most) most = score;
     return most;
   }
-  void validate(char const* what, index_t tokens, index_t) const {
-    detail::check_view(detail::argument(what, "scores"), scores);
-    detail::expects(scores.extents[0] == tokens, what, ": scores has ", scores.extents[0],
-                    " rows, but there are ", tokens, " tokens");
-    detail::expects(scores.extents[1] >= 1, what, ": scores has no columns; at least 1 is needed");
+  void validate(detail::argument_table& a, index_t tokens, index_t) const {
+    a.reads("scores", scores, {{tokens, "the number of tokens"}});
+    detail::expects(scores.extents[1] >= 1, a, ": scores has no columns; at least 1 is needed");
   }
 };
 template <class T>

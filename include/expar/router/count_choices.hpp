@@ -19,6 +19,13 @@ void check_counts(char const* what, tensor_view<T, Rank> const& v) {
   check_view(what, v);
 }
 
+template <class View>
+View as_counts(View const& v) {
+  static_assert(std::is_integral_v<element_of<View>> && sizeof(element_of<View>) >= 4,
+                "expar: counts are integers of at least 32 bits");
+  return v;
+}
+
 /// Throws unless the first `choices` ids of each valid token are -1 or an expert.
 template <class Id, class Valid>
 void check_leading_ids(char const* op, tensor_view<Id, 2> const& ids, index_t choices,

@@ -72,6 +72,20 @@ EXPAR_HD void scale_row(T const* from, accumulator_t<T> w, T* to, index_t n) {
   for (index_t c = 0; c < n; ++c) to[c] = narrow<T>(w * widen(from[c]));
 }
 
+template <class T>
+EXPAR_HD void add_scaled_row(T const* from, accumulator_t<T> w, T* to, index_t n) {
+  for (index_t c = 0; c < n; ++c) to[c] = narrow<T>(widen(to[c]) + w * widen(from[c]));
+}
+
+/// The gradient of one number: overwritten, or added to.
+template <bool Adds, class T>
+EXPAR_HD void put_gradient(T& at, accumulator_t<T> g) {
+  if constexpr (Adds)
+    at = narrow<T>(widen(at) + g);
+  else
+    at = narrow<T>(g);
+}
+
 /// <a, b> in an order that depends on n alone: 16 interleaved sums, then a tree.
 template <class T>
 EXPAR_HD accumulator_t<T> dot_rows(T const* a, T const* b, index_t n) {
@@ -86,15 +100,17 @@ EXPAR_HD accumulator_t<T> dot_rows(T const* a, T const* b, index_t n) {
   return sum[0];
 }
 
-/// Token t's row to each of its places: read once, written for every kept route.
-template <class T, class Weights, class Rows>
+/// Token t's row to each of its places: read once, written for every kept route, or added there.
+template <class T, bool Adds = false, class Weights, class Rows>
 EXPAR_HD void scatter_token(plan_view const& plan, index_t t, T const* x, index_t n,
                             Weights weights, Rows const& rows) {
   for (int j = 0; j < plan.top_k; ++j) {
     index_t const at = t * plan.top_k + j;
     if (plan.locations[at] < 0) continue;
     T* const to = rows(plan.ids[at], plan.locations[at]);
-    if constexpr (std::is_same_v<Weights, unit_weights>)
+    if constexpr (Adds)
+      add_scaled_row(x, weight_of<accumulator_t<T>>(weights, t, j), to, n);
+    else if constexpr (std::is_same_v<Weights, unit_weights>)
       copy_row(x, to, n);
     else
       scale_row(x, weight_of<accumulator_t<T>>(weights, t, j), to, n);
@@ -143,7 +159,7 @@ EXPAR_HD void gather_token(plan_view const& plan, index_t t, Rows const& rows, W
 }
 
 /// d_weights[t, j] = <row(t, j), x>, 0 where there is no row.
-template <class T, class W, class Rows>
+template <class T, bool Adds = false, class W, class Rows>
 EXPAR_HD void dot_token(plan_view const& plan, index_t t, Rows const& rows, T const* x, index_t n,
                         W* d_weights) {
   for (int j = 0; j < plan.top_k; ++j) {
@@ -151,7 +167,7 @@ EXPAR_HD void dot_token(plan_view const& plan, index_t t, Rows const& rows, T co
     auto const dot = plan.locations[at] < 0
                          ? accumulator_t<T>{0}
                          : dot_rows(rows(plan.ids[at], plan.locations[at]), x, n);
-    d_weights[j] = narrow<W>(static_cast<accumulator_t<W>>(dot));
+    put_gradient<Adds>(d_weights[j], static_cast<accumulator_t<W>>(dot));
   }
 }
 
@@ -164,14 +180,14 @@ EXPAR_HD void scatter_scalars(plan_view const& plan, index_t t, W const* from,
     if (plan.locations[at] >= 0) *rows(plan.ids[at], plan.locations[at]) = from[j];
   }
 }
-template <class A, class W>
+template <class A, bool Adds = false, class W>
 EXPAR_HD void gather_scalars(plan_view const& plan, index_t t, expert_rows<A const> const& rows,
                              W* to) {
   for (int j = 0; j < plan.top_k; ++j) {
     index_t const at = t * plan.top_k + j;
     auto const x = plan.locations[at] < 0 ? accumulator_t<A>{0}
                                           : widen(*rows(plan.ids[at], plan.locations[at]));
-    to[j] = narrow<W>(static_cast<accumulator_t<W>>(x));
+    put_gradient<Adds>(to[j], static_cast<accumulator_t<W>>(x));
   }
 }
 
@@ -193,20 +209,6 @@ void zero_padding(route_plan const& plan, expert_rows<T> const& rows, index_t n)
                         plan.offsets()[static_cast<std::size_t>(e)];
     for (index_t l = plan.kept(e); l < end; ++l) clear_row(rows(e, l), n);
   }
-}
-
-template <class T>
-void check_tokens(char const* what, route_plan const& plan, tensor_view<T, 2> const& v) {
-  check_extent(what, v, 0, plan.tokens(), "the number of tokens in the plan");
-}
-template <class T>
-void check_rows(char const* what, route_plan const& plan, tensor_view<T, 2> const& v) {
-  check_extent(what, v, 0, plan.rows(), "the number of rows in the plan");
-}
-template <class T>
-void check_route_matrix(char const* what, route_plan const& plan, tensor_view<T, 2> const& v) {
-  check_tokens(what, plan, v);
-  check_extent(what, v, 1, plan.top_k(), "top_k of the plan");
 }
 
 }  // namespace expar::inline v0::detail
