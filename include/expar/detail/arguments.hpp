@@ -165,8 +165,9 @@ class arguments : public argument_table {
     writes(name, v, fits);
     return v;
   }
+  // What asserts has a deduced type, so that compilers look into it first.
   template <class View>
-  static View numbers(View const& v) {
+  static auto numbers(View const& v) {
     static_assert(element<element_of<View>>,
                   "expar: this tensor is of an element type, a rounded number; specialize "
                   "expar::element_traits for it");
@@ -204,7 +205,7 @@ class arguments : public argument_table {
     }
   }
   template <class Id>
-  static constexpr void check_ids() {
+  static constexpr auto check_ids() {
     static_assert(std::signed_integral<Id>, "expar: expert ids are of a signed integer type");
     static_assert(std::is_same_v<Id, std::int32_t> || Context::space == memory_space::host,
                   "expar: expert ids on a device are std::int32_t");

@@ -24,7 +24,7 @@ EXPAR_HD A weight_of(block_weights<Weights> const& w, plan_view const& plan, ind
 
 /// [N,H] of E4M3 codes have scales [N, ceil(H / 128)] of float.
 template <class T, class S>
-constexpr void check_quantized_types() {
+constexpr auto check_quantized_types() {
   static_assert(std::is_same_v<std::remove_const_t<T>, float8_e4m3>,
                 "expar: quantized rows are expar::float8_e4m3");
   static_assert(std::is_same_v<std::remove_const_t<S>, float>, "expar: scales are float");

@@ -35,7 +35,7 @@ auto read_weights(arguments<Context>& a, Plan const& plan, Weights const& weight
 
 /// Rows that an operation copies or multiplies have one type on both sides.
 template <class T, class U>
-constexpr void check_same_elements() {
+constexpr auto check_same_elements() {
   static_assert(std::is_same_v<std::remove_const_t<T>, std::remove_const_t<U>>,
                 "expar: token rows and expert rows must have the same element type here");
 }

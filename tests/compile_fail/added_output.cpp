@@ -1,0 +1,15 @@
+// error: expar: this argument must be a tensor of the rank that the operation states
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/permute/encode.hpp>
+
+int main() {
+  expar::route_plan const plan;
+  float x[2] = {}, rows[2] = {};
+  auto const tokens = expar::make_view(x, 0, 2);
+  auto out = expar::make_view(rows, 0, 2);
+#ifdef EXPAR_MISTAKE
+  expar::encode(expar::host_context{}, plan, tokens, expar::add_to(out));
+#else
+  expar::encode(expar::host_context{}, plan, tokens, out);
+#endif
+}
