@@ -1,5 +1,5 @@
-// error: expar: this tensor is of an element type, a rounded number; specialize
-// expar::element_traits for it SPDX-License-Identifier: Apache-2.0
+// error: expar: this tensor is of an element type, a rounded number
+// SPDX-License-Identifier: Apache-2.0
 #include <expar/plan/renormalize_kept.hpp>
 
 #ifdef EXPAR_MISTAKE
