@@ -48,7 +48,7 @@ template <class... Parts>
 
 /// Throws the sentence made of `parts` unless `holds`.
 template <class... Parts>
-void expects(bool holds, Parts const&... parts) {
+constexpr void expects(bool holds, Parts const&... parts) {
   if (!holds) [[unlikely]]
     fail(parts...);
 }

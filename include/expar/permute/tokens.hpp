@@ -28,9 +28,10 @@ struct row_tokens_fn {
     detail::check_output(what, rows);
     detail::check_extent(what, rows, 0, plan.rows(), "the number of rows in the plan");
     for (index_t row = 0; row < plan.rows(); ++row) rows.data[row] = -1;
+    plan_view const routes = plan.view();
     for (index_t t = 0; t < plan.tokens(); ++t)
       for (int j = 0; j < plan.top_k(); ++j)
-        if (index_t const row = plan.row(t, j); row >= 0)
+        if (index_t const row = routes.row(t, j); row >= 0)
           rows.data[row] = static_cast<std::int32_t>(number(t, j));
   }
 };
