@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/expert_batch.hpp>
 
+#include <string>
 #include <vector>
 
 #include <expar/comm/self.hpp>
 #include <expar/expert_parallel.hpp>
+#include <expar/router/routes.hpp>
 
 #include "support/catch.hpp"
 
@@ -14,6 +16,10 @@ TEST_CASE("an empty batch has no rows and no experts") {
   CHECK(batch.local_experts() == 0);
   CHECK(batch.rows().size() == 0);
   CHECK(batch.row_weights().size() == 0);
+  CHECK_THROWS_WITH(batch.first_expert(),
+                    "expar: first_expert: the batch has no routes; dispatch or prepare it first");
+  CHECK_THROWS_WITH(batch.count_from(0, 0),
+                    "expar: count_from: local_expert is 0; the batch has 0 local experts");
 }
 
 TEST_CASE("a batch shows its rows by expert, and moves with them") {
@@ -44,4 +50,29 @@ TEST_CASE("a batch shows its rows by expert, and moves with them") {
     CHECK(batch.row_weights()(r) == weights[r]);
   }
   CHECK(batch.plan().counts()[2] == 3);
+  CHECK_THROWS_WITH(first.first_expert(),
+                    "expar: first_expert: the batch has no routes; dispatch or prepare it first");
+  CHECK_THROWS_WITH(first.first_row_from(0, 0),
+                    "expar: first_row_from: local_expert is 0; the batch has 0 local experts");
+}
+
+TEST_CASE("a batch says so when it is asked for an expert or a rank that it has not") {
+  expar::self_communicator comm;
+  expar::host_context const ctx;
+  expar::expert_parallel moe(comm, {3, 1, 2});
+  expar::routes<float> routes(4, 1);
+  std::vector<float> x(8);
+  expar::expert_batch<float> batch;
+  moe.prepare(ctx, routes, batch);
+  std::string const experts = "; the batch has 3 local experts";
+  CHECK_THROWS_WITH(batch.expert_rows(0),
+                    "expar: expert_rows: the batch has no rows; dispatch tokens first");
+  CHECK_THROWS_WITH(batch.expert_rows(99), "expar: expert_rows: local_expert is 99" + experts);
+  CHECK_THROWS_WITH(batch.expert_rows(-1), "expar: expert_rows: local_expert is -1" + experts);
+  CHECK_THROWS_WITH(batch.count_from(0, 3), "expar: count_from: local_expert is 3" + experts);
+  CHECK_THROWS_WITH(batch.count_from(1, 0), "expar: count_from: rank is 1; there are 1 ranks");
+  CHECK_THROWS_WITH(batch.first_row_from(-1, 0),
+                    "expar: first_row_from: rank is -1; there are 1 ranks");
+  moe.dispatch(ctx, expar::make_view(x.data(), 4, 2), batch);
+  CHECK(batch.expert_rows(0).size() == 0);
 }

@@ -737,12 +737,21 @@ TEST_CASE("a batch whose prepare failed has no rows, and one that was only prepa
   expar::expert_parallel moe(comm, {2, 1, 3}), large(comm, {640, 1, 3});
   expar::expert_batch<float> batch;
   std::vector<std::int32_t> ids{0, 1};
-  std::vector<float> w{1, 1}, x(6);
+  std::vector<float> w{1, 1}, x(6), y(6);
   routes_of_rank const routes{expar::make_view(ids.data(), 2, 1), expar::make_view(w.data(), 2, 1)};
   moe.prepare(ctx, routes, batch);
   CHECK(batch.row_count() == 2);
   CHECK(batch.rows().extent(0) == 0);
-  moe.dispatch(ctx, expar::make_view(x.data(), 2, 3), batch);
+  auto const rows = expar::make_view(x.data(), 2, 3), out = expar::make_view(y.data(), 2, 3);
+  auto const d_w = expar::make_view(w.data(), 2, 1);
+  std::string const none = ": the batch has no rows; dispatch tokens first";
+  CHECK(thrown_by([&] { moe.combine(ctx, batch, rows, out); }) == "expar: combine" + none);
+  CHECK(thrown_by([&] { moe.combine_backward(ctx, batch, rows, rows, out, d_w); }) ==
+        "expar: combine_backward" + none);
+  CHECK(thrown_by([&] { moe.dispatch_backward(ctx, batch, rows, out); }) ==
+        "expar: dispatch_backward" + none);
+  moe.dispatch(ctx, rows, batch);
+  CHECK(thrown_by([&] { moe.combine(ctx, batch, rows, out); }) == "nothing was thrown");
   CHECK(batch.rows().extent(0) == 2);
   ids[0] = 700;
   CHECK(thrown_by([&] { large.prepare(ctx, routes, batch); }) ==

@@ -8,8 +8,10 @@
 #include <expar/comm/self.hpp>
 #include <expar/comm/thread.hpp>
 #include <expar/expert_parallel.hpp>
+#include <expar/plan/drop.hpp>
 
 #include "support/catch.hpp"
+#include "support/thrown_by.hpp"
 
 namespace {
 
@@ -195,4 +197,54 @@ TEST_CASE("reports of plans with other numbers of experts are refused on every r
     CHECK(s ==
           "expar: gather_report: experts is 5 on rank 0 but 6 on rank 1; all ranks must pass the "
           "same");
+}
+
+TEST_CASE("gather_report tells of routes that were dropped before the plan was made") {
+  constexpr int ranks = 2, experts = 3, tokens = 10;
+  std::array<expar::routing_report, ranks> reports;
+  expar::run_ranks(ranks, [&](expar::thread_communicator& comm) {
+    // All tokens choose expert 0, those of rank 1 expert 2 as well.
+    std::vector<std::int32_t> ids;
+    for (int t = 0; t < tokens; ++t) ids.insert(ids.end(), {0, comm.rank() == 1 ? 2 : -1});
+    auto const routes = expar::make_view(ids.data(), tokens, 2);
+    std::vector<std::int32_t> dropped(experts);
+    expar::drop_to_capacity(ctx, routes, experts, 4, expar::by_token{}, routes, dropped);
+    auto const plan = expar::make_plan(ctx, routes, experts);
+    reports[static_cast<std::size_t>(comm.rank())] = expar::gather_report(ctx, comm, plan, dropped);
+  });
+  for (auto const& r : reports) {
+    CHECK(r.routes == 30);
+    CHECK(r.dropped == 18);
+    CHECK(r.counts == counts_type{20, 0, 10});
+    CHECK(r.needed_capacity == 10);
+    CHECK(r.traffic == counts_type{4, 0, 4, 4});
+    CHECK_THAT(expar::to_text(r),
+               Catch::Matchers::StartsWith("20 tokens, 30 routes, 18 dropped (60.00%)\n"));
+  }
+}
+
+TEST_CASE("a report refuses numbers of dropped routes that do not fit, on all ranks alike") {
+  std::vector<std::string> said(6);
+  expar::run_ranks(2, [&](expar::thread_communicator& comm) {
+    auto const ids = ids_of(0, 4);
+    auto const plan = expar::make_plan(ctx, expar::make_view(ids.data(), 4, 2), 5);
+    auto const refused = [&](std::vector<std::int64_t> const& dropped) {
+      return expar_test::thrown_by([&] { expar::gather_report(ctx, comm, plan, dropped); });
+    };
+    auto const me = static_cast<std::size_t>(comm.rank());
+    bool const wrong = comm.rank() == 1;
+    said[me] = refused(counts_type(wrong ? 4 : 5));
+    said[2 + me] = refused({0, 0, 0, 0, wrong ? -1 : 0});
+    said[4 + me] = refused({0, 0, 0, 0, wrong ? PTRDIFF_MAX : 0});
+  });
+  for (std::size_t rank = 0; rank < 2; ++rank) {
+    CHECK(said[rank] ==
+          "expar: gather_report: dropped has extent 4 in dimension 0, but experts is 5 (rank 1)");
+    CHECK(said[2 + rank] ==
+          "expar: gather_report: dropped(4) is -1; counts are at least 0 and add up to at most "
+          "9223372036854775807 (rank 1)");
+    CHECK(said[4 + rank] ==
+          "expar: gather_report: dropped adds up to 9223372036854775807; at most "
+          "2305843009213693951 are possible (rank 1)");
+  }
 }

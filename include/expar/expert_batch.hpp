@@ -30,7 +30,9 @@ class expert_batch : public routed_batch {
     return make_view(rows_.data(), rows_here(), hidden_);
   }
   /// The same for one local expert, its filling rows included, after dispatch.
-  tensor_view<T, 2> expert_rows(int local_expert) noexcept {
+  tensor_view<T, 2> expert_rows(int local_expert) {
+    check_local("expert_rows", local_expert);
+    detail::expects(dispatched_, "expert_rows: the batch has no rows; dispatch tokens first");
     index_t const first = map_.offsets[local_expert];
     return make_view(rows_.data() + first * hidden_, map_.offsets[local_expert + 1] - first,
                      hidden_);
@@ -56,7 +58,7 @@ class expert_batch : public routed_batch {
   }
   // Nothing is prepared, and no row is here.
   void forget() {
-    prepared_ = false;
+    prepared_ = false, dispatched_ = false;
     map_.offsets.clear(), map_.counts.clear();
     rows_.clear(), row_weights_.clear();
   }
@@ -74,7 +76,7 @@ class expert_batch : public routed_batch {
   detail::buffer<W> row_weights_;
   index_t hidden_ = 0;
   std::uint64_t number_ = 0;
-  detail::cleared_by_move<bool> prepared_;
+  detail::cleared_by_move<bool> prepared_, dispatched_;
 };
 
 }  // namespace expar::inline v0

@@ -118,6 +118,7 @@ class expert_parallel {
       to_experts(ctx, step::dispatch, batch, checks, x, weights_of(batch), to, scalars);
     else
       to_experts(ctx, step::dispatch, batch, checks, x, detail::unit_weights{}, to, scalars);
+    batch.dispatched_ = true;
   }
 
   /// Both parts: tokens [T,H] and their routes to rows at the experts. The second form makes the
@@ -146,7 +147,7 @@ class expert_parallel {
     auto const from = detail::rows_view<T>(ctx, y);
     auto const to = detail::as_output<2>(ctx, out);
     auto const checks = [&] {
-      fit().prepared("combine", batch);
+      fit().dispatched("combine", batch);
       fit().expert_rows("combine: y", batch, from);
       fit().token_rows("combine: out", batch, to);
       detail::check_apart("combine: out", to, "y", from);
@@ -174,7 +175,7 @@ class expert_parallel {
     auto const to = detail::as_output<2>(ctx, d_y);
     auto const d_w = detail::as_output<2>(ctx, d_weights);
     auto const checks = [&] {
-      fit().prepared("combine_backward", batch);
+      fit().dispatched("combine_backward", batch);
       fit().token_rows("combine_backward: d_out", batch, d);
       fit().expert_rows("combine_backward: y", batch, y_rows);
       fit().expert_rows("combine_backward: d_y", batch, to);
@@ -234,7 +235,7 @@ class expert_parallel {
     auto const d = detail::rows_view<T>(ctx, d_out);
     auto const to = detail::as_output<2>(ctx, d_y);
     auto const checks = [&] {
-      fit().prepared("combine_backward", batch);
+      fit().dispatched("combine_backward", batch);
       fit().token_rows("combine_backward: d_out", batch, d);
       fit().expert_rows("combine_backward: d_y", batch, to);
       detail::check_apart("combine_backward: d_y", to, "d_out", d);
@@ -255,7 +256,7 @@ class expert_parallel {
     auto const from = detail::rows_view<T>(ctx, d_rows);
     auto const to = detail::as_output<2>(ctx, d_tokens);
     auto const checks = [&] {
-      fit().prepared("dispatch_backward", batch);
+      fit().dispatched("dispatch_backward", batch);
       fit().expert_rows("dispatch_backward: d_rows", batch, from);
       fit().token_rows("dispatch_backward: d_tokens", batch, to);
       detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", from);
@@ -281,7 +282,7 @@ class expert_parallel {
     auto const to = detail::as_output<2>(ctx, d_tokens);
     auto const d_w = detail::as_output<2>(ctx, d_weights);
     auto const checks = [&] {
-      fit().prepared("dispatch_backward", batch);
+      fit().dispatched("dispatch_backward", batch);
       fit().expert_rows("dispatch_backward: d_rows", batch, from);
       fit().token_rows("dispatch_backward: d_tokens", batch, to);
       detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", from);

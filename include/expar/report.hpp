@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <span>
@@ -11,6 +12,7 @@
 #include <expar/expert_batch.hpp>
 #include <expar/plan/placement.hpp>
 #include <expar/plan/plan.hpp>
+#include <expar/router/count_choices.hpp>  // check_counts, add_count
 
 namespace expar::inline v0 {
 
@@ -19,7 +21,7 @@ struct routing_report {
   int ranks = 0;
   index_t tokens = 0, routes = 0;  ///< routes that name an expert
   index_t dropped = 0;             ///< of these, how many got no row
-  index_t capacity = -1;           ///< rows per rank and expert; -1: nothing is dropped
+  index_t capacity = -1;           ///< rows per rank and expert; -1: the layout drops nothing
   index_t needed_capacity = 0;     ///< the capacity that would have kept every route
   std::vector<index_t> counts;   ///< [experts]: routes that name each expert, dropped ones included
   std::vector<index_t> traffic;  ///< [ranks, ranks]: rows from a rank (row) to a rank (column)
@@ -32,12 +34,48 @@ struct routing_report {
 struct gather_report_fn {
   template <class Comm>
   routing_report operator()(host_context const& ctx, Comm& comm, route_plan const& plan) const {
+    return gather(ctx, comm, plan, tensor_view<index_t, 1>{});
+  }
+  template <class Comm, class Dropped>
+  routing_report operator()(host_context const& ctx, Comm& comm, route_plan const& plan,
+                            Dropped const& dropped) const {
+    auto const d = detail::as_view<1>(ctx, dropped);
+    detail::agreement ask(ctx.memory());
+    ask.reserve(comm.size());
+    ask.run(ctx, comm, {detail::step::gather_report, 0}, [&] {
+      detail::check_counts("gather_report: dropped", d);
+      detail::check_extent("gather_report: dropped", d, 0, plan.experts(), "experts");
+      index_t sum = 0;
+      for (index_t e = 0; e < d.extents[0]; ++e)
+        detail::add_count("gather_report: dropped", e, d.data[e], sum);
+      index_t const most = detail::most_rows / comm.size();
+      detail::expects(sum <= most, "gather_report: dropped adds up to ", sum, "; at most ", most,
+                      " are possible");
+    });
+    return gather(ctx, comm, plan, d);
+  }
+  template <class Comm, class T, class W, class... Dropped>
+  routing_report operator()(host_context const& ctx, Comm& comm, expert_batch<T, W> const& batch,
+                            Dropped const&... dropped) const {
+    return (*this)(ctx, comm, batch.plan(), dropped...);
+  }
+
+ private:
+  /// `earlier`: for each expert the routes that were dropped before the plan was made, or empty.
+  template <class Comm, class Count>
+  static routing_report gather(host_context const& ctx, Comm& comm, route_plan const& plan,
+                               tensor_view<Count, 1> earlier) {
     block_placement const place{plan.experts(), comm.size()};
     std::vector<index_t> own, all;
     routing_report r;
     auto const wrong = detail::failure_of([&] {
-      own = {plan.tokens(), plan.dropped(), plan.capacity(), plan.needed_capacity()};
+      own = {plan.tokens(), plan.dropped(), plan.capacity(), 0};
       for (index_t count : plan.counts()) own.push_back(count);
+      for (index_t e = 0; e < earlier.extents[0]; ++e) {
+        own[1] += static_cast<index_t>(earlier.data[e]);
+        own[static_cast<std::size_t>(4 + e)] += static_cast<index_t>(earlier.data[e]);
+      }
+      own[3] = *std::max_element(own.begin() + 3, own.end());
       for (int peer = 0; peer < comm.size(); ++peer) {
         index_t rows = 0;
         for (int i = 0; i < place.count(peer); ++i) rows += plan.kept(place.first(peer) + i);
@@ -65,14 +103,13 @@ struct gather_report_fn {
     for (index_t count : r.counts) r.routes += count;
     return r;
   }
-  template <class Comm, class T, class W>
-  routing_report operator()(host_context const& ctx, Comm& comm,
-                            expert_batch<T, W> const& batch) const {
-    return (*this)(ctx, comm, batch.plan());
-  }
 };
-/// Sums up the plans, or the prepared batches, of all ranks, for experts placed by block_placement:
-/// `gather_report(ctx, comm, plan_or_batch)`. Collective; every rank gets the same report.
+/// `gather_report(ctx, comm, plan, dropped)` sums up the plans of all ranks, for experts placed by
+/// block_placement. Collective; every rank gets the same report.
+///   plan: a route_plan, or a prepared expert_batch
+///   dropped: [experts] integers, how many routes of this rank each expert dropped before the plan
+///            was made, which knows nothing of them: what drop_to_capacity() wrote. They are
+///            reported as routes that were dropped. All ranks leave it out, or none does
 inline constexpr gather_report_fn gather_report{};
 
 namespace detail {

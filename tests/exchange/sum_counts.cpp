@@ -209,3 +209,22 @@ TEST_CASE("ranks that pass other values all say so") {
           std::vector<std::string>(
               2, "expar: sum_counts: values has 3 elements but its data is null (rank 1)"));
 }
+
+TEST_CASE("sums are exact, or all ranks say that they do not fit and keep their values") {
+  expar::host_context const ctx;
+  std::vector<std::vector<std::int32_t>> narrow(2);
+  std::vector<std::vector<std::int64_t>> wide(2);
+  auto const said = on_ranks(2, [&](expar::thread_communicator& comm) {
+    auto const me = static_cast<std::size_t>(comm.rank());
+    wide[me] = {2000000000, comm.rank() == 0 ? PTRDIFF_MAX : -5, -1};
+    expar::sum_counts(ctx, comm, wide[me]);
+    narrow[me] = {comm.rank(), 2000000000};
+    expar::sum_counts(ctx, comm, narrow[me]);
+  });
+  REQUIRE(said == std::vector<std::string>(2,
+                                           "expar: sum_counts: values(1) of ranks 0 to 1 add up to "
+                                           "what an integer of 4 bytes cannot hold"));
+  for (auto const& w : wide)
+    REQUIRE(w == std::vector<std::int64_t>{4000000000, PTRDIFF_MAX - 5, -2});
+  REQUIRE(narrow == std::vector<std::vector<std::int32_t>>{{0, 2000000000}, {1, 2000000000}});
+}

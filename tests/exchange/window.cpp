@@ -458,3 +458,31 @@ TEST_CASE("a batch of another object on one rank is the same sentence on all") {
                       3, "expar: dispatch: the batch was made by another object (rank 1)"));
   REQUIRE(after == std::vector<std::string>(3, "nothing was thrown"));
 }
+
+TEST_CASE("a batch in a window that was only prepared has no rows yet, on all ranks alike") {
+  std::vector<std::string> wrong(2);
+  expar::run_ranks(2, [&](expar::thread_communicator& comm) {
+    expar::host_context const ctx;
+    std::string& mine = wrong[static_cast<std::size_t>(comm.rank())];
+    expar::window_parallel moe(comm, {2, 1, 2});
+    auto batch = moe.make_batch<float>({2});
+    std::vector<std::int32_t> ids{1};
+    std::vector<float> w(1, 1.f), x{1, 2}, out(2);
+    auto const rows = expar::make_view(x.data(), 1, 2), to = expar::make_view(out.data(), 1, 2);
+    moe.prepare(
+        ctx, routes_of_rank{expar::make_view(ids.data(), 1, 1), expar::make_view(w.data(), 1, 1)},
+        batch);
+    auto const refused = [&](std::string const& name, auto f) {
+      if (std::string const said = thrown_by(f);
+          said != "expar: " + name + ": the batch has no rows; dispatch tokens first (rank 0)")
+        mine += said + "\n";
+    };
+    refused("combine", [&] { moe.combine(ctx, batch, to); });
+    refused("combine_backward",
+            [&] { moe.combine_backward(ctx, batch, rows, expar::make_view(w.data(), 1, 1)); });
+    refused("dispatch_backward", [&] { moe.dispatch_backward(ctx, batch, to); });
+    moe.dispatch(ctx, rows, batch);
+    moe.combine(ctx, batch, to);
+  });
+  REQUIRE(wrong == std::vector<std::string>(2));
+}

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/exchange/window_layout.hpp>
 
+#include <cstdint>
+#include <string>
 #include <vector>
 
 #include <expar/exchange/arrivals.hpp>
@@ -89,6 +91,21 @@ TEST_CASE("the worst case is enough, whatever the routes") {
       REQUIRE(rows <= expar::detail::worst_case_rows(place, layout, k, tokens));
     }
   }
+}
+
+TEST_CASE("a worst case that no memory can hold is an error") {
+  auto const rows = [](auto layout, index_t tokens) {
+    return expar::detail::worst_case_rows({8, 2}, layout, 2, tokens);
+  };
+  CHECK(rows(expar::ragged{4}, 3) == 3 * 2 * 2 + 4 * 3);
+  CHECK(rows(expar::fixed_capacity{0}, 3) == 8 * 6);
+  std::string const beyond = "; the rows of so many are more than memory can hold";
+  CHECK_THROWS_WITH(rows(expar::ragged{}, -5),
+                    "expar: worst_case_rows: tokens is -5; it is at least 0");
+  CHECK_THROWS_WITH(rows(expar::ragged{}, PTRDIFF_MAX / 4 + 1),
+                    "expar: worst_case_rows: tokens is 2305843009213693952" + beyond);
+  CHECK_THROWS_WITH(rows(expar::fixed_capacity{0}, PTRDIFF_MAX / 16 + 1),
+                    "expar: worst_case_rows: tokens is 576460752303423488" + beyond);
 }
 
 TEST_CASE("a window that no memory can hold is an error") {

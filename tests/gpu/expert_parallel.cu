@@ -584,7 +584,7 @@ TEST_CASE("an exchange on virtual ranks says what is wrong before it enqueues an
                       "expar: dispatch: a rank gets 32 rows, but the windows of the batch have 8");
 }
 
-TEST_CASE("a batch on devices that was moved from has no routes") {
+TEST_CASE("a batch on devices that was only prepared has no rows, and one moved from no routes") {
   expar_test::own_stream const stream;
   expar::gpu::context const ctx(stream);
   expar::gpu::virtual_ranks group(ctx, 1);
@@ -597,10 +597,12 @@ TEST_CASE("a batch on devices that was moved from has no routes") {
     expar::tensor_view<float, 2> weights;
   };
   auto const tokens = std::vector{expar::make_view(x.data(), 2, 4)};
-  moe.dispatch(tokens,
-               std::vector{routes{expar::make_view(ids.data(), 2, 1),
-                                  expar::make_view(weights.data(), 2, 1)}},
-               batch);
+  moe.prepare(std::vector{routes{expar::make_view(ids.data(), 2, 1),
+                                 expar::make_view(weights.data(), 2, 1)}},
+              batch);
+  REQUIRE_THROWS_WITH(moe.combine(batch, tokens),
+                      "expar: combine: the batch has no rows; dispatch tokens first");
+  moe.dispatch(tokens, batch);
   auto const moved = std::move(batch);
   REQUIRE_THROWS_WITH(moe.combine(batch, tokens),
                       "expar: combine: the batch has no routes; dispatch or prepare it first");

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/plan/layout.hpp>
 
+#include <cstdint>
+
 #include "../support/catch.hpp"
 
 namespace {
@@ -33,4 +35,24 @@ TEST_CASE("capacity keeps at least one row where there are tokens") {
   CHECK(capacity(0, 6, 4, 2, 0) == 0);
   CHECK(capacity(1, 6, 4, 2, 0) == 4);
   STATIC_REQUIRE(expar::round_up(9, 4) == 12);
+}
+
+TEST_CASE("a capacity beyond what an index counts does not become a small one") {
+  constexpr int most_experts = 1 << 30;
+  CHECK(capacity(524288, 1, 1 << 23, 1 << 22, 0) == expar::index_t{1} << 41);
+  CHECK(capacity(999999, PTRDIFF_MAX, 1, most_experts, 0) == PTRDIFF_MAX);
+  CHECK(capacity(0, 1, 1, 1, PTRDIFF_MAX - 1, 4) == PTRDIFF_MAX);
+  CHECK(capacity(0, PTRDIFF_MAX, 1, 1, 3) == 3);
+}
+
+TEST_CASE("a capacity of impossible numbers is refused") {
+  CHECK_THROWS_WITH(capacity(1, 6, 0, 1, 5),
+                    "expar: capacity_of: experts is 0; at least 1 is needed");
+  CHECK_THROWS_WITH(capacity(1, 6, 4, 1, 5, 0),
+                    "expar: capacity_of: alignment is 0; it is at least 1");
+  CHECK_THROWS_WITH(capacity(2e6, 6, 4, 1, 5),
+                    "expar: capacity_of: capacity factor is 2000000; it lies between -1000000 and "
+                    "1000000");
+  CHECK_THROWS_WITH(capacity(1, -6, 4, 1, 5),
+                    "expar: capacity_of: tokens is -6, top_k 1 and most 5; none is negative");
 }

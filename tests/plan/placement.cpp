@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/plan/placement.hpp>
 
+#include <cstdint>
+#include <string>
+
 #include "../support/catch.hpp"
 
 TEST_CASE("blocks of experts cover the ranks in order, and differ by at most one") {
@@ -20,4 +23,17 @@ TEST_CASE("blocks of experts cover the ranks in order, and differ by at most one
       REQUIRE(place.most() == most);
     }
   STATIC_REQUIRE(expar::block_placement{7, 3}.count(0) == 3);
+}
+
+TEST_CASE("there is no rank and no expert out of range") {
+  expar::block_placement const place{8, 3};
+  std::string const there = "; there are 8 experts on 3 ranks";
+  CHECK_THROWS_WITH(place.owner(-9), "expar: block_placement: expert is -9" + there);
+  CHECK_THROWS_WITH(place.owner(8), "expar: block_placement: expert is 8" + there);
+  CHECK_THROWS_WITH(place.count(3), "expar: block_placement: rank is 3" + there);
+  CHECK_THROWS_WITH(place.count(-1), "expar: block_placement: rank is -1" + there);
+  CHECK_THROWS_WITH(place.first(4), "expar: block_placement: rank is 4" + there);
+  CHECK_THROWS_WITH((expar::block_placement{8, 0}.most()),
+                    "expar: block_placement: ranks is 0; there are 8 experts on 0 ranks");
+  CHECK(expar::block_placement{INT32_MAX, 2}.most() == 1 << 30);
 }

@@ -208,3 +208,35 @@ TEST_CASE("bad ids are named with their place and the bound") {
       expar::make_plan(ctx, expar::make_view(none, 1, 2), 4, expar::fixed_capacity{1, 0}),
       "expar: plan: alignment is 0; it is at least 1");
 }
+
+TEST_CASE("a capacity that gives more rows than memory can hold is refused") {
+  constexpr int experts = 1 << 22, k = 1 << 21;
+  std::vector<std::int32_t> const ids(k, 7);
+  auto const view = expar::make_view(ids.data(), 1, k);
+  expar::route_plan p;
+  CHECK_THROWS_WITH(expar::make_plan(ctx, view, experts, expar::fixed_capacity{524288}, p),
+                    "expar: plan: 4194304 experts of 1099511627776 rows each are more than memory "
+                    "can hold");
+  CHECK(p.rows() == 0);
+  CHECK(p.tokens() == 0);
+  CHECK(p.needed_capacity() == 0);
+  expar::make_plan(ctx, view, experts, expar::fixed_capacity{0}, p);
+  CHECK(p.rows() == expar::index_t{experts} * k);
+  p.place(ctx, view, experts, expar::route_plan::order::choice_major);
+  CHECK_THROWS_WITH(p.lay_out(ctx, -1), "expar: plan: capacity is -1; it is at least 0");
+  CHECK(p.tokens() == 0);
+}
+
+TEST_CASE("a plan says so when it is asked for a route or an expert that it has not") {
+  auto const p = expar::make_plan(ctx, expar::make_view(tutel.data(), 6, 2), 4);
+  std::string const none = " is none of the 6 x 2 routes of the plan";
+  CHECK_THROWS_WITH(p.row(6, 0), "expar: route_plan: route (6, 0)" + none);
+  CHECK_THROWS_WITH(p.row(-1, 0), "expar: route_plan: route (-1, 0)" + none);
+  CHECK_THROWS_WITH(p.row(0, 2), "expar: route_plan: route (0, 2)" + none);
+  CHECK_THROWS_WITH(p.kept(4), "expar: route_plan: expert is 4; the plan has 4 experts");
+  CHECK_THROWS_WITH(p.kept(-1), "expar: route_plan: expert is -1; the plan has 4 experts");
+  expar::route_plan const empty;
+  CHECK_THROWS_WITH(empty.row(0, 0),
+                    "expar: route_plan: route (0, 0) is none of the 0 x 0 routes of the plan");
+  CHECK_THROWS_WITH(empty.kept(0), "expar: route_plan: expert is 0; the plan has 0 experts");
+}

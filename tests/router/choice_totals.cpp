@@ -47,6 +47,21 @@ TEST_CASE("totals refuse what does not fit", "[router]") {
           "3");
   REQUIRE(sentence_of([&] { totals.add(ctx, three, -1); }) ==
           "expar: choice_totals: tokens is -1; it is at least 0");
+  totals.add(ctx, std::vector<std::int64_t>{0, 0, INT64_MAX}, PTRDIFF_MAX - 1);
+  REQUIRE(sentence_of([&] {
+            totals.add(ctx, std::vector<int>{1, 1, 1}, 0);
+          }) ==
+          "expar: choice_totals: counts(2) is 1; counts are at least 0 and add up to at most "
+          "9223372036854775807");
+  REQUIRE(sentence_of([&] {
+            totals.add(ctx, std::vector<int>{-3, 0, 0}, 0);
+          }) ==
+          "expar: choice_totals: counts(0) is -3; counts are at least 0 and add up to at most "
+          "9223372036854775807");
+  REQUIRE(sentence_of([&] { totals.add(ctx, three, 3); }) ==
+          "expar: choice_totals: tokens is 3; with the 9223372036854775806 before they are more "
+          "than can be counted");
+  REQUIRE((totals.counts()(0) == 0 && totals.tokens() == PTRDIFF_MAX - 1));
   REQUIRE(sentence_of([] { expar::choice_totals none(-1); }) ==
           "expar: choice_totals: experts is -1; it is at least 0");
 }

@@ -2,6 +2,7 @@
 #include <expar/router/count_choices.hpp>
 
 #include "../support/catch.hpp"
+#include "../support/sparse.hpp"
 #include "support.hpp"
 
 using router_test::sentence_of;
@@ -94,6 +95,23 @@ TEST_CASE("counting refuses what does not fit", "[router]") {
   REQUIRE(sentence_of([&] {
             expar::count_choices(ctx, view, 2, expar::make_view<std::int32_t>(nullptr, 4));
           }) == "expar: count_choices: counts has 4 elements but its data is null");
+  std::int32_t zero = 0;
+  expar::index_t const many = expar::index_t{3} << 30;
+  std::string const narrow =
+      "expar: count_choices: a count may become 3221225472, more than an "
+      "integer of 4 bytes holds";
+  REQUIRE(sentence_of([&] {
+            expar::count_choices(ctx, expar::tensor_view<std::int32_t, 2>{&zero, {many, 1}, {0, 1}},
+                                 1, counts);
+          }) == narrow);
+  expar_test::sparse_memory const pages(many * 4);
+  if (pages.data() != nullptr) {
+    auto const* const zeros = static_cast<std::int32_t const*>(pages.data());
+    REQUIRE(sentence_of([&] {
+              expar::count_choices(ctx, std::vector<expar::index_t>{0, many},
+                                   expar::make_view(zeros, many), counts);
+            }) == narrow);
+  }
   std::vector<int> const offsets{0, 1, 4}, down{0, 3, 1, 4}, none;
   std::vector<std::int32_t> five(5);
   REQUIRE(sentence_of([&] { expar::count_choices(ctx, offsets, ids, counts); }) ==

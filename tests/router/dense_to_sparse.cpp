@@ -69,6 +69,9 @@ TEST_CASE("a router becomes sparse with its temperature", "[router]") {
 TEST_CASE("no token, no mean", "[router]") {
   REQUIRE(expar::dense_to_sparse_k(2, 0, 0) == 2);
   REQUIRE(expar::dense_to_sparse_k(1, 11, 3) == 3);
+  REQUIRE(sentence_of([] { (void)expar::dense_to_sparse_k(1, expar::index_t{1} << 40, 1); }) ==
+          "expar: dense_to_sparse_k: above is 1099511627776 for 1 tokens; their mean is at most "
+          "2147483647");
 }
 
 TEST_CASE("the number of threads does not show in a count", "[router]") {

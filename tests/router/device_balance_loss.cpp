@@ -108,6 +108,24 @@ TEST_CASE("devices are counted by routes, and by tokens", "[router]") {
   REQUIRE(n == std::vector<std::int32_t>{2, 0});
   expar::count_device_routes(ctx, counts_type{2, 2, 2, 1}, device_of, n);
   REQUIRE(n == std::vector<std::int32_t>{4, 3});
+  counts_type const large{2000000000, 2000000000, 1, 1};
+  REQUIRE(sentence_of([&] { expar::count_device_routes(ctx, large, device_of, n); }) ==
+          "expar: count_device_routes: a count may become 4000000000, more than an integer of 4 "
+          "bytes holds");
+  REQUIRE(n == std::vector<std::int32_t>{4, 3});
+  counts_type wide(2);
+  expar::count_device_routes(ctx, large, device_of, wide);
+  REQUIRE(wide == counts_type{4000000000, 2});
+  REQUIRE(sentence_of([&] {
+            expar::count_device_routes(ctx, counts_type{1, -2, 0, 0}, device_of, n);
+          }) ==
+          "expar: count_device_routes: counts(1) is -2; counts are at least 0 and add up to "
+          "at most 9223372036854775807");
+  std::int32_t zero = 0;
+  expar::tensor_view<std::int32_t, 2> const many{&zero, {expar::index_t{3} << 30, 1}, {0, 1}};
+  REQUIRE(sentence_of([&] { expar::count_device_tokens(ctx, many, device_of, n); }) ==
+          "expar: count_device_tokens: a count may become 3221225472, more than an integer of 4 "
+          "bytes holds");
 }
 
 TEST_CASE("a load that is uniform over devices costs the coefficient", "[router]") {

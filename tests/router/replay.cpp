@@ -35,6 +35,11 @@ TEST_CASE("a record takes as few bits as there are experts, and one more", "[rou
   REQUIRE(expar::record_bytes(384, 8) == 9);
   REQUIRE(expar::record_bytes(2147483647, 1) == 4);
   REQUIRE(expar::record_bytes(64, 0) == 0);
+  std::string const bound = "; they are at least 1 and at least 0";
+  REQUIRE(sentence_of([] { (void)expar::record_bytes(-1, 8); }) ==
+          "expar: record_bytes: experts is -1 and top_k is 8" + bound);
+  REQUIRE(sentence_of([] { (void)expar::record_bytes(4, -1); }) ==
+          "expar: record_bytes: experts is 4 and top_k is -1" + bound);
 }
 
 TEST_CASE("numbers follow one another from the lowest bit on", "[router]") {

@@ -121,6 +121,15 @@ TEST_CASE("counting in sequences refuses what does not fit", "[router]") {
           "sequences is 2");
   REQUIRE(sentence_of([&] { expar::count_sequence_tokens(ctx, two, -2, counts); }) ==
           "expar: count_sequence_tokens: tokens is -2; it is at least 0");
+  expar::index_t const many = expar::index_t{3} << 30;
+  std::string const narrow =
+      ": a count may become 3221225472, more than an integer of 4 bytes holds";
+  expar::tensor_view<std::int32_t, 2> const long_ids{ids.data(), {many, 1}, {0, 1}};
+  REQUIRE(sentence_of([&] { expar::count_sequence_choices(ctx, two, long_ids, 1, n); }) ==
+          "expar: count_sequence_choices" + narrow);
+  std::vector<int> pair(2);
+  REQUIRE(sentence_of([&] { expar::count_sequence_tokens(ctx, two, many, pair); }) ==
+          "expar: count_sequence_tokens" + narrow);
   std::vector<int> const offsets{0, 7, 1, 7, 2};
   expar::packed_sequences const strided{expar::tensor_view<int const, 1>{offsets.data(), {3}, {2}}};
   REQUIRE(sentence_of([&] { expar::count_sequence_tokens(ctx, strided, 2, counts); }) ==

@@ -314,6 +314,11 @@ TEST_CASE("variable routes refuse what does not fit", "[router]") {
       over_weights{narrow.ids, expar::make_view(v.weights.data, 2, 2)};
   REQUIRE(fix(over_ids) == "expar: to_fixed: ids overlaps variable ids" + in_place);
   REQUIRE(fix(over_weights) == "expar: to_fixed: weights overlaps variable weights" + in_place);
+  expar::routes_view const negative{
+      expar::tensor_view<std::int32_t, 2>{fixed.ids.data, {2, -1}, {3, 1}},
+      expar::tensor_view<float, 2>{nullptr, {2, -1}, {3, 1}}};
+  REQUIRE(sentence_of([&] { expar::to_variable(ctx, negative, v); }) ==
+          "expar: to_variable: ids has extent -1 in dimension 1; an extent is at least 0");
   fixed.ids(1, 2) = -5;
   REQUIRE(sentence_of([&] { expar::to_variable(ctx, fixed, v); }) ==
           "expar: to_variable: ids(1, 2) is -5; an expert id is -1 (no expert) or 0 to 2147483646");

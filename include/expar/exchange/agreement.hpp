@@ -48,12 +48,13 @@ enum class step : std::uint8_t {
   gradients_of_weights,
   dispatch_backward,
   make_batch,
+  gather_report,
   end
 };
 inline char const* name_of(step s) {
-  constexpr char const* names[] = {"nothing",           "prepare",          "dispatch",
-                                   "combine",           "combine_backward", "combine_backward",
-                                   "dispatch_backward", "make_batch",       "the end of a phase"};
+  constexpr char const* names[] = {
+      "nothing",          "prepare",           "dispatch",   "combine",       "combine_backward",
+      "combine_backward", "dispatch_backward", "make_batch", "gather_report", "the end of a phase"};
   return names[static_cast<int>(s)];
 }
 

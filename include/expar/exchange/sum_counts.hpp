@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
 #include <expar/communicator.hpp>
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/detail/sizes.hpp>
 #include <expar/error.hpp>
 #include <expar/exchange/agreement.hpp>
 #include <expar/exchange/collectives.hpp>
@@ -33,7 +35,7 @@ struct sum_counts_fn {
     words.resize(ranks);
     detail::failure const wrong = detail::failure_of([&] {
       detail::check_view("sum_counts: values", v);
-      all.resize(static_cast<std::size_t>(n) * ranks);
+      all.resize(detail::size_product(n, comm.size()));
     });
     if (ranks == 1 && !wrong) return;
     std::uint64_t const word = wrong ? 0 : static_cast<std::uint64_t>(n) + 1;
@@ -47,13 +49,18 @@ struct sum_counts_fn {
     if (n == 0) return;
     all_gather(ctx, comm, v.data, all.data(), static_cast<std::size_t>(n) * sizeof(T),
                ask.counts());
-    for (index_t i = 0; i < n; ++i) {
-      T sum{};
-      for (std::size_t r = 0; r < ranks; ++r)
-        sum = static_cast<T>(
-            sum + all.data()[r * static_cast<std::size_t>(n) + static_cast<std::size_t>(i)]);
-      v.data[i] = sum;
-    }
+    // The sums stand where the values of rank 0 are, until it is known that all of them fit.
+    for (index_t r = 1; r < comm.size(); ++r)
+      for (index_t i = 0; i < n; ++i) {
+        T& sum = all[i];
+        if constexpr (std::is_integral_v<T>)
+          detail::expects(!__builtin_add_overflow(sum, all[r * n + i], &sum), "sum_counts: values(",
+                          i, ") of ranks 0 to ", r, " add up to what an integer of ", sizeof(T),
+                          " bytes cannot hold");
+        else
+          sum += all[r * n + i];
+      }
+    std::copy_n(all.data(), n, v.data);
   }
 };
 /// Collective. Values [n] become their sums over the ranks of `comm`, in place, as

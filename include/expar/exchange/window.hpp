@@ -109,7 +109,7 @@ class window_parallel {
   void combine(host_context const& ctx, window_batch<T, W, Window>& batch, Out&& out) {
     auto const to = detail::as_output<2>(ctx, out);
     meet(ctx, {step::combine, batch.number_}, [&] {
-      require_prepared("combine", batch);
+      require_dispatched("combine", batch);
       check_tokens("combine: out", batch, to);
       detail::check_apart("combine: out", to, "y", batch.y());
     });
@@ -125,7 +125,7 @@ class window_parallel {
     auto const d = detail::rows_view<T>(ctx, d_out);
     auto const d_w = detail::as_output<2>(ctx, d_weights);
     meet(ctx, {step::combine_backward, batch.number_}, [&] {
-      require_prepared("combine_backward", batch);
+      require_dispatched("combine_backward", batch);
       require_backward("combine_backward", batch);
       check_tokens("combine_backward: d_out", batch, d);
       detail::check_apart("combine_backward: d_out", d, "d_y", batch.d_y());
@@ -154,7 +154,7 @@ class window_parallel {
                          DTokens&& d_tokens) {
     auto const to = detail::as_output<2>(ctx, d_tokens);
     meet(ctx, {step::dispatch_backward, batch.number_}, [&] {
-      require_prepared("dispatch_backward", batch);
+      require_dispatched("dispatch_backward", batch);
       require_backward("dispatch_backward", batch);
       check_tokens("dispatch_backward: d_tokens", batch, to);
       detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", batch.d_rows());
@@ -211,7 +211,7 @@ class window_parallel {
     ++batches_;
     meet(ctx, {step::prepare, batches_}, [&] {
       require_own("dispatch", batch);
-      batch.prepared_ = false;
+      batch.prepared_ = false, batch.dispatched_ = false;
       detail::check_extent("dispatch: ids", ids, 1, shape_.top_k, "top_k");
       detail::check_view("dispatch: weights", weights);
       detail::check_extent("dispatch: weights", weights, 0, ids.extents[0], "the number of tokens");
@@ -289,6 +289,7 @@ class window_parallel {
       });
       clear_gaps(batch, batch.rows());
     });
+    batch.dispatched_ = true;
   }
   template <class T, class W, class Window, class Weights, class Out>
   void pull(host_context const& ctx, window_batch<T, W, Window>& batch, int buffer, Weights weights,
@@ -325,6 +326,11 @@ class window_parallel {
     require_own(what, batch);
     detail::expects(batch.prepared_, what,
                     ": the batch has no routes; dispatch or prepare it first");
+  }
+  template <class Batch>
+  void require_dispatched(char const* what, Batch const& batch) const {
+    require_prepared(what, batch);
+    detail::expects(batch.dispatched_, what, ": the batch has no rows; dispatch tokens first");
   }
   template <class Batch>
   static void require_backward(char const* what, Batch const& batch) {

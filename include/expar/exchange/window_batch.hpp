@@ -72,7 +72,7 @@ class window_batch : public routed_batch {
   detail::buffer<W> weights_;
   detail::buffer<detail::destination> to_;
   std::uint64_t number_ = 0;
-  detail::cleared_by_move<bool> prepared_;
+  detail::cleared_by_move<bool> prepared_, dispatched_;
 };
 
 }  // namespace expar::inline v0

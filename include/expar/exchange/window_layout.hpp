@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include <expar/communicator.hpp>
 #include <expar/plan/layout.hpp>
@@ -19,13 +20,18 @@ struct window_size {
 namespace detail {
 
 /// Rows that always are enough on every rank where none has more than `tokens` tokens.
-constexpr index_t worst_case_rows(block_placement place, ragged layout, int top_k, index_t tokens) {
-  return tokens * top_k * place.ranks + place.most() * index_t{layout.alignment - 1};
-}
-constexpr index_t worst_case_rows(block_placement place, fixed_capacity layout, int top_k,
-                                  index_t tokens) {
-  index_t const most = tokens * top_k;
-  return place.most() * place.ranks * capacity_of(layout, tokens, place.experts, top_k, most);
+template <class Layout>
+index_t worst_case_rows(block_placement place, Layout layout, int top_k, index_t tokens) {
+  expects(tokens >= 0, "worst_case_rows: tokens is ", tokens, "; it is at least 0");
+  index_t rows = size_product(tokens, top_k);
+  if constexpr (std::is_same_v<Layout, fixed_capacity>)
+    rows = size_product(size_product(place.most(), place.ranks),
+                        capacity_of(layout, tokens, place.experts, top_k, rows));
+  else
+    rows = size_sum(size_product(rows, place.ranks), place.most() * index_t{layout.alignment - 1});
+  expects(rows < uncountable, "worst_case_rows: tokens is ", tokens,
+          "; the rows of so many are more than memory can hold");
+  return rows;
 }
 
 // The arithmetic of the window engine: what it says on the host, it says in kernels.
@@ -52,7 +58,7 @@ struct window_shape {
            sizeof(index_t);
   }
   EXPAR_HD constexpr std::size_t buffer(int which) const {
-    index_t const tables = 2 * place.ranks * words() * index_t{sizeof(index_t)};
+    index_t const tables = index_t{2 * sizeof(index_t)} * place.ranks * words();
     return static_cast<std::size_t>(round_up(tables, 256) +
                                     which * round_up(rows * row_bytes, 256));
   }

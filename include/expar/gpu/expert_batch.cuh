@@ -104,7 +104,7 @@ class expert_batch {
   expar::detail::window_shape shape_;
   int first_;
   std::vector<part> parts_;
-  expar::detail::cleared_by_move<bool> prepared_;
+  expar::detail::cleared_by_move<bool> prepared_, dispatched_;
 };
 
 }  // namespace expar::inline v0::gpu

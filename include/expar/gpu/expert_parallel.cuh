@@ -122,7 +122,7 @@ class expert_parallel {
   void combine_backward(expert_batch<T, W, Windows> const& batch, DOut const& d_out,
                         DWeights&& d_weights) const {
     constexpr char const* name = "combine_backward";
-    check_prepared(name, batch);
+    check_dispatched(name, batch);
     check_backward(name, batch);
     check_all(name, d_out, [&](int r, context const& ctx, auto const& d) {
       check_tokens("combine_backward: d_out", expar::detail::rows_view<T>(ctx, d),
@@ -194,7 +194,7 @@ class expert_parallel {
   template <class Routes, class Batch>
   void lay_out(Routes const& routes, Batch& batch) const {
     constexpr char const* name = "dispatch";
-    batch.prepared_ = false;
+    batch.prepared_ = false, batch.dispatched_ = false;
     index_t tokens = 0;
     on_all([&](int r, context const& ctx) {
       index_t const mine = expar::detail::as_view<2>(ctx, routes[index(r)].ids).extents[0];
@@ -203,6 +203,7 @@ class expert_parallel {
     detail::window_rule rule{layout_.alignment, -1};
     if constexpr (has_capacity) {
       rule = {1, capacity_of(layout_, tokens, shape_.experts, shape_.top_k, 0)};
+      expar::detail::check_rows_of_experts("dispatch", shape_.experts, rule.capacity);
       index_t const needed = rule.capacity * place_.ranks * place_.most();
       expar::detail::expects(needed <= batch.window_rows(), "dispatch: a rank gets ", needed,
                              " rows, but the windows of the batch have ", batch.window_rows());
@@ -243,11 +244,12 @@ class expert_parallel {
       clear(ctx, "dispatch", batch, r, rows);
     });
     group_->exchange_phase();
+    batch.dispatched_ = true;
   }
   template <class T, class W, class Windows, class Out, class Weights>
   void pull(char const* name, char const* argument, expert_batch<T, W, Windows> const& batch,
             int buffer, Out& out, Weights weights) const {
-    check_prepared(name, batch);
+    check_dispatched(name, batch);
     check_all(name, out, [&](int r, context const& ctx, auto& o) {
       auto const to = expar::detail::as_output<2>(ctx, o);
       check_tokens(argument, to, tokens_of(batch, r));
@@ -326,6 +328,12 @@ class expert_parallel {
     expar::detail::expects((plan.capacity() >= 0) == has_capacity, what,
                            ": the batch was prepared for another layout (ragged or "
                            "fixed_capacity)");
+  }
+  template <class Batch>
+  void check_dispatched(char const* what, Batch const& batch) const {
+    check_prepared(what, batch);
+    expar::detail::expects(batch.dispatched_, what,
+                           ": the batch has no rows; dispatch tokens first");
   }
   template <class Batch>
   static void check_backward(char const* what, Batch const& batch) {

@@ -28,9 +28,11 @@ struct row_tokens_fn {
     static_assert(std::signed_integral<T> && sizeof(T) >= 4,
                   "expar: tokens and choices of rows are signed integers of at least 32 bits");
     for (index_t row = 0; row < plan.rows(); ++row) rows(row) = -1;
+    plan_view const routes = plan.view();
     for (index_t t = 0; t < plan.tokens(); ++t)
       for (int j = 0; j < plan.top_k(); ++j)
-        if (index_t const row = plan.row(t, j); row >= 0) rows(row) = static_cast<T>(number(t, j));
+        if (index_t const row = routes.row(t, j); row >= 0)
+          rows(row) = static_cast<T>(number(t, j));
   }
 };
 /// `row_tokens(ctx, plan, tokens)`, or `row_tokens(ctx, plan, tokens, choices)`: the token of every

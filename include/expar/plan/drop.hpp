@@ -89,10 +89,11 @@ struct drop_to_capacity_fn {
     using Value = decltype(Contender::value);
     index_t const k = plan.top_k();
     Contender* const all = contenders.resize(plan.rows());
+    plan_view const routes = plan.view();
     ctx.for_each_chunk(plan.tokens(), 16384 / k + 1, [&](int, index_t first, index_t last) {
       for (index_t t = first; t < last; ++t)
         for (index_t j = 0; j < k; ++j)
-          if (index_t const row = plan.row(t, static_cast<int>(j)); row >= 0) {
+          if (index_t const row = routes.row(t, static_cast<int>(j)); row >= 0) {
             Value const value = order.value(t, j);
             all[row] = {value == value ? value : -std::numeric_limits<Value>::infinity(),
                         static_cast<std::int32_t>(order.group(j)),

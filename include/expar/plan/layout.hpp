@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/config.hpp>
+#include <expar/detail/sizes.hpp>
 #include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
@@ -21,6 +22,19 @@ struct fixed_capacity {
   int alignment = 1;
 };
 
+namespace detail {
+
+constexpr void check_layout(char const* what, ragged layout) {
+  expects(layout.alignment >= 1, what, ": alignment is ", layout.alignment, "; it is at least 1");
+}
+constexpr void check_layout(char const* what, fixed_capacity layout) {
+  expects(layout.alignment >= 1, what, ": alignment is ", layout.alignment, "; it is at least 1");
+  expects(layout.factor > -1e6 && layout.factor < 1e6, what, ": capacity factor is ", layout.factor,
+          "; it lies between -1000000 and 1000000");
+}
+
+}  // namespace detail
+
 EXPAR_HD constexpr index_t round_up(index_t n, index_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
@@ -31,27 +45,25 @@ EXPAR_HD constexpr index_t round_up(index_t n, index_t multiple) {
 ///   factor > 0: top_k * int(factor * s)
 ///   factor = 0: most, so that nothing is dropped
 ///   factor < 0: min(most, top_k * int(-factor * s))
-/// then rounded up to a multiple of `alignment`. Where tokens exist, the bound is at least 1.
+/// then rounded up to a multiple of `alignment`. Where tokens exist, the bound is at least 1. What
+/// no index can count is PTRDIFF_MAX. On the host, throws where a number is out of its range.
 EXPAR_HD constexpr index_t capacity_of(fixed_capacity layout, index_t tokens, int experts,
                                        int top_k, index_t most) {
-  index_t const share = (tokens + experts - 1) / experts;
+#if !defined(__CUDA_ARCH__)
+  detail::check_layout("capacity_of", layout);
+  detail::expects(experts >= 1, "capacity_of: experts is ", experts, "; at least 1 is needed");
+  detail::expects(tokens >= 0 && top_k >= 0 && most >= 0, "capacity_of: tokens is ", tokens,
+                  ", top_k ", top_k, " and most ", most, "; none is negative");
+#endif
+  index_t const share = tokens / experts + (tokens % experts != 0);
   double const factor = layout.factor < 0 ? -layout.factor : layout.factor;
-  index_t bound = top_k * static_cast<index_t>(factor * static_cast<double>(share));
+  double const each = factor * static_cast<double>(share);
+  index_t bound =
+      detail::size_product(top_k, each < 0x1p62 ? static_cast<index_t>(each) : detail::uncountable);
   if (bound < 1 && tokens > 0) bound = 1;
   bool const takes_most = layout.factor == 0 || (layout.factor < 0 && most < bound);
-  return round_up(takes_most ? most : bound, layout.alignment);
+  index_t const n = takes_most ? most : bound;
+  return detail::size_product(n / layout.alignment + (n % layout.alignment != 0), layout.alignment);
 }
 
-namespace detail {
-
-inline void check_layout(char const* what, ragged layout) {
-  expects(layout.alignment >= 1, what, ": alignment is ", layout.alignment, "; it is at least 1");
-}
-inline void check_layout(char const* what, fixed_capacity layout) {
-  expects(layout.alignment >= 1, what, ": alignment is ", layout.alignment, "; it is at least 1");
-  expects(layout.factor > -1e6 && layout.factor < 1e6, what, ": capacity factor is ", layout.factor,
-          "; it lies between -1000000 and 1000000");
-}
-
-}  // namespace detail
 }  // namespace expar::inline v0

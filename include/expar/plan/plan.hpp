@@ -45,13 +45,19 @@ class route_plan {
   /// Rows of the layout, those that only fill included.
   index_t rows() const noexcept { return experts_ == 0 ? 0 : offsets_[experts_]; }
   /// The row of choice j of token t; -1: no expert, or dropped.
-  index_t row(index_t t, int j) const noexcept { return view().row(t, j); }
+  index_t row(index_t t, int j) const {
+    detail::expects(t >= 0 && t < tokens_ && j >= 0 && j < top_k_, "route_plan: route (", t, ", ",
+                    j, ") is none of the ", tokens(), " x ", top_k(), " routes of the plan");
+    return view().row(t, j);
+  }
   /// The first row of each expert, and behind the last the number of rows: experts + 1 entries.
   std::span<index_t const> offsets() const noexcept { return {offsets_.data(), offsets_.size()}; }
   /// Routes that name each expert, dropped ones included.
   std::span<index_t const> counts() const noexcept { return {counts_.data(), counts_.size()}; }
   /// Routes of an expert that have a row.
-  index_t kept(int expert) const noexcept {
+  index_t kept(int expert) const {
+    detail::expects(expert >= 0 && expert < experts_, "route_plan: expert is ", expert,
+                    "; the plan has ", experts(), " experts");
     return capacity_ >= 0 && counts_[expert] > capacity_ ? capacity_ : counts_[expert];
   }
 
@@ -63,7 +69,7 @@ class route_plan {
     for (index_t count : counts_) most = count > most ? count : most;
     return most;
   }
-  index_t dropped() const noexcept {
+  index_t dropped() const {
     index_t n = 0;
     for (int e = 0; e < experts_; ++e) n += counts_[e] - kept(e);
     return n;
@@ -87,7 +93,8 @@ class route_plan {
   /// plan if an id is out of range. O(tokens * top_k + threads * experts).
   void place(host_context const& ctx, tensor_view<std::int32_t const, 2> ids, int experts,
              order by);
-  /// Second half: where each expert begins. One of the two, after place().
+  /// Second half: where each expert begins. One of the two, after place(). Throws and leaves an
+  /// empty plan if the experts have more rows than memory can hold.
   void lay_out(ragged layout);
   void lay_out(host_context const& ctx, index_t capacity);
 
@@ -195,12 +202,20 @@ inline void route_plan::place(host_context const& ctx, tensor_view<std::int32_t 
   tokens_ = tokens, top_k_ = static_cast<int>(k);
 }
 
+// No sum overflows: routes, experts and the alignment are below 2^31 each.
 inline void route_plan::lay_out(ragged layout) {
   for (int e = 0; e < experts_; ++e)
     offsets_[e + 1] = offsets_[e] + round_up(counts_[e], layout.alignment);
 }
 
 inline void route_plan::lay_out(host_context const& ctx, index_t capacity) {
+  try {
+    detail::expects(capacity >= 0, "plan: capacity is ", capacity, "; it is at least 0");
+    detail::check_rows_of_experts("plan", experts_, capacity);
+  } catch (error const&) {
+    clear(experts_);
+    throw;
+  }
   capacity_ = capacity;
   for (int e = 0; e <= experts_; ++e) offsets_[e] = e * capacity;
   if (needed_capacity() <= capacity) return;

@@ -5,6 +5,7 @@
 
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/detail/sizes.hpp>
 #include <expar/router/count_choices.hpp>
 #include <expar/tensor.hpp>
 
@@ -32,8 +33,15 @@ class choice_totals {
     detail::check_extent("choice_totals: counts", n, 0, static_cast<index_t>(counts_.size()),
                          "the number of experts");
     detail::expects(tokens >= 0, "choice_totals: tokens is ", tokens, "; it is at least 0");
+    index_t const all = detail::size_sum(tokens_, tokens);
+    detail::expects(all < detail::uncountable, "choice_totals: tokens is ", tokens, "; with the ",
+                    tokens_, " before they are more than can be counted");
+    for (index_t e = 0; e < n.extents[0]; ++e) {
+      index_t sum = counts_[e];
+      detail::add_count("choice_totals: counts", e, n.data[e], sum);
+    }
     for (index_t e = 0; e < n.extents[0]; ++e) counts_[e] += static_cast<index_t>(n.data[e]);
-    tokens_ += tokens;
+    tokens_ = all;
   }
   /// All zero again, for the next step.
   void clear() {

@@ -6,6 +6,7 @@
 
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/detail/sizes.hpp>
 #include <expar/router/token_loss.hpp>  // every_token, marks_of
 #include <expar/tensor.hpp>
 
@@ -26,8 +27,27 @@ View as_counts(View const& v) {
   return v;
 }
 
-/// Throws unless the first `choices` ids of each valid token are -1 or an expert.
-template <class Id, class Valid>
+/// sum += count; throws where the count of expert `e` is negative, or an index cannot count the
+/// sum.
+template <class Count>
+void add_count(char const* what, index_t e, Count count, index_t& sum) {
+  index_t next = 0;
+  bool const fits = !__builtin_add_overflow(sum, count, &next) && next >= sum;
+  expects(fits, what, "(", e, ") is ", count, "; counts are at least 0 and add up to at most ",
+          PTRDIFF_MAX);
+  sum = next;
+}
+
+/// Throws unless a Count holds the largest of counts, which is at most `most`.
+template <class Count>
+void check_countable(char const* op, index_t most) {
+  expects(static_cast<index_t>(static_cast<Count>(most)) == most, op, ": a count may become ", most,
+          ", more than an integer of ", sizeof(Count), " bytes holds");
+}
+
+/// Throws unless the first `choices` ids of each valid token are -1 or an expert, and a Count
+/// counts them all.
+template <class Count, class Id, class Valid>
 void check_leading_ids(char const* op, tensor_view<Id, 2> const& ids, index_t choices,
                        index_t experts, Valid valid) {
   static_assert(std::is_same_v<std::remove_cv_t<Id>, std::int32_t>,
@@ -35,6 +55,7 @@ void check_leading_ids(char const* op, tensor_view<Id, 2> const& ids, index_t ch
   check_view(argument(op, "ids"), ids);
   expects(choices >= 1 && choices <= ids.extents[1], op, ": choices is ", choices,
           "; it is at least 1 and at most the ", ids.extents[1], " choices per token");
+  check_countable<Count>(op, size_product(ids.extents[0], choices));
   for (index_t t = 0; t < ids.extents[0]; ++t)
     for (index_t j = 0; j < choices; ++j)
       expects(!valid(t) || (ids(t, j) >= -1 && ids(t, j) < experts), op, ": ids(", t, ", ", j,
@@ -89,7 +110,8 @@ struct count_choices_fn {
     index_t const tokens = i.extents[0];
     auto const marks = detail::marks_of("count_choices: valid", ctx, valid, tokens);
     detail::check_counts("count_choices: counts", n);
-    detail::check_leading_ids("count_choices", i, choices, n.extents[0], marks);
+    using Count = detail::element_of<decltype(n)>;
+    detail::check_leading_ids<Count>("count_choices", i, choices, n.extents[0], marks);
     count(ctx, tokens, 16384 / choices + 1, n, [&](index_t t, index_t* mine) {
       for (index_t j = 0; marks(t) && j < choices; ++j)
         if (std::int32_t const id = i.row(t)[j]; id >= 0) ++mine[id];
@@ -113,6 +135,7 @@ struct count_choices_fn {
     detail::check_offsets("count_choices", at, "tokens", routes, "routes");
     auto const marks = detail::marks_of("count_choices: valid", ctx, valid, tokens);
     detail::check_counts("count_choices: counts", n);
+    detail::check_countable<detail::element_of<decltype(n)>>("count_choices", routes);
     detail::check_variable_ids("count_choices", at, i, n.extents[0], marks);
     index_t const grain = tokens > 0 ? 16384 / (routes / tokens + 1) + 1 : 1;
     count(ctx, tokens, grain, n, [&](index_t t, index_t* mine) {
@@ -151,7 +174,9 @@ struct count_choices_fn {
 ///     ids: [routes] std::int32_t, -1 = no expert
 /// and of both:
 ///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out, whatever their ids
-///   are counts: [experts] integers, overwritten. They add up over ranks
+///          are
+///   counts: [experts] integers, overwritten, of a type that counts all routes. They add up over
+///           ranks
 inline constexpr count_choices_fn count_choices{};
 
 }  // namespace expar::inline v0

@@ -67,6 +67,8 @@ inline constexpr count_above_fn count_above{};
 /// valid ones of all ranks that shall have the same top_k.
 constexpr int dense_to_sparse_k(int least, index_t above, index_t tokens) {
   index_t const mean = tokens > 0 ? above / tokens : 0;
+  detail::expects(mean <= INT32_MAX, "dense_to_sparse_k: above is ", above, " for ", tokens,
+                  " tokens; their mean is at most ", INT32_MAX);
   return mean > least ? static_cast<int>(mean) : least;
 }
 

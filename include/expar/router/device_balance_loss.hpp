@@ -42,9 +42,12 @@ struct count_device_routes_fn {
     detail::check_counts("count_device_routes: device_counts", d);
     detail::check_devices("count_device_routes", of, n.extents[0], d.extents[0]);
     using Count = detail::element_of<decltype(d)>;
-    std::fill_n(d.data, d.extents[0], Count{});
+    detail::buffer<index_t> sums(ctx.memory());
+    sums.assign(static_cast<std::size_t>(d.extents[0]), 0);
     for (index_t e = 0; e < n.extents[0]; ++e)
-      d.data[of.data[e]] = static_cast<Count>(d.data[of.data[e]] + static_cast<Count>(n.data[e]));
+      detail::add_count("count_device_routes: counts", e, n.data[e], sums[of.data[e]]);
+    for (index_t const sum : sums) detail::check_countable<Count>("count_device_routes", sum);
+    for (index_t i = 0; i < d.extents[0]; ++i) d.data[i] = static_cast<Count>(sums[i]);
   }
 };
 /// How many routes go to each device: count_device_routes(ctx, counts, device_of, device_counts)
@@ -70,10 +73,11 @@ struct count_device_tokens_fn {
     detail::check_counts(detail::argument(op, "device_counts"), d);
     detail::check_devices(op, of, experts, d.extents[0]);
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-    if (k > 0) detail::check_leading_ids(op, i, k, experts, marks);
+    using Count = detail::element_of<decltype(d)>;
+    if (k > 0) detail::check_leading_ids<Count>(op, i, k, experts, marks);
     detail::buffer<index_t> last(ctx.memory());  // the last token that went to the device
     last.assign(static_cast<std::size_t>(d.extents[0]), -1);
-    std::fill_n(d.data, d.extents[0], detail::element_of<decltype(d)>{});
+    std::fill_n(d.data, d.extents[0], Count{});
     for (index_t t = 0; t < tokens; ++t)
       for (index_t j = 0; marks(t) && j < k; ++j)
         if (std::int32_t const id = i.row(t)[j]; id >= 0) {

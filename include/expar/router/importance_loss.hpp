@@ -98,7 +98,7 @@ struct weight_importance_fn {
     detail::check_extent(what, w, 1, k, "the number of choices");
     detail::check_sums(detail::argument(op, "sums"), s, experts);
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-    if (k > 0) detail::check_leading_ids(op, i, k, experts, marks);
+    if (k > 0) detail::check_leading_ids<index_t>(op, i, k, experts, marks);
     detail::sum_rows<double>(ctx, tokens, experts, 0, marks, s.data,
                              [&](int, index_t t, double* row) {
                                for (index_t e = 0; e < experts; ++e) row[e] = 0;
@@ -137,7 +137,7 @@ struct weight_importance_loss_backward_fn {
     detail::check_extent(what, dw, 0, tokens, "the number of tokens");
     detail::check_extent(what, dw, 1, k, "the number of choices");
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-    if (k > 0) detail::check_leading_ids(op, i, k, experts, marks);
+    if (k > 0) detail::check_leading_ids<index_t>(op, i, k, experts, marks);
     detail::buffer<double> slopes(ctx.memory());
     detail::make_variation_slopes(op, ctx, sums, experts, options, slopes);
     ctx.for_each_chunk(tokens, 1024, [&](int, index_t first, index_t last) {

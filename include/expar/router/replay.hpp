@@ -24,6 +24,8 @@ constexpr int record_bits(int experts) {
 /// Bytes that record_ids() needs for one token: its k ids, each in as few bits as hold the numbers
 /// 0 to experts, of which the last stands for -1. 9 bytes for 8 of 256 experts.
 constexpr index_t record_bytes(int experts, int top_k) {
+  detail::expects(experts >= 1 && top_k >= 0, "record_bytes: experts is ", experts,
+                  " and top_k is ", top_k, "; they are at least 1 and at least 0");
   return (index_t{detail::record_bits(experts)} * top_k + 7) / 8;
 }
 

@@ -88,9 +88,9 @@ struct count_sequence_choices_fn {
     detail::check_counts(what, n);
     detail::check_output(what, n);
     detail::check_extent(what, n, 0, sequences.count(tokens), "the number of sequences");
-    detail::check_leading_ids(op, i, choices, experts, marks);
-    for (index_t b = 0; b < n.extents[0]; ++b)
-      std::fill_n(n.row(b), experts, detail::element_of<decltype(n)>{});
+    using Count = detail::element_of<decltype(n)>;
+    detail::check_leading_ids<Count>(op, i, choices, experts, marks);
+    for (index_t b = 0; b < n.extents[0]; ++b) std::fill_n(n.row(b), experts, Count{});
     for (index_t t = 0; t < tokens; ++t)
       for (index_t j = 0; marks(t) && j < choices; ++j)
         if (std::int32_t const id = i.row(t)[j]; id >= 0) ++n.row(sequences.of(t, tokens))[id];
@@ -117,7 +117,9 @@ struct count_sequence_tokens_fn {
     detail::argument const what(op, "lengths");
     detail::check_counts(what, n);
     detail::check_extent(what, n, 0, sequences.count(tokens), "the number of sequences");
-    std::fill_n(n.data, n.extents[0], detail::element_of<decltype(n)>{});
+    using Count = detail::element_of<decltype(n)>;
+    detail::check_countable<Count>(op, tokens);
+    std::fill_n(n.data, n.extents[0], Count{});
     for (index_t t = 0; t < tokens; ++t)
       if (marks(t)) ++n.data[sequences.of(t, tokens)];
   }

@@ -147,9 +147,9 @@ struct to_variable_fn {
     auto const weights = detail::as_view<2>(ctx, routes.weights);
     static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
                   "expar: expert ids are std::int32_t");
-    index_t const tokens = ids.extents[0], k = ids.extents[1], grain = 16384 / (k + 1) + 1;
     detail::check_view("to_variable: ids", ids);
     detail::check_view("to_variable: weights", weights);
+    index_t const tokens = ids.extents[0], k = ids.extents[1], grain = 16384 / (k + 1) + 1;
     detail::check_extent("to_variable: weights", weights, 0, tokens, "the number of tokens");
     detail::check_extent("to_variable: weights", weights, 1, k, "the number of choices in ids");
     detail::check_expert_ids("to_variable: ids", ids, INT32_MAX);

@@ -197,6 +197,16 @@ TEST_CASE("a failed call of the runtime becomes an exception once") {
   REQUIRE(cudaGetLastError() == cudaSuccess);
 }
 
+TEST_CASE("a device plan of more rows than memory can hold is refused") {
+  expar_test::own_stream const stream;
+  expar::gpu::context const ctx(stream);
+  device_array<std::int32_t> const id(std::vector<std::int32_t>{0});
+  REQUIRE_THROWS_WITH(
+      expar::gpu::make_plan(ctx, expar::make_view(id.data(), 1, 2147483647), 12000,
+                            expar::fixed_capacity{999999}),
+      "expar: plan: 12000 experts of 2147481499516353 rows each are more than memory can hold");
+}
+
 namespace {
 
 /// Gives nothing from a certain moment on, or memory full of ones.

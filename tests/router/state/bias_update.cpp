@@ -77,6 +77,17 @@ TEST_CASE("the step of a bias agrees with its definition", "[router]") {
   }
 }
 
+TEST_CASE("the step of a bias is exact for counts of any size", "[router]") {
+  constexpr std::int64_t large = INT64_MAX / 3;
+  row_type bias(3);
+  expar::update_bias(ctx, std::vector<std::int64_t>{large, large + 1, large}, {.rate = 1}, bias);
+  REQUIRE(bias == row_type{1, -1, 1});
+  expar::update_bias(ctx, std::vector<std::int64_t>{large, large, large}, {.rate = 1}, bias);
+  REQUIRE(bias == row_type{1, -1, 1});
+  expar::update_bias(ctx, std::vector<std::int64_t>{0, large, large + 1}, {.rate = 1}, bias);
+  REQUIRE(bias == row_type{2, -2, 0});
+}
+
 TEST_CASE("the step of a bias refuses what does not fit", "[router]") {
   counts_type const counts(3);
   row_type two(2);
@@ -85,4 +96,12 @@ TEST_CASE("the step of a bias refuses what does not fit", "[router]") {
   REQUIRE(sentence_of([&] {
             expar::update_bias(ctx, expar::make_view<std::int32_t>(nullptr, 2), {}, two);
           }) == "expar: update_bias: counts has 2 elements but its data is null");
+  std::string const bound = "; counts are at least 0 and add up to at most 9223372036854775807";
+  REQUIRE(sentence_of([&] {
+            expar::update_bias(ctx, counts_type{3, -1}, {}, two);
+          }) == "expar: update_bias: counts(1) is -1" + bound);
+  REQUIRE(sentence_of([&] {
+            expar::update_bias(ctx, std::vector<std::int64_t>{INT64_MAX, 1}, {}, two);
+          }) == "expar: update_bias: counts(1) is 1" + bound);
+  REQUIRE(two == row_type(2));
 }

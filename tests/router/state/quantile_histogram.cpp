@@ -218,6 +218,12 @@ TEST_CASE("histograms refuse what does not fit", "[router]") {
       add(three, 1, {-1, 1}, expar::make_view(h.data(), 3, 0)) ==
       "expar: add_quantile_histogram: histogram has 0 bins; there is at least 1, and fewer than "
       "2147483647");
+  std::vector<std::int32_t> full(12);
+  full[5] = 2147483646;
+  REQUIRE(add(three, 1, {-1, 1}, expar::make_view(full.data(), 3, 4)) ==
+          "expar: add_quantile_histogram: a count may become 2147483648, more than an integer of 4 "
+          "bytes holds");
+  REQUIRE(full[5] == 2147483646);
   REQUIRE(add(three, 1, {-1, 1}, mask{1}, view) ==
           "expar: add_quantile_histogram: valid has extent 1 in dimension 0, but the number of "
           "tokens is 2");

@@ -28,6 +28,11 @@ struct batch_fit {
     expects((batch.map_.capacity >= 0) == has_capacity, what,
             ": the batch was made for another layout (ragged or fixed_capacity)");
   }
+  template <class T, class W>
+  void dispatched(char const* what, expert_batch<T, W> const& batch) const {
+    prepared(what, batch);
+    expects(batch.dispatched_, what, ": the batch has no rows; dispatch tokens first");
+  }
   template <class T, class W, class X>
   void token_rows(char const* what, expert_batch<T, W> const& batch,
                   tensor_view<X, 2> const& v) const {

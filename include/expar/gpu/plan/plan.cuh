@@ -256,6 +256,7 @@ struct make_plan_fn {
                            " choices; at most ", INT32_MAX, " are possible");
     index_t const capacity =
         capacity_of(layout, v.extents[0], experts, static_cast<int>(v.extents[1]), 0);
+    expar::detail::check_rows_of_experts("plan", experts, capacity);
     out.place(ctx, v, experts, capacity, layout.alignment, true);
   }
   template <class Ids, class Layout = ragged>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include <expar/context.hpp>
@@ -70,6 +71,11 @@ struct add_quantile_histogram_fn {
     detail::check_output(what, h);
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
 
+    index_t most = 0;
+    for (index_t e = 0; e < experts; ++e)
+      for (index_t i = 0; i < h.extents[1]; ++i)
+        most = std::max(most, static_cast<index_t>(h.row(e)[i]));
+    detail::check_countable<detail::element_of<decltype(h)>>(op, detail::size_sum(most, tokens));
     auto const n = static_cast<std::int32_t>(h.extents[1]);
     A const lower = static_cast<A>(bins.lower);
     A const per_bin = static_cast<A>(static_cast<double>(n) / (bins.upper - bins.lower));
