@@ -672,7 +672,8 @@ TEST_CASE("no memory, a closed pool, or a wrong batch on one rank: the same sent
           "expar: combine_backward: the batch was made for 8 experts, top_k 1, rows of 64 and 3 "
           "ranks, not for 8, 2, 64 and 3 (rank 2)",
           6},
-      trouble{"expar: dispatch: tokens lie in the rows of the batch, which are written (rank 2)",
+      trouble{"expar: dispatch: rows overlaps tokens in memory; the operation cannot work in place "
+              "(rank 2)",
               7},
       trouble{"expar: combine_backward: d_weights overlaps d_out in memory; the operation cannot "
               "work in place (rank 2)",

@@ -7,6 +7,7 @@
 #include <expar/exchange/linear.hpp>
 #include <expar/expert_batch.hpp>
 #include <expar/expert_shape.hpp>
+#include <expar/permute/detail/residual.hpp>
 #include <expar/permute/detail/rows.hpp>
 
 namespace expar::inline v0 {
@@ -69,23 +70,16 @@ class expert_parallel {
   block_placement const& placement() const noexcept { return place_; }
 
   /// First part of dispatch: plans the routes of this rank's tokens and tells every rank how many
-  /// rows will come. `routes` has tensors `ids` [T,k] (int32, -1 = no expert) and `weights` [T,k];
-  /// T may differ from rank to rank and may be 0. The batch keeps a copy of both.
+  /// rows will come. `routes` has tensors `ids` [T,k] (signed integers, -1 = no expert) and
+  /// `weights` [T,k]; T may differ from rank to rank and may be 0. The batch keeps a copy of both.
   template <class Routes, class T, class W>
   void prepare(host_context const& ctx, Routes const& routes, expert_batch<T, W>& batch) {
-    auto const ids = detail::as_view<2>(ctx, routes.ids);
-    auto const weights = detail::as_view<2>(ctx, routes.weights);
-    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
-    static_assert(std::is_same_v<detail::element_of<decltype(weights)>, W>,
-                  "expar: the batch keeps weights of the element type that the routes have");
     ++batches_;
     batch.forget();
     agreement_.run(ctx, comm(), {step::prepare, batches_}, [&] {
-      detail::check_extent("dispatch: ids", ids, 1, shape_.top_k, "top_k");
-      detail::check_view("dispatch: weights", weights);
-      detail::check_extent("dispatch: weights", weights, 0, ids.extents[0], "the number of tokens");
-      detail::check_extent("dispatch: weights", weights, 1, shape_.top_k, "top_k");
+      detail::arguments a(ctx, "dispatch");
+      auto const ids = a.ids("ids", routes.ids, {detail::any_extent, detail::top_k_of(shape_)});
+      auto const weights = detail::route_weights_of<W>(a, shape_, routes, ids.extents[0]);
       batch.plan_.place(
           ctx, ids, shape_.experts,
           has_capacity ? route_plan::order::choice_major : route_plan::order::token_major);
@@ -106,10 +100,9 @@ class expert_parallel {
     column<W> scalars;
     auto const checks = [&] {
       fit().prepared("dispatch", batch);
-      fit().token_rows("dispatch: tokens", batch, x);
-      auto const room = static_cast<index_t>(batch.rows_.capacity());
-      detail::expects(!detail::overlap(x, make_view(batch.rows_.data(), index_t{1}, room)),
-                      "dispatch: tokens lie in the rows of the batch, which are written");
+      detail::argument_table a("dispatch");
+      a.reads("tokens", x, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
+      a.writes("rows", make_view(batch.rows_.data(), static_cast<index_t>(batch.rows_.capacity())));
       batch.make_room();
       to = make_view(batch.rows_.data(), batch.row_count(), shape_.hidden);
       if constexpr (per_row) scalars = {batch.row_weights_.resize(batch.row_count()), true};
@@ -148,9 +141,9 @@ class expert_parallel {
     auto const to = detail::as_output<2>(ctx, out);
     auto const checks = [&] {
       fit().dispatched("combine", batch);
-      fit().expert_rows("combine: y", batch, from);
-      fit().token_rows("combine: out", batch, to);
-      detail::check_apart("combine: out", to, "y", from);
+      detail::argument_table a("combine");
+      a.reads("y", from, {detail::rows_of_batch(batch), detail::columns_of(shape_)});
+      a.writes("out", to, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
     };
     using A = accumulator_t<T>;
     auto const home = to_sources(ctx, step::combine, batch, checks, &from, column<A const>{});
@@ -162,7 +155,7 @@ class expert_parallel {
 
   /// The adjoint of combine with weights at decode: d_y[row] = weight * d_out[t], zero in filling
   /// rows; d_weights[t,j] = <y[row], d_out[t]>, zero for a route without a row. d_out: [T,H]; y,
-  /// d_y: [N,H]; d_weights: [T,k].
+  /// d_y: [N,H]; d_weights: [T,k], added to by add_to().
   template <class T, class W, class DOut, class Y, class DY, class DWeights>
   void combine_backward(host_context const& ctx, expert_batch<T, W> const& batch, DOut const& d_out,
                         Y const& y, DY&& d_y, DWeights&& d_weights) {
@@ -172,26 +165,25 @@ class expert_parallel {
         "decode; leave y and d_weights out");
     auto const d = detail::rows_view<T>(ctx, d_out);
     auto const y_rows = detail::rows_view<T>(ctx, y);
-    auto const to = detail::as_output<2>(ctx, d_y);
-    auto const d_w = detail::as_output<2>(ctx, d_weights);
+    auto const to = detail::overwritten_rows(ctx, d_y);
+    auto const d_w = detail::gradient_output<2>(ctx, d_weights);
     auto const checks = [&] {
       fit().dispatched("combine_backward", batch);
-      fit().token_rows("combine_backward: d_out", batch, d);
-      fit().expert_rows("combine_backward: y", batch, y_rows);
-      fit().expert_rows("combine_backward: d_y", batch, to);
-      detail::check_apart("combine_backward: d_y", to, "y", y_rows);
-      detail::check_apart("combine_backward: d_y", to, "d_out", d);
-      fit().route_weights("combine_backward: d_weights", batch, d_w);
-      detail::check_apart("combine_backward: d_weights", d_w, "y", y_rows);
-      detail::check_apart("combine_backward: d_weights", d_w, "d_out", d);
-      detail::check_apart("combine_backward: d_weights", d_w, "d_y", to);
+      detail::argument_table a("combine_backward");
+      auto const columns = detail::columns_of(shape_);
+      a.reads("d_out", d, {detail::tokens_of_batch(batch), columns});
+      a.reads("y", y_rows, {detail::rows_of_batch(batch), columns});
+      a.writes("d_y", to, {detail::rows_of_batch(batch), columns});
+      detail::name_gradient(a, "d_weights", d_w,
+                            {detail::tokens_of_batch(batch), detail::top_k_of(shape_)});
     };
     if (alone()) {
       checks();
       auto const table = detail::rows_of(to, batch.map_.offsets.data());
       auto const y_table = detail::rows_of(y_rows, batch.map_.offsets.data());
       for_each_token(ctx, batch, [&](index_t t) {
-        detail::dot_token<T>(batch.plan_.view(), t, y_table, d.row(t), shape_.hidden, d_w.row(t));
+        detail::dot_token<T, d_w.adds>(batch.plan_.view(), t, y_table, d.row(t), shape_.hidden,
+                                       d_w.row(t));
         detail::scatter_token<T>(batch.plan_.view(), t, d.row(t), shape_.hidden, weights_of(batch),
                                  table);
       });
@@ -233,19 +225,20 @@ class expert_parallel {
     static_assert(!at_decode,
                   "expar: with weights at decode, combine_backward takes y and d_weights as well");
     auto const d = detail::rows_view<T>(ctx, d_out);
-    auto const to = detail::as_output<2>(ctx, d_y);
+    auto const to = detail::overwritten_rows(ctx, d_y);
     auto const checks = [&] {
       fit().dispatched("combine_backward", batch);
-      fit().token_rows("combine_backward: d_out", batch, d);
-      fit().expert_rows("combine_backward: d_y", batch, to);
-      detail::check_apart("combine_backward: d_y", to, "d_out", d);
+      detail::argument_table a("combine_backward");
+      a.reads("d_out", d, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
+      a.writes("d_y", to, {detail::rows_of_batch(batch), detail::columns_of(shape_)});
     };
     to_experts(ctx, step::combine_backward, batch, checks, d, detail::unit_weights{}, to,
                column<W>{});
   }
 
   /// The adjoint of dispatch with weights at decode: d_tokens[t] = sum over kept routes, in choice
-  /// order, of d_rows[row]. d_rows: [N,H], filling rows not read; d_tokens: [T,H].
+  /// order, of d_rows[row]. d_rows: [N,H], filling rows not read; d_tokens: [T,H], added to by
+  /// add_to().
   template <class T, class W, class DRows, class DTokens>
   void dispatch_backward(host_context const& ctx, expert_batch<T, W> const& batch,
                          DRows const& d_rows, DTokens&& d_tokens) {
@@ -254,12 +247,13 @@ class expert_parallel {
         "expar: dispatch_backward gives d_weights as well where weights are applied at encode "
         "(pass tokens) or per row (pass d_row_weights)");
     auto const from = detail::rows_view<T>(ctx, d_rows);
-    auto const to = detail::as_output<2>(ctx, d_tokens);
+    auto const to = detail::gradient_output<2>(ctx, d_tokens);
     auto const checks = [&] {
       fit().dispatched("dispatch_backward", batch);
-      fit().expert_rows("dispatch_backward: d_rows", batch, from);
-      fit().token_rows("dispatch_backward: d_tokens", batch, to);
-      detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", from);
+      detail::argument_table a("dispatch_backward");
+      a.reads("d_rows", from, {detail::rows_of_batch(batch), detail::columns_of(shape_)});
+      detail::name_gradient(a, "d_tokens", to,
+                            {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
     };
     using A = accumulator_t<T>;
     auto const home =
@@ -279,29 +273,28 @@ class expert_parallel {
                   "dispatch_backward d_rows and d_tokens");
     using A = accumulator_t<T>;
     auto const from = detail::rows_view<T>(ctx, d_rows);
-    auto const to = detail::as_output<2>(ctx, d_tokens);
-    auto const d_w = detail::as_output<2>(ctx, d_weights);
-    auto const checks = [&] {
+    auto const to = detail::gradient_output<2>(ctx, d_tokens);
+    auto const d_w = detail::gradient_output<2>(ctx, d_weights);
+    auto const checks = [&](detail::argument_table& a) {
       fit().dispatched("dispatch_backward", batch);
-      fit().expert_rows("dispatch_backward: d_rows", batch, from);
-      fit().token_rows("dispatch_backward: d_tokens", batch, to);
-      detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", from);
-      fit().route_weights("dispatch_backward: d_weights", batch, d_w);
-      detail::check_apart("dispatch_backward: d_weights", d_w, "d_rows", from);
-      detail::check_apart("dispatch_backward: d_weights", d_w, "d_tokens", to);
+      a.reads("d_rows", from, {detail::rows_of_batch(batch), detail::columns_of(shape_)});
+      detail::name_gradient(a, "d_tokens", to,
+                            {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
+      detail::name_gradient(a, "d_weights", d_w,
+                            {detail::tokens_of_batch(batch), detail::top_k_of(shape_)});
     };
     if constexpr (at_encode) {
       auto const x = detail::rows_view<T>(ctx, what);
       auto const all_checks = [&] {
-        checks();
-        fit().token_rows("dispatch_backward: tokens", batch, x);
-        detail::check_apart("dispatch_backward: d_tokens", to, "tokens", x);
-        detail::check_apart("dispatch_backward: d_weights", d_w, "tokens", x);
+        detail::argument_table a("dispatch_backward");
+        checks(a);
+        a.reads("tokens", x, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
       };
       auto const home =
           to_sources(ctx, step::dispatch_backward, batch, all_checks, &from, column<A const>{});
       for_each_token(ctx, batch, [&](index_t t) {
-        detail::dot_token<T>(batch.plan_.view(), t, home.rows, x.row(t), shape_.hidden, d_w.row(t));
+        detail::dot_token<T, d_w.adds>(batch.plan_.view(), t, home.rows, x.row(t), shape_.hidden,
+                                       d_w.row(t));
       });
       gather(ctx, batch, home.rows, weights_of(batch), to);
     } else {
@@ -309,10 +302,12 @@ class expert_parallel {
       static_assert(std::is_same_v<detail::element_of<decltype(d_row_w)>, A>,
                     "expar: d_row_weights has the accumulator type of the rows");
       auto const all_checks = [&] {
-        checks();
-        detail::check_view("dispatch_backward: d_row_weights", d_row_w);
-        detail::check_extent("dispatch_backward: d_row_weights", d_row_w, 0, batch.row_count(),
-                             "the number of rows in the batch");
+        detail::argument_table a("dispatch_backward");
+        checks(a);
+        a.reads("d_row_weights", d_row_w, {detail::rows_of_batch(batch)});
+        detail::expects(d_row_w.strides[0] == 1 || d_row_w.extents[0] <= 1,
+                        "dispatch_backward: d_row_weights has stride ", d_row_w.strides[0],
+                        "; it must be contiguous");
       };
       auto const home = to_sources(ctx, step::dispatch_backward, batch, all_checks, &from,
                                    column<A const>{d_row_w.data, true});
@@ -430,17 +425,26 @@ class expert_parallel {
   }
   template <class T, class W, class Weights, class Out>
   void gather(host_context const& ctx, expert_batch<T, W> const& batch,
-              detail::expert_rows<T const> const& rows, Weights weights,
-              tensor_view<Out, 2> out) const {
+              detail::expert_rows<T const> const& rows, Weights weights, tensor_view<Out, 2> out,
+              bool adds = false) const {
     for_each_token(ctx, batch, [&](index_t t) {
-      detail::gather_token(batch.plan_.view(), t, rows, weights, out.row(t), shape_.hidden);
+      detail::gather_token(batch.plan_.view(), t, rows, weights, out.row(t), shape_.hidden,
+                           adds ? out.row(t) : nullptr);
     });
   }
-  template <class T, class W, class S, class D>
+  template <class T, class W, class Weights, class Out, bool Adds>
+  void gather(host_context const& ctx, expert_batch<T, W> const& batch,
+              detail::expert_rows<T const> const& rows, Weights weights,
+              detail::gradient_view<Out, 2, Adds> const& out) const {
+    if constexpr (Adds) detail::check_summed_alike<T, Out>();
+    gather(ctx, batch, rows, weights, tensor_view<Out, 2>(out), Adds);
+  }
+  template <class T, class W, class S, class D, bool Adds>
   void gather_scalars(host_context const& ctx, expert_batch<T, W> const& batch,
-                      detail::expert_rows<S const> const& scalars, tensor_view<D, 2> out) const {
+                      detail::expert_rows<S const> const& scalars,
+                      detail::gradient_view<D, 2, Adds> const& out) const {
     detail::for_each_token(ctx, batch.plan_, sizeof(S), [&](index_t t) {
-      detail::gather_scalars<S>(batch.plan_.view(), t, scalars, out.row(t));
+      detail::gather_scalars<S, Adds>(batch.plan_.view(), t, scalars, out.row(t));
     });
   }
   template <class T, class W>

@@ -320,7 +320,7 @@ TEST_CASE("a wrong argument on one rank of windows is the same sentence on all")
               "(rank 1)",
               2},
       mistake{"expar: dispatch: tokens has extent 5 in dimension 1, but hidden is 4 (rank 1)", 3},
-      mistake{"expar: dispatch: tokens overlaps rows in memory; the operation cannot work in place "
+      mistake{"expar: dispatch: rows overlaps tokens in memory; the operation cannot work in place "
               "(rank 1)",
               4},
       mistake{"expar: combine: out has extent 1 in dimension 0, but the number of tokens in the "

@@ -59,6 +59,26 @@ inline constexpr bool is_added = false;
 template <class T>
 inline constexpr bool is_added<add_to<T>> = true;
 
+/// A gradient of the caller's, by static checks alone, and its place among the arguments.
+template <int Rank, class Context, class X>
+auto gradient_output(Context const& ctx, X& x) {
+  if constexpr (is_added<std::remove_cv_t<X>>) {
+    auto const v = as_output<Rank>(ctx, x.tensor);
+    return gradient_view<element_of<decltype(v)>, Rank, true>{v};
+  } else {
+    auto const v = as_output<Rank>(ctx, x);
+    return gradient_view<element_of<decltype(v)>, Rank, false>{v};
+  }
+}
+template <class T, int Rank, bool Adds>
+void name_gradient(argument_table& a, char const* name, gradient_view<T, Rank, Adds> const& v,
+                   rules fits) {
+  if constexpr (Adds)
+    a.adds(name, v, fits);
+  else
+    a.writes(name, v, fits);
+}
+
 /// The door of an operation: turns each tensor of the caller into a view, once, by its name, and
 /// checks it beside all that came before. Extents are given dimension by dimension:
 ///
@@ -175,14 +195,9 @@ class arguments : public argument_table {
   }
   template <int Rank, class X>
   auto gradient_of(char const* name, X& x, rules fits) {
-    if constexpr (is_added<std::remove_cv_t<X>>) {
-      auto const v = numbers(as_output<Rank>(ctx_, x.tensor));
-      adds(name, v, fits);
-      return gradient_view<element_of<decltype(v)>, Rank, true>{v};
-    } else {
-      auto const v = numbers(output<Rank>(name, x, fits));
-      return gradient_view<element_of<decltype(v)>, Rank, false>{v};
-    }
+    auto const v = numbers(gradient_output<Rank>(ctx_, x));
+    name_gradient(*this, name, v, fits);
+    return v;
   }
   template <class X>
   static auto const& unmasked(X const& x) {

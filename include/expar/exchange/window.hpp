@@ -110,36 +110,37 @@ class window_parallel {
     auto const to = detail::as_output<2>(ctx, out);
     meet(ctx, {step::combine, batch.number_}, [&] {
       require_dispatched("combine", batch);
-      check_tokens("combine: out", batch, to);
-      detail::check_apart("combine: out", to, "y", batch.y());
+      detail::argument_table a("combine");
+      a.reads("y", batch.y());
+      a.writes("out", to, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
     });
     pull(ctx, batch, 1, batch.weights(), to);
   }
 
   /// The adjoint of combine: batch.d_y()[row] = weight * d_out[t] on all ranks, zero in filling
   /// rows; d_weights[t,j] = <y[row], d_out[t]>, zero for a route without a row. One pass. d_out:
-  /// [T,H]; d_weights: [T,k].
+  /// [T,H]; d_weights: [T,k], added to by add_to().
   template <class T, class W, class Window, class DOut, class DWeights>
   void combine_backward(host_context const& ctx, window_batch<T, W, Window>& batch,
                         DOut const& d_out, DWeights&& d_weights) {
     auto const d = detail::rows_view<T>(ctx, d_out);
-    auto const d_w = detail::as_output<2>(ctx, d_weights);
+    auto const d_w = detail::gradient_output<2>(ctx, d_weights);
     meet(ctx, {step::combine_backward, batch.number_}, [&] {
       require_dispatched("combine_backward", batch);
       require_backward("combine_backward", batch);
-      check_tokens("combine_backward: d_out", batch, d);
-      detail::check_apart("combine_backward: d_out", d, "d_y", batch.d_y());
-      detail::check_matrix("combine_backward: d_weights", d_w, batch.plan_.tokens(),
-                           "the number of tokens in the batch", shape_.top_k, "top_k");
-      detail::check_apart("combine_backward: d_weights", d_w, "d_out", d);
-      detail::check_apart("combine_backward: d_weights", d_w, "y", batch.y());
-      detail::check_apart("combine_backward: d_weights", d_w, "d_y", batch.d_y());
+      detail::argument_table a("combine_backward");
+      a.reads("d_out", d, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
+      a.reads("y", batch.y());
+      a.writes("d_y", batch.d_y());
+      detail::name_gradient(a, "d_weights", d_w,
+                            {detail::tokens_of_batch(batch), detail::top_k_of(shape_)});
     });
     auto const y = batch.template everywhere<T const>(1);
     auto const d_y = batch.template everywhere<T>(2);
     meet(ctx, {step::end, batch.number_}, [&] {
       for_each_token(ctx, batch, [&](index_t t) {
-        detail::dot_token<T>(batch.plan_.view(), t, y, d.row(t), shape_.hidden, d_w.row(t));
+        detail::dot_token<T, d_w.adds>(batch.plan_.view(), t, y, d.row(t), shape_.hidden,
+                                       d_w.row(t));
         detail::scatter_token<T>(batch.plan_.view(), t, d.row(t), shape_.hidden, batch.weights(),
                                  d_y);
       });
@@ -148,18 +149,21 @@ class window_parallel {
   }
 
   /// The adjoint of dispatch: d_tokens[t] = sum over kept routes, in choice order, of
-  /// batch.d_rows()[row] of all ranks. d_tokens: [T,H].
+  /// batch.d_rows()[row] of all ranks. d_tokens: [T,H], added to by add_to().
   template <class T, class W, class Window, class DTokens>
   void dispatch_backward(host_context const& ctx, window_batch<T, W, Window>& batch,
                          DTokens&& d_tokens) {
-    auto const to = detail::as_output<2>(ctx, d_tokens);
+    auto const to = detail::gradient_output<2>(ctx, d_tokens);
+    if constexpr (to.adds) detail::check_summed_alike<T, detail::element_of<decltype(to)>>();
     meet(ctx, {step::dispatch_backward, batch.number_}, [&] {
       require_dispatched("dispatch_backward", batch);
       require_backward("dispatch_backward", batch);
-      check_tokens("dispatch_backward: d_tokens", batch, to);
-      detail::check_apart("dispatch_backward: d_tokens", to, "d_rows", batch.d_rows());
+      detail::argument_table a("dispatch_backward");
+      a.reads("d_rows", batch.d_rows());
+      detail::name_gradient(a, "d_tokens", to,
+                            {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
     });
-    pull(ctx, batch, 3, detail::unit_weights{}, to);
+    pull<to.adds>(ctx, batch, 3, detail::unit_weights{}, to);
   }
 
  private:
@@ -202,20 +206,13 @@ class window_parallel {
   template <class Routes, class T, class W, class Window, class Checks>
   void lay_out(host_context const& ctx, Routes const& routes, window_batch<T, W, Window>& batch,
                Checks checks) {
-    auto const ids = detail::as_view<2>(ctx, routes.ids);
-    auto const weights = detail::as_view<2>(ctx, routes.weights);
-    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
-    static_assert(std::is_same_v<detail::element_of<decltype(weights)>, W>,
-                  "expar: the batch keeps weights of the element type that the routes have");
     ++batches_;
     meet(ctx, {step::prepare, batches_}, [&] {
       require_own("dispatch", batch);
       batch.prepared_ = false, batch.dispatched_ = false;
-      detail::check_extent("dispatch: ids", ids, 1, shape_.top_k, "top_k");
-      detail::check_view("dispatch: weights", weights);
-      detail::check_extent("dispatch: weights", weights, 0, ids.extents[0], "the number of tokens");
-      detail::check_extent("dispatch: weights", weights, 1, shape_.top_k, "top_k");
+      detail::arguments a(ctx, "dispatch");
+      auto const ids = a.ids("ids", routes.ids, {detail::any_extent, detail::top_k_of(shape_)});
+      auto const weights = detail::route_weights_of<W>(a, shape_, routes, ids.extents[0]);
       batch.plan_.place(
           ctx, ids, shape_.experts,
           has_capacity ? route_plan::order::choice_major : route_plan::order::token_major);
@@ -291,13 +288,14 @@ class window_parallel {
     });
     batch.dispatched_ = true;
   }
-  template <class T, class W, class Window, class Weights, class Out>
+  template <bool Adds = false, class T, class W, class Window, class Weights, class Out>
   void pull(host_context const& ctx, window_batch<T, W, Window>& batch, int buffer, Weights weights,
             tensor_view<Out, 2> out) {
     auto const rows = batch.template everywhere<T const>(buffer);
     meet(ctx, {step::end, batch.number_}, [&] {
       for_each_token(ctx, batch, [&](index_t t) {
-        detail::gather_token(batch.plan_.view(), t, rows, weights, out.row(t), shape_.hidden);
+        detail::gather_token(batch.plan_.view(), t, rows, weights, out.row(t), shape_.hidden,
+                             Adds ? out.row(t) : nullptr);
       });
     });
   }
@@ -337,15 +335,11 @@ class window_parallel {
     detail::expects(batch.shape_.buffers == 4, what,
                     ": the batch was made for the forward pass alone");
   }
-  template <class Batch, class X>
-  void check_tokens(char const* what, Batch const& batch, tensor_view<X, 2> const& v) const {
-    detail::check_matrix(what, v, batch.plan_.tokens(), "the number of tokens in the batch",
-                         shape_.hidden, "hidden");
-  }
   template <class Batch, class T>
   void check_input(Batch const& batch, tensor_view<T const, 2> const& x) const {
-    check_tokens("dispatch: tokens", batch, x);
-    detail::check_apart("dispatch: tokens", x, "rows", batch.buffer(0, batch.window_rows()));
+    detail::argument_table a("dispatch");
+    a.reads("tokens", x, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
+    a.writes("rows", batch.buffer(0, batch.window_rows()));
   }
 
   detail::cleared_by_move<Comm*> comm_;

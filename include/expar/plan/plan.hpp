@@ -5,6 +5,7 @@
 #include <span>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/plan/layout.hpp>
 #include <expar/tensor.hpp>
@@ -150,7 +151,6 @@ inline index_t place_routes(tensor_view<std::int32_t const, 2> ids, int experts,
 inline void route_plan::place(host_context const& ctx, tensor_view<std::int32_t const, 2> ids,
                               int experts, order by) {
   detail::expects(experts >= 1, "plan: experts is ", experts, "; at least 1 is needed");
-  detail::check_view("plan: ids", ids);
   clear(experts);
   detail::expects(ids.extents[1] <= INT32_MAX && ids.size() <= INT32_MAX, "plan: ids has ",
                   ids.extents[0], " x ", ids.extents[1], " routes; at most ", INT32_MAX,
@@ -231,14 +231,16 @@ struct make_plan_fn {
   void operator()(host_context const& ctx, Ids const& ids, int experts, ragged layout,
                   route_plan& out) const {
     detail::check_layout("plan", layout);
-    out.place(ctx, view(ctx, ids), experts, route_plan::order::token_major);
+    detail::arguments a(ctx, "plan");
+    out.place(ctx, a.ids("ids", ids), experts, route_plan::order::token_major);
     out.lay_out(layout);
   }
   template <class Ids>
   void operator()(host_context const& ctx, Ids const& ids, int experts, fixed_capacity layout,
                   route_plan& out) const {
     detail::check_layout("plan", layout);
-    out.place(ctx, view(ctx, ids), experts, route_plan::order::choice_major);
+    detail::arguments a(ctx, "plan");
+    out.place(ctx, a.ids("ids", ids), experts, route_plan::order::choice_major);
     out.lay_out(ctx,
                 capacity_of(layout, out.tokens(), experts, out.top_k(), out.needed_capacity()));
   }
@@ -249,22 +251,12 @@ struct make_plan_fn {
     (*this)(ctx, ids, experts, layout, out);
     return out;
   }
-
- private:
-  template <class Ids>
-  static tensor_view<std::int32_t const, 2> view(host_context const& ctx, Ids const& ids) {
-    auto const v = detail::as_view<2>(ctx, ids);
-    static_assert(std::is_same_v<detail::element_of<decltype(v)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
-    return v;
-  }
 };
-/// Assigns a row to every route:
-/// `make_plan(ctx, ids, experts, layout)`, or with a route_plan to reuse as the
-/// last argument. ids: [T,k] int32, -1 = no expert; a repeated id is a route of its own. A ragged
-/// layout orders the rows of an expert by (token, choice); a fixed_capacity layout gives places in
-/// order of (choice, token) and drops by position. Throws if an id is not -1 .. experts - 1. Cost:
-/// two passes over ids, never a sort.
+/// `make_plan(ctx, ids, experts, layout)`, or with a route_plan to reuse as the last argument,
+/// assigns a row to every route. ids: [T,k] signed integers, -1 = no expert; a repeated id is a
+/// route of its own. A ragged layout orders the rows of an expert by (token, choice); a
+/// fixed_capacity layout gives places in order of (choice, token) and drops by position. Throws if
+/// an id is not -1 .. experts - 1. Cost: two passes over ids, never a sort.
 inline constexpr make_plan_fn make_plan{};
 
 }  // namespace expar::inline v0

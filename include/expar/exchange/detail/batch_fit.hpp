@@ -2,15 +2,13 @@
 #pragma once
 
 #include <expar/error.hpp>
-#include <expar/exchange/detail/arguments.hpp>
 #include <expar/expert_batch.hpp>
 #include <expar/expert_shape.hpp>
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0::detail {
 
-/// What an expert_parallel asks of a batch, and of tensors that go with it. Each throws a sentence
-/// that begins with `what` where it does not fit.
+/// What an expert_parallel asks of a batch. Each throws a sentence that begins with `what` where it
+/// does not fit.
 struct batch_fit {
   expert_shape shape;
   int ranks;
@@ -32,24 +30,6 @@ struct batch_fit {
   void dispatched(char const* what, expert_batch<T, W> const& batch) const {
     prepared(what, batch);
     expects(batch.dispatched_, what, ": the batch has no rows; dispatch tokens first");
-  }
-  template <class T, class W, class X>
-  void token_rows(char const* what, expert_batch<T, W> const& batch,
-                  tensor_view<X, 2> const& v) const {
-    check_matrix(what, v, batch.plan_.tokens(), "the number of tokens in the batch", shape.hidden,
-                 "hidden");
-  }
-  template <class T, class W, class X>
-  void expert_rows(char const* what, expert_batch<T, W> const& batch,
-                   tensor_view<X, 2> const& v) const {
-    check_matrix(what, v, batch.row_count(), "the number of rows in the batch", shape.hidden,
-                 "hidden");
-  }
-  template <class T, class W, class X>
-  void route_weights(char const* what, expert_batch<T, W> const& batch,
-                     tensor_view<X, 2> const& v) const {
-    check_matrix(what, v, batch.plan_.tokens(), "the number of tokens in the batch", shape.top_k,
-                 "top_k");
   }
 };
 
