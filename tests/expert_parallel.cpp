@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <expar/exchange/window.hpp>
 #include <expar/expert_parallel.hpp>
 
 #include <expar/comm/self.hpp>
@@ -211,6 +212,63 @@ TEST_CASE("dispatch and combine have their adjoints: real numbers in double") {
     REQUIRE(std::abs(sum[0] - sum[1]) <= 1e-11 * (1 + std::abs(sum[0])));
     REQUIRE(std::abs(sum[2] - sum[3]) <= 1e-11 * (1 + std::abs(sum[2])));
   }
+}
+
+TEST_CASE("gradients that come home are added where the caller says so, by messages and windows") {
+  constexpr int tokens = 5, k = 2, experts = 4, columns = 3;
+  expar::run_ranks(2, [&](auto& comm) {
+    expar::host_context const ctx;
+    std::vector<std::int64_t> ids;
+    std::vector<double> weights, x, d_out;
+    for (int i = 0; i < tokens * k; ++i) {
+      ids.push_back((i * 7 + comm.rank()) % (experts + 1) - 1);
+      weights.push_back(1. + i % 3);
+    }
+    for (int i = 0; i < tokens * columns; ++i) x.push_back(i % 5), d_out.push_back(i % 4 - 1);
+    struct {
+      expar::tensor_view<std::int64_t, 2> ids;
+      expar::tensor_view<double, 2> weights;
+    } const routes{expar::make_view(ids.data(), tokens, k),
+                   expar::make_view(weights.data(), tokens, k)};
+    auto const rows_of_tokens = [&](std::vector<double>& v) {
+      return expar::make_view(v.data(), tokens, columns);
+    };
+    auto const of_routes = [&](std::vector<double>& v) {
+      return expar::make_view(v.data(), tokens, k);
+    };
+    std::vector<double> dx(x.size()), dx_sum(x.size(), 10), dw(ids.size()), dw_sum(ids.size(), 100);
+    auto const check = [&] {
+      for (std::size_t i = 0; i < dx.size(); ++i) CHECK(dx_sum[i] == dx[i] + 10);
+      for (std::size_t i = 0; i < dw.size(); ++i) CHECK(dw_sum[i] == dw[i] + 100);
+    };
+    expar::expert_shape const shape{experts, k, columns};
+    {
+      expar::expert_parallel moe(comm, shape);
+      auto batch = moe.dispatch(ctx, rows_of_tokens(x), routes);
+      std::vector<double> d_y(static_cast<std::size_t>(batch.row_count() * columns));
+      auto const d_rows = expar::make_view(d_y.data(), batch.row_count(), columns);
+      moe.combine_backward(ctx, batch, rows_of_tokens(d_out), batch.rows(), d_rows, of_routes(dw));
+      moe.combine_backward(ctx, batch, rows_of_tokens(d_out), batch.rows(), d_rows,
+                           expar::add_to(of_routes(dw_sum)));
+      moe.dispatch_backward(ctx, batch, d_rows, rows_of_tokens(dx));
+      moe.dispatch_backward(ctx, batch, d_rows, expar::add_to(rows_of_tokens(dx_sum)));
+      check();
+    }
+    {
+      std::fill(dx_sum.begin(), dx_sum.end(), 10);
+      std::fill(dw_sum.begin(), dw_sum.end(), 100);
+      expar::window_parallel moe(comm, shape);
+      auto batch = moe.template make_batch<double, double>({.rows = 2 * tokens * k});
+      moe.dispatch(ctx, rows_of_tokens(x), routes, batch);
+      std::copy_n(batch.rows().data, batch.row_count() * columns, batch.y().data);
+      moe.combine_backward(ctx, batch, rows_of_tokens(d_out), of_routes(dw));
+      moe.combine_backward(ctx, batch, rows_of_tokens(d_out), expar::add_to(of_routes(dw_sum)));
+      std::copy_n(batch.d_y().data, batch.row_count() * columns, batch.d_rows().data);
+      moe.dispatch_backward(ctx, batch, rows_of_tokens(dx));
+      moe.dispatch_backward(ctx, batch, expar::add_to(rows_of_tokens(dx_sum)));
+      check();
+    }
+  });
 }
 
 TEST_CASE("several batches are alive at once, and go backward in any order") {
