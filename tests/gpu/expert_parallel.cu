@@ -401,8 +401,8 @@ class device_process {
   window allocate_window(std::size_t bytes) const {
     window w{bytes, expar::gpu::detail::buffer<std::byte>(ctx_),
              expar::gpu::detail::buffer<std::byte*>(ctx_), rank(), size()};
-    w.mine.resize(static_cast<index_t>(bytes));
-    w.table.resize(size());
+    w.mine.resize("allocate_window", static_cast<index_t>(bytes));
+    w.table.resize("allocate_window", size());
     std::byte* const mine = w.mine.data();
     std::vector<std::byte*> parts(static_cast<std::size_t>(size()));
     turn_.unlock();
