@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "suite.hpp"
 
-#if !EXPAR_BENCHMARKS_CUBLAS
+#if !__has_include(<cublas_v2.h>)
 namespace bench {
 void measure_dense(suite&, problem const&) {}
 }  // namespace bench
 #else
 #include <cublas_v2.h>
 #include <cuda_bf16.h>
+#include <dlfcn.h>
 
 #include <expar/gpu/permute/decode.cuh>
 #include <expar/gpu/permute/encode.cuh>
@@ -27,18 +28,54 @@ __global__ void dense_mask(std::int32_t const* row_of, float const* weights, int
     mask[i / k * slots + row_of[i]] = __float2bfloat16(weights == nullptr ? 1.f : weights[i]);
 }
 
+/// The functions of cuBLAS, from a library that is looked for when the program runs: without it
+/// only the dense einsum is left out.
+struct cublas_library {
+  decltype(&cublasCreate) create = nullptr;
+  decltype(&cublasDestroy) destroy = nullptr;
+  decltype(&cublasSetStream) set_stream = nullptr;
+  decltype(&cublasSetWorkspace) set_workspace = nullptr;
+  cublasStatus_t (*gemm)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int,
+                         void const*, void const*, cudaDataType, int, void const*, cudaDataType,
+                         int, void const*, void*, cudaDataType, int, cublasComputeType_t,
+                         cublasGemmAlgo_t) = nullptr;
+  std::string missing;
+
+  static cublas_library const& get() {
+    static cublas_library const one;
+    return one;
+  }
+
+ private:
+  cublas_library() {
+    std::string const name = "libcublas.so." + std::to_string(CUBLAS_VER_MAJOR);
+    void* const library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+    auto const find = [&](char const* symbol, auto& function) {
+      if (library != nullptr)
+        function =
+            reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, symbol));
+      if (function == nullptr && missing.empty())
+        missing = name + (library == nullptr ? "" : std::string(" with ") + symbol);
+    };
+    find("cublasCreate_v2", create), find("cublasDestroy_v2", destroy);
+    find("cublasSetStream_v2", set_stream), find("cublasSetWorkspace_v2", set_workspace);
+    find("cublasGemmEx", gemm);
+  }
+};
+
 /// A handle with a workspace, so that it can be captured; none where cuBLAS does not start.
 class blas {
  public:
   explicit blas(cudaStream_t s) : workspace_(32 << 20) {
-    if (cublasCreate(&handle_) != CUBLAS_STATUS_SUCCESS) handle_ = nullptr;
+    if (!library_.missing.empty() || library_.create(&handle_) != CUBLAS_STATUS_SUCCESS)
+      handle_ = nullptr;
     if (handle_ == nullptr) return;
-    cublasSetStream(handle_, s);
-    cublasSetWorkspace(handle_, workspace_.data(), workspace_.bytes());
+    library_.set_stream(handle_, s);
+    library_.set_workspace(handle_, workspace_.data(), workspace_.bytes());
   }
   blas(blas const&) = delete;
   ~blas() {
-    if (handle_ != nullptr) cublasDestroy(handle_);
+    if (handle_ != nullptr) library_.destroy(handle_);
   }
   bool works() const { return handle_ != nullptr; }
 
@@ -49,15 +86,16 @@ class blas {
     float const one = 1, zero = 0;
     auto const n = [](std::int64_t x) { return static_cast<int>(x); };
     auto const code =
-        cublasGemmEx(handle_, CUBLAS_OP_N, transposed ? CUBLAS_OP_T : CUBLAS_OP_N, n(columns),
-                     n(rows), n(inner), &one, b.data(), CUDA_R_16BF, n(columns), a.data(),
-                     CUDA_R_16BF, n(transposed ? rows : inner), &zero, c.data(), CUDA_R_16BF,
-                     n(columns), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+        library_.gemm(handle_, CUBLAS_OP_N, transposed ? CUBLAS_OP_T : CUBLAS_OP_N, n(columns),
+                      n(rows), n(inner), &one, b.data(), CUDA_R_16BF, n(columns), a.data(),
+                      CUDA_R_16BF, n(transposed ? rows : inner), &zero, c.data(), CUDA_R_16BF,
+                      n(columns), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
     expar::detail::expects(code == CUBLAS_STATUS_SUCCESS, "benchmark: cublasGemmEx gave ",
                            static_cast<int>(code));
   }
 
  private:
+  cublas_library const& library_ = cublas_library::get();
   cublasHandle_t handle_ = nullptr;
   array<unsigned char> workspace_;
 };
@@ -77,6 +115,10 @@ void measure_dense(suite& s, problem const& p) {
   double const bytes = 2. * static_cast<double>((p.tokens + slots) * h + p.tokens * slots);
   if (!s.fits("dense/" + p.name, bytes)) return;
   blas const gemm(s.stream());
+  if (!gemm.works())
+    s.note("dense einsum left out: " + (cublas_library::get().missing.empty()
+                                            ? "cuBLAS does not start"
+                                            : cublas_library::get().missing + " is missing"));
 
   array<bf16> const x = random_rows(s.stream(), p.tokens * h, 1);
   array<bf16> const y = random_rows(s.stream(), slots * h, 2), mask(p.tokens * slots);

@@ -40,7 +40,8 @@ def measured(results, op, config, figure):
     if kind == "times ours":
         return next((r["peers"].get(variant) for r in rows
                      if r["kind"] == "expar" and r["state"] == mine["state"]), None)
-    return 100 * mine[{"% of floor": "share_of_floor", "% of copy": "share_of_copy"}[kind]]
+    share = mine[{"% of floor": "share_of_floor", "% of copy": "share_of_copy"}[kind]]
+    return share and 100 * share
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(256)
   auto const i = (std::int64_t{blockIdx.x} * 256 + threadIdx.x) / 16;
   int const lane = static_cast<int>(threadIdx.x) % 16;
   float v[8], most = 0;
-  uint4 const bits = i < blocks ? x[i * 16 + lane] : uint4{};
+  uint4 const bits = i < blocks ? __ldcs(&x[i * 16 + lane]) : uint4{};
   unsigned const words[] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
   for (int c = 0; c < 8; ++c) {
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(256)
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     std::int64_t const t = route_of[row] / k;
     for (int v = static_cast<int>(threadIdx.x); v < hidden / 16; v += 256)
-      to[row * (hidden / 16) + v] = codes[t * (hidden / 16) + v];
+      __stcs(&to[row * (hidden / 16) + v], codes[t * (hidden / 16) + v]);
     for (int b = static_cast<int>(threadIdx.x); b < hidden / block_columns; b += 256)
       to_scales[row * (hidden / block_columns) + b] = scales[t * (hidden / block_columns) + b];
   }

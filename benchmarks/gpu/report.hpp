@@ -70,9 +70,10 @@ inline char const* name_of(variant::kind k) {
   return names[static_cast<int>(k)];
 }
 
-/// Everything, for programs. A rejected row has no figures.
-inline void write_json(std::ostream& o, machine const& m, suite const& s) {
+/// Everything so far, for programs. A rejected row has no figures.
+inline void write_json(std::ostream& o, machine const& m, suite const& s, bool complete) {
   o << "{\n\"schema\": 1, \"date\": " << quoted(m.date)
+    << ", \"complete\": " << (complete ? "true" : "false")
     << ", \"quick\": " << (s.chosen().quick ? "true" : "false")
     << ", \"filter\": " << quoted(s.chosen().filter)
     << ",\n\"device\": {\"name\": " << quoted(m.device) << ", \"compute_capability\": \"" << m.major
@@ -114,22 +115,21 @@ inline void write_json(std::ostream& o, machine const& m, suite const& s) {
   o << "]\n}\n";
 }
 
-/// The same for people.
-inline void print_table(machine const& m, suite const& s) {
+// The same for people, part by part.
+inline void print_ceilings(machine const& m, suite const& s) {
   std::printf("\n%s, compute capability %d.%d, driver %s, CUDA %d, SM clock %s MHz, %s\n\n",
               m.device.c_str(), m.major, m.minor, m.driver.c_str(), m.runtime_cuda,
               m.clock_mhz.c_str(), m.date.c_str());
   for (auto const& c : s.measured_ceilings())
     std::printf("%-28s %10.2f us %8.3f TB/s\n", c.name.c_str(), c.time.median,
                 c.bytes / c.time.median * 1e-6);
-  std::string title;
-  for (auto const& r : s.rows()) {
-    auto const now = r.op + ", " + r.config + ", ids " + r.ids + ", " + r.state;
-    if (now != title)
-      std::printf("\n%s: %.1f MB\n%-28s %9s %9s %9s %7s %7s %7s %9s %10s %7s\n", now.c_str(),
-                  r.bytes / 1e6, "", "us", "p10", "p90", "TB/s", "% copy", "% floor", "launches",
-                  "same bytes", "x ours");
-    title = now;
+}
+inline void print_block(std::vector<row> const& rows) {
+  auto const& b = rows.front();
+  std::printf("\n%s, %s, ids %s, %s: %.1f MB\n%-28s %9s %9s %9s %7s %7s %7s %9s %10s %7s\n",
+              b.op.c_str(), b.config.c_str(), b.ids.c_str(), b.state.c_str(), b.bytes / 1e6, "",
+              "us", "p10", "p90", "TB/s", "% copy", "% floor", "launches", "same bytes", "x ours");
+  for (auto const& r : rows) {
     if (!r.counts) {
       std::printf("%-28s rejected: the copy drifted by %.1f %%\n", r.name.c_str(),
                   100 * r.copy_drift);
@@ -141,7 +141,6 @@ inline void print_table(machine const& m, suite const& s) {
     if (r.is == variant::kind::peer) std::printf(" %7.2f", r.times_ours);
     std::printf("\n");
   }
-  for (auto const& n : s.notes()) std::printf("note: %s\n", n.c_str());
 }
 
 }  // namespace bench

@@ -43,8 +43,9 @@ double free_bytes() {
 
 }  // namespace
 
-suite::suite(options const& o, cudaDeviceProp const& device)
+suite::suite(options const& o, cudaDeviceProp const& device, publisher publish)
     : options_(o),
+      publish_(std::move(publish)),
       context_(stream_),
       l2_bytes_(device.l2CacheSize),
       cold_bytes_(std::max(256e6, 4 * l2_bytes_)) {
@@ -63,9 +64,17 @@ bool suite::wants(std::string const& op, problem const& p) const {
 
 bool suite::fits(std::string const& what, double bytes) {
   if (bytes * 1.05 < free_bytes()) return true;
-  notes_.push_back(what + " left out: it needs " + std::to_string(std::lround(bytes / 1e6)) +
-                   " MB");
+  note(what + " left out: it needs " + std::to_string(std::lround(bytes / 1e6)) + " MB");
   return false;
+}
+
+void suite::note(std::string text) {
+  if (std::find(notes_.begin(), notes_.end(), text) == notes_.end())
+    notes_.push_back(std::move(text));
+}
+void suite::fail(std::string const& what) {
+  ++failed_;
+  std::printf("WRONG: %s\n", what.c_str());
 }
 
 std::vector<int> suite::sets_for(double set_bytes) const {
@@ -177,9 +186,7 @@ bool suite::right(block const& b, variant const& v, bool& same_bytes) {
     wrong = "three runs give different bytes";
   ++checked_;
   if (wrong.empty()) return true;
-  ++failed_;
-  std::printf("WRONG: %s, %s, %s, %s: %s\n", b.op.c_str(), b.of.name.c_str(),
-              name_of(b.of.ids_drawn), v.name.c_str(), wrong.c_str());
+  fail(b.op + ", " + b.of.name + ", " + name_of(b.of.ids_drawn) + ", " + v.name + ": " + wrong);
   return false;
 }
 
@@ -225,8 +232,7 @@ void suite::measure(block b) {
           r.ratios.push_back({rows[j].name, times[j].median / ours});
   }
   rows_.insert(rows_.end(), rows.begin(), rows.end());
-  std::printf(".");
-  std::fflush(stdout);
+  publish_(rows);
 }
 
 }  // namespace bench

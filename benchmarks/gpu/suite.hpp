@@ -70,7 +70,9 @@ struct ceiling {
 /// Checks and times blocks, and gathers what the report says.
 class suite {
  public:
-  suite(options const& o, cudaDeviceProp const& device);
+  /// `publish` gets the rows of every block as soon as they are there.
+  using publisher = std::function<void(std::vector<row> const&)>;
+  suite(options const& o, cudaDeviceProp const& device, publisher publish);
 
   options const& chosen() const { return options_; }
   cudaStream_t stream() const { return stream_.get(); }
@@ -97,6 +99,10 @@ class suite {
   std::vector<std::string> const& notes() const { return notes_; }
   int checked() const { return checked_; }
   int failed() const { return failed_; }
+  /// A line at the end of the report, once.
+  void note(std::string text);
+  /// An operation ended early.
+  void fail(std::string const& what);
 
  private:
   bool right(block const& b, variant const& v, bool& same_bytes);
@@ -104,6 +110,7 @@ class suite {
   double copy_us(int replays);
 
   options options_;
+  publisher publish_;
   bench::stream stream_;
   expar::gpu::context context_;
   protocol protocol_;

@@ -84,6 +84,7 @@ struct trained {
     for (auto* array : {&weights, &gradients, &means, &squares})
       check(cudaMemset(array->resize(count), 0, bytes), "cudaMemset");
     check(cudaMemcpy(weights.data(), initial.data(), bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // own_stream does not wait for these
   }
   std::vector<Layers> read() const {
     std::vector<Layers> all(at(count));

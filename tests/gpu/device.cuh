@@ -29,6 +29,19 @@ class own_stream {
   cudaStream_t stream_ = nullptr;
 };
 
+// cudaMemcpy and cudaMemset work on a stream that own_stream does not wait for, and return before
+// the device is done. These come after the work of all streams, and before what is enqueued later.
+inline void copy(void* to, void const* from, std::size_t bytes) {
+  require_success(cudaDeviceSynchronize());
+  require_success(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
+  require_success(cudaDeviceSynchronize());
+}
+inline void fill(void* to, int byte, std::size_t bytes) {
+  require_success(cudaDeviceSynchronize());
+  require_success(cudaMemset(to, byte, bytes));
+  require_success(cudaDeviceSynchronize());
+}
+
 /// Device memory of exactly the size of some host array, so that the memory check sees every step
 /// beyond it.
 template <class T>
@@ -37,7 +50,7 @@ class device_array {
   explicit device_array(std::vector<T> const& from) : size_(from.size()) {
     if (size_ == 0) return;
     require_success(cudaMalloc(reinterpret_cast<void**>(&data_), size_ * sizeof(T)));
-    require_success(cudaMemcpy(data_, from.data(), size_ * sizeof(T), cudaMemcpyHostToDevice));
+    copy(data_, from.data(), size_ * sizeof(T));
   }
   device_array(device_array const&) = delete;
   ~device_array() { static_cast<void>(cudaFree(data_)); }
@@ -45,8 +58,7 @@ class device_array {
   T* data() const { return data_; }
   std::vector<T> read() const {
     std::vector<T> to(size_);
-    if (size_ != 0)
-      require_success(cudaMemcpy(to.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost));
+    if (size_ != 0) copy(to.data(), data_, size_ * sizeof(T));
     return to;
   }
 

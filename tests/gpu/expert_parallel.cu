@@ -149,22 +149,18 @@ struct on_device {
 
 template <class T>
 void write(expar::tensor_view<T, 2> to, std::vector<T> const& from) {
-  if (!from.empty())
-    require_success(
-        cudaMemcpy(to.data, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice));
+  if (!from.empty()) expar_test::copy(to.data, from.data(), from.size() * sizeof(T));
 }
 template <class T>
 std::vector<T> read(expar::tensor_view<T, 2> v) {
   std::vector<T> to(static_cast<std::size_t>(v.size()));
-  if (!to.empty())
-    require_success(cudaMemcpy(to.data(), v.data, to.size() * sizeof(T), cudaMemcpyDeviceToHost));
+  if (!to.empty()) expar_test::copy(to.data(), v.data, to.size() * sizeof(T));
   return to;
 }
 /// Bytes that are no rows: NaN of every type.
 template <class T>
 void poison(expar::tensor_view<T, 2> v) {
-  if (v.size() != 0)
-    require_success(cudaMemset(v.data, 0xff, static_cast<std::size_t>(v.size()) * sizeof(T)));
+  if (v.size() != 0) expar_test::fill(v.data, 0xff, static_cast<std::size_t>(v.size()) * sizeof(T));
 }
 /// The same bytes, and behind them poison.
 template <class T>
@@ -401,15 +397,14 @@ class device_process {
   window allocate_window(std::size_t bytes) const {
     window w{bytes, expar::gpu::detail::buffer<std::byte>(ctx_),
              expar::gpu::detail::buffer<std::byte*>(ctx_), rank(), size()};
-    w.mine.resize(static_cast<index_t>(bytes));
-    w.table.resize(size());
+    w.mine.resize("allocate_window", static_cast<index_t>(bytes));
+    w.table.resize("allocate_window", size());
     std::byte* const mine = w.mine.data();
     std::vector<std::byte*> parts(static_cast<std::size_t>(size()));
     turn_.unlock();
     comm_.all_gather(expar::host_context{}, &mine, parts.data(), sizeof mine);
     turn_.lock();
-    require_success(cudaMemcpy(w.table.data(), parts.data(), parts.size() * sizeof mine,
-                               cudaMemcpyHostToDevice));
+    expar_test::copy(w.table.data(), parts.data(), parts.size() * sizeof mine);
     return w;
   }
 

@@ -12,6 +12,7 @@
 
 // Says which device ran the tests; 77 means that there is none, so that nothing was tested.
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // a run may be cut off
   int devices = 0;
   cudaError_t const code = cudaGetDeviceCount(&devices);
   if (devices == 0) {
@@ -24,6 +25,5 @@ int main(int argc, char** argv) {
   std::printf("expar gpu tests: on the %s device \"%s\", compute capability %d.%d\n",
               interpreted ? "interpreted" : "real", properties.name, properties.major,
               properties.minor);
-  std::fflush(stdout);
   return Catch::Session().run(argc, argv);
 }

@@ -70,8 +70,8 @@ class expert_batch {
     for (int r = first_; r < first_ + group.local_ranks(); ++r)
       group.on(r, [&](context const& ctx) {
         part& p = parts_.emplace_back(ctx);
-        p.to.resize(experts);
-        p.sums.resize(experts + 1 + sums_of(r));
+        p.to.resize("make_batch", experts);
+        p.sums.resize("make_batch", experts + 1 + sums_of(r));
       });
   }
 

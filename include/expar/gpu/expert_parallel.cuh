@@ -214,7 +214,7 @@ class expert_parallel {
           detail::read_only(expar::detail::as_view<2>(ctx, routes[index(r)].weights));
       auto& part = batch.part_of(r);
       part.plan.place(ctx, ids, shape_.experts, rule.capacity, 1, has_capacity);
-      part.weights.resize(weights.size());
+      part.weights.resize(name, weights.size());
       using W = std::remove_pointer_t<decltype(part.weights.data())>;
       index_t const words = place_.ranks * batch.shape_.words();
       index_t const most = words > weights.size() ? words : weights.size();

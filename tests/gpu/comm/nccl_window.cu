@@ -69,7 +69,8 @@ ncclResult_t ncclCommWindowRegister(ncclComm_t comm, void* memory, std::size_t b
   void* p = nullptr;
   if (auto const r = fake_malloc(&p, sizeof host); r != ncclSuccess) return r;
   *window = static_cast<ncclWindow_t>(p);
-  return cudaMemcpy(p, &host, sizeof host, cudaMemcpyHostToDevice) == cudaSuccess
+  return cudaMemcpy(p, &host, sizeof host, cudaMemcpyHostToDevice) == cudaSuccess &&
+                 cudaDeviceSynchronize() == cudaSuccess
              ? ncclSuccess
              : ncclUnhandledCudaError;
 }
@@ -88,7 +89,9 @@ ncclResult_t ncclDevCommCreate(ncclComm_t comm, ncclDevCommRequirements const* n
   void* p = nullptr;
   if (auto const r = fake_malloc(&p, 4096); r != ncclSuccess) return r;
   out->resourceWindow_inlined.lsaFlatBase = static_cast<char*>(p);
-  return cudaMemset(p, 0, 4096) == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
+  return cudaMemset(p, 0, 4096) == cudaSuccess && cudaDeviceSynchronize() == cudaSuccess
+             ? ncclSuccess
+             : ncclUnhandledCudaError;
 }
 ncclResult_t ncclDevCommDestroy(ncclComm_t, ncclDevComm const* comm) {
   return fake_free(comm->resourceWindow_inlined.lsaFlatBase);
@@ -133,7 +136,7 @@ class flat_memory {
     } else {
       require_success(cudaMalloc(reinterpret_cast<void**>(&base_), size_));
     }
-    for (int r = 0; r < ranks; ++r) require_success(cudaMemset(part(r), 0, bytes));
+    for (int r = 0; r < ranks; ++r) expar_test::fill(part(r), 0, bytes);
   }
   flat_memory(flat_memory const&) = delete;
   ~flat_memory() {
@@ -250,7 +253,7 @@ TEST_CASE("exchange_phase is one launch, and kernels reach a window through its 
     REQUIRE(window.size_bytes() == 300);
     REQUIRE((window.view().rank() == 0 && window.view().size() == 1));
     std::vector<unsigned char> bytes(300, 9);
-    require_success(cudaMemcpy(bytes.data(), window.data(), 300, cudaMemcpyDeviceToHost));
+    expar_test::copy(bytes.data(), window.data(), 300);
     REQUIRE(bytes == std::vector<unsigned char>(300, 0));
     fill<><<<1, 64, 0, on.stream()>>>(window.view(), 300);
     auto const before = expar_test::runtime_calls::now();
@@ -260,7 +263,7 @@ TEST_CASE("exchange_phase is one launch, and kernels reach a window through its 
       REQUIRE(expar_test::runtime_calls::now().since(before) ==
               std::vector<unsigned long>{2, 0, 0, 0, 0});
     stream.wait();
-    require_success(cudaMemcpy(bytes.data(), window.data(), 300, cudaMemcpyDeviceToHost));
+    expar_test::copy(bytes.data(), window.data(), 300);
     std::vector<unsigned char> wanted;
     for (int k = 0; k < 300; ++k) wanted.push_back(static_cast<unsigned char>(k + 5));
     REQUIRE(bytes == wanted);

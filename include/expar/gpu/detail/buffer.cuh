@@ -14,6 +14,8 @@ template <class T>
 class buffer {
  public:
   explicit buffer(context const& ctx) : ctx_(ctx) {}
+  /// n elements for one operation: a graph that captures it allocates and frees them.
+  buffer(context const& ctx, index_t n) : buffer(ctx) { allocate(static_cast<std::size_t>(n)); }
   buffer(buffer&& other) noexcept
       : ctx_(other.ctx_),
         data_(std::exchange(other.data_, nullptr)),
@@ -26,13 +28,25 @@ class buffer {
   }
   ~buffer() { release(); }
 
+  /// Throws where room for n elements would have to be allocated while the stream is captured: the
+  /// memory would be that of the graph, and the object would keep it beyond the graph.
+  void check_growth(char const* operation, index_t n) const {
+    if (static_cast<std::size_t>(n) <= capacity_) return;
+    device_guard const here(ctx_.device(), operation);
+    auto status = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(ctx_.stream(), &status), "cudaStreamIsCapturing", operation);
+    expar::detail::expects(status == cudaStreamCaptureStatusNone, operation, ": ",
+                           static_cast<std::size_t>(n) * sizeof(T), " bytes are needed and ",
+                           capacity_ * sizeof(T),
+                           " are there; none are allocated while the stream is captured, so do it "
+                           "once before");
+  }
   /// Makes room for n elements; true if the memory is new.
-  bool resize(index_t n) {
-    auto const wanted = static_cast<std::size_t>(n);
-    if (wanted <= capacity_) return false;
+  bool resize(char const* operation, index_t n) {
+    check_growth(operation, n);
+    if (static_cast<std::size_t>(n) <= capacity_) return false;
     release();
-    data_ = static_cast<T*>(ctx_.allocate(wanted * sizeof(T)));
-    capacity_ = wanted;
+    allocate(static_cast<std::size_t>(n));
     return true;
   }
   T* data() const noexcept { return data_; }
@@ -40,6 +54,10 @@ class buffer {
   context const& owner() const noexcept { return ctx_; }
 
  private:
+  void allocate(std::size_t n) {
+    if (n != 0) data_ = static_cast<T*>(ctx_.allocate(n * sizeof(T)));
+    capacity_ = n;
+  }
   void release() noexcept {
     if (data_ != nullptr) ctx_.deallocate(data_, capacity_ * sizeof(T));
     data_ = nullptr;

@@ -125,7 +125,8 @@ struct plan_view {
 /// make_plan(); owns its arrays, and building it again reuses them, so that a plan which has grown
 /// to its largest batch allocates no more. Its memory lives in the order of the stream of `ctx`: it
 /// is made on that stream alone. Work on another stream that reads it is ordered by the caller.
-/// Where making it throws, it is empty.
+/// Where making it throws, it is empty; but a plan whose memory would have to grow while the stream
+/// is captured stays what it was.
 class route_plan {
  public:
   explicit route_plan(context const& ctx) : memory_(ctx) {}
@@ -189,11 +190,13 @@ class route_plan {
 inline route_plan::arrays route_plan::arrange(context const& ctx, detail::plan_shape const& shape,
                                               index_t capacity, int alignment, index_t tiles,
                                               detail::tile_order order) {
+  auto const bytes = static_cast<index_t>(detail::bytes_of(shape));
+  memory_.check_growth("plan", bytes);
   made_ = {};
   expar::detail::expects(ctx.stream() == memory_.owner().stream(),
                          "plan: the context has another stream than the one that the plan was "
                          "constructed with");
-  if (memory_.resize(static_cast<index_t>(detail::bytes_of(shape)))) clear_ = false;
+  if (memory_.resize("plan", bytes)) clear_ = false;
   detail::carver memory(memory_.data());
   detail::plan_arrays const a(memory, shape);
   if (!clear_) {

@@ -74,8 +74,7 @@ struct route_fn {
         "route", {"route: logits", "route: ids", "route: weights", "route: bias"}, ctx, r, logits,
         bias, routes);
     detail::gate_launch const to(a);
-    detail::buffer<typename decltype(a)::A> scratch(ctx);
-    scratch.resize(to.scratch);
+    detail::buffer<typename decltype(a)::A> const scratch(ctx, to.scratch);
     detail::gate(ctx, "route", a, to, scratch.data());
   }
 };

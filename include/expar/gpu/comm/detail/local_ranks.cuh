@@ -37,13 +37,14 @@ class local_windows {
     std::vector<std::byte*> parts;
     for (int r = 0; r < group.size(); ++r)
       group.on(r, [&](context const& ctx) {
-        w.parts_.emplace_back(memory(r, ctx)).resize(static_cast<index_t>(bytes));
+        w.parts_.emplace_back(memory(r, ctx))
+            .resize("allocate_window", static_cast<index_t>(bytes));
         parts.push_back(w.parts_.back().data());
       });
     for (int r = 0; r < group.size(); ++r)
       group.on(r, [&](context const& ctx) {
         auto& table = w.tables_.emplace_back(ctx);
-        table.resize(static_cast<index_t>(parts.size()));
+        table.resize("allocate_window", static_cast<index_t>(parts.size()));
         check(cudaMemcpyAsync(table.data(), parts.data(), parts.size() * sizeof(std::byte*),
                               cudaMemcpyHostToDevice, ctx.stream()),
               "cudaMemcpyAsync", "allocate_window");

@@ -177,8 +177,7 @@ void gate_backward(context const& ctx, char const* place,
       });
       return;
     }
-  buffer<A> scratch(ctx);
-  scratch.resize(to.scratch);
+  buffer<A> const scratch(ctx, to.scratch);
   a.scratch = scratch.data();
   enqueue(gate_backward_by_threads<Router, T, W, D>);
 }
