@@ -89,7 +89,7 @@ class expert_parallel {
   void dispatch(Tokens const& tokens, expert_batch<T, W, Windows>& batch) const {
     check_prepared("dispatch", batch);
     check_all("dispatch", tokens, [&](int r, context const& ctx, auto const& x) {
-      check_tokens("dispatch: tokens", expar::detail::rows_view<T>(ctx, x), tokens_of(batch, r));
+      check_input(ctx, batch, r, expar::detail::rows_view<T>(ctx, x), tokens_of(batch, r));
     });
     group_->exchange_phase();
     place(tokens, batch);
@@ -102,7 +102,7 @@ class expert_parallel {
     check_routes(routes, batch);
     check_all("dispatch", tokens, [&](int r, context const& ctx, auto const& x) {
       auto const ids = expar::detail::as_view<2>(ctx, routes[index(r)].ids);
-      check_tokens("dispatch: tokens", expar::detail::rows_view<T>(ctx, x), ids.extents[0]);
+      check_input(ctx, batch, r, expar::detail::rows_view<T>(ctx, x), ids.extents[0]);
     });
     lay_out(routes, batch);
     place(tokens, batch);
@@ -112,7 +112,7 @@ class expert_parallel {
   /// all ranks. out[i]: [T,H], of any element type, zero for a token without a kept route.
   template <class T, class W, class Windows, class Out>
   void combine(expert_batch<T, W, Windows> const& batch, Out&& out) const {
-    pull("combine", "combine: out", batch, 1, out, [&](int r) { return batch.weights(r); });
+    pull("combine", "y", "out", batch, 1, out, [&](int r) { return batch.weights(r); });
   }
 
   /// The adjoint of combine: batch.d_y()[row] = weight * d_out[t] on all ranks, zero in filling
@@ -124,14 +124,15 @@ class expert_parallel {
     constexpr char const* name = "combine_backward";
     check_dispatched(name, batch);
     check_backward(name, batch);
-    check_all(name, d_out, [&](int r, context const& ctx, auto const& d) {
-      check_tokens("combine_backward: d_out", expar::detail::rows_view<T>(ctx, d),
-                   tokens_of(batch, r));
-    });
+    check_all(name, d_out, [](int, context const&, auto const&) {});
     check_all(name, d_weights, [&](int r, context const& ctx, auto& d) {
-      expar::detail::check_matrix("combine_backward: d_weights",
-                                  expar::detail::as_output<2>(ctx, d), tokens_of(batch, r),
-                                  "the number of tokens", shape_.top_k, "top_k");
+      expar::detail::arguments a(ctx, name);
+      expar::detail::rule const tokens{tokens_of(batch, r), "the number of tokens"};
+      a.reads("d_out", expar::detail::rows_view<T>(ctx, d_out[index(r)]),
+              {tokens, expar::detail::columns_of(shape_)});
+      a.reads("y", batch.y(r));
+      a.writes("d_y", batch.d_y(r));
+      detail::overwritten(a, "d_weights", d, {tokens, expar::detail::top_k_of(shape_)});
     });
     group_->exchange_phase();
     on_all([&](int r, context const& ctx) {
@@ -151,7 +152,7 @@ class expert_parallel {
   template <class T, class W, class Windows, class DTokens>
   void dispatch_backward(expert_batch<T, W, Windows> const& batch, DTokens&& d_tokens) const {
     check_backward("dispatch_backward", batch);
-    pull("dispatch_backward", "dispatch_backward: d_tokens", batch, 3, d_tokens,
+    pull("dispatch_backward", "d_rows", "d_tokens", batch, 3, d_tokens,
          [](int) { return detail::unit_weights{}; });
   }
 
@@ -247,13 +248,15 @@ class expert_parallel {
     batch.dispatched_ = true;
   }
   template <class T, class W, class Windows, class Out, class Weights>
-  void pull(char const* name, char const* argument, expert_batch<T, W, Windows> const& batch,
-            int buffer, Out& out, Weights weights) const {
+  void pull(char const* name, char const* from, char const* argument,
+            expert_batch<T, W, Windows> const& batch, int buffer, Out& out, Weights weights) const {
     check_dispatched(name, batch);
     check_all(name, out, [&](int r, context const& ctx, auto& o) {
-      auto const to = expar::detail::as_output<2>(ctx, o);
-      check_tokens(argument, to, tokens_of(batch, r));
-      expar::detail::check_apart(argument, to, "the rows that it reads", batch.buffer(r, buffer));
+      expar::detail::arguments a(ctx, name);
+      a.reads(from, batch.buffer(r, buffer));
+      detail::overwritten(
+          a, argument, o,
+          {{tokens_of(batch, r), "the number of tokens"}, expar::detail::columns_of(shape_)});
     });
     group_->exchange_phase();
     on_all([&](int r, context const& ctx) {
@@ -291,21 +294,18 @@ class expert_parallel {
   template <class Routes, class T, class W, class Windows>
   void check_routes(Routes const& routes, expert_batch<T, W, Windows> const&) const {
     check_all("dispatch", routes, [&](int, context const& ctx, auto const& mine) {
-      auto const ids = expar::detail::as_view<2>(ctx, mine.ids);
-      auto const weights = expar::detail::as_view<2>(ctx, mine.weights);
-      static_assert(std::is_same_v<expar::detail::element_of<decltype(ids)>, std::int32_t>,
-                    "expar: expert ids are std::int32_t");
-      static_assert(std::is_same_v<expar::detail::element_of<decltype(weights)>, W>,
-                    "expar: the batch keeps weights of the element type that the routes have");
-      expar::detail::check_view("dispatch: ids", ids);
-      expar::detail::check_extent("dispatch: ids", ids, 1, shape_.top_k, "top_k");
-      expar::detail::check_matrix("dispatch: weights", detail::read_only(weights), ids.extents[0],
-                                  "the number of tokens", shape_.top_k, "top_k");
+      expar::detail::arguments a(ctx, "dispatch");
+      auto const ids =
+          a.ids("ids", mine.ids, {expar::detail::any_extent, expar::detail::top_k_of(shape_)});
+      expar::detail::route_weights_of<W>(a, shape_, mine, ids.extents[0]);
     });
   }
-  template <class X>
-  void check_tokens(char const* what, tensor_view<X, 2> const& v, index_t tokens) const {
-    expar::detail::check_matrix(what, v, tokens, "the number of tokens", shape_.hidden, "hidden");
+  template <class Batch, class X>
+  void check_input(context const& ctx, Batch const& batch, int r, tensor_view<X, 2> const& x,
+                   index_t tokens) const {
+    expar::detail::arguments a(ctx, "dispatch");
+    a.reads("tokens", x, {{tokens, "the number of tokens"}, expar::detail::columns_of(shape_)});
+    a.writes("rows", batch.rows(r));
   }
   template <class Batch>
   void check_group(char const* what, Batch const& batch) const {

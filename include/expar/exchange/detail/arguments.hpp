@@ -43,8 +43,8 @@ inline rule top_k_of(expert_shape const& shape) {
 }
 
 /// The routes of a call to dispatch or prepare, named among its arguments.
-template <class W, class Routes>
-auto route_weights_of(arguments<host_context>& a, expert_shape const& shape, Routes const& routes,
+template <class W, class Context, class Routes>
+auto route_weights_of(arguments<Context>& a, expert_shape const& shape, Routes const& routes,
                       index_t tokens) {
   auto const w =
       a.read("weights", routes.weights, {{tokens, "the number of tokens"}, top_k_of(shape)});

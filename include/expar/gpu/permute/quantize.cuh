@@ -12,24 +12,19 @@ struct encode_quantized_fn {
   template <class Tokens, class Rows, class Scales>
   void operator()(context const& ctx, route_plan const& plan, Tokens const& tokens, Rows&& rows,
                   Scales&& scales, fill fillers = fill::zero) const {
-    auto const x = expar::detail::as_view<2>(ctx, tokens);
-    auto const y = expar::detail::as_output<2>(ctx, rows);
-    auto const s = expar::detail::as_output<2>(ctx, scales);
-    expar::detail::check_view("encode_quantized: tokens", x);
-    detail::check_tokens(plan, "encode_quantized: tokens", x);
-    expar::detail::check_output("encode_quantized: rows", y);
-    detail::check_rows(plan, "encode_quantized: rows", y);
-    expar::detail::check_extent("encode_quantized: rows", y, 1, x.extents[1],
-                                "the row size on the other side");
-    expar::detail::check_output("encode_quantized: scales", s);
-    expar::detail::check_quantized("encode_quantized: rows", y, "encode_quantized: scales", s);
-    expar::detail::check_apart("encode_quantized: rows", y, "encode_quantized: tokens", x);
-    expar::detail::check_apart("encode_quantized: scales", s, "encode_quantized: tokens", x);
-    expar::detail::check_apart("encode_quantized: scales", s, "encode_quantized: rows", y);
+    expar::detail::arguments a(ctx, "encode_quantized");
+    auto const x = a.read("tokens", tokens, {detail::tokens_of(plan)});
+    index_t const n = x.extents[1];
+    auto const y = a.written("rows", rows, {detail::row_count_of(plan), detail::same_width(n)});
+    auto const s = a.written("scales", scales,
+                             {detail::as_many_as(y.extents[0]), expar::detail::blocks_of(n)});
+    expar::detail::check_quantized_types<expar::detail::element_of<decltype(y)>,
+                                         expar::detail::element_of<decltype(s)>>();
     detail::quantize(ctx, "encode_quantized", plan, detail::read_only(x), y, s, fillers);
   }
 };
-/// Token rows to 8-bit expert rows in one launch: the codes and scales of
+/// `encode_quantized(ctx, plan, tokens, rows, scales)`, and fill::none behind: token rows to 8-bit
+/// expert rows in one launch. The codes and scales of
 /// expar::encode_quantized(). rows: [N,H] of float8_e4m3; scales: [N, ceil(H / 128)] float; N as
 /// for encode(). Each token row is read once and quantized once. Accesses are wide where H is a
 /// multiple of 8, bases and pitches of tokens are multiples of 16 bytes and those of rows of 8;
@@ -40,33 +35,38 @@ struct decode_quantized_fn {
   template <class Rows, class Scales, class Out>
   void operator()(context const& ctx, route_plan const& plan, Rows const& rows,
                   Scales const& scales, Out&& out) const {
-    gather(ctx, plan, expar::detail::as_view<2>(ctx, rows), expar::detail::as_view<2>(ctx, scales),
-           detail::unit_weights{}, expar::detail::as_output<2>(ctx, out));
+    run(ctx, plan, rows, scales, out, [](auto&) { return detail::unit_weights{}; });
   }
   template <class Rows, class Scales, class Weights, class Out>
   void operator()(context const& ctx, route_plan const& plan, Rows const& rows,
                   Scales const& scales, Weights const& weights, Out&& out) const {
-    auto const w = expar::detail::as_view<2>(ctx, weights);
-    detail::check_routes(plan, "decode_quantized: weights", w);
-    gather(ctx, plan, expar::detail::as_view<2>(ctx, rows), expar::detail::as_view<2>(ctx, scales),
-           detail::weights_of(w), expar::detail::as_output<2>(ctx, out));
+    run(ctx, plan, rows, scales, out,
+        [&](auto& a) { return detail::read_weights(a, plan, weights); });
   }
 
  private:
-  template <class T, class S, class Weights, class Out>
-  static void gather(context const& ctx, route_plan const& plan, tensor_view<T, 2> rows,
-                     tensor_view<S, 2> scales, Weights weights, tensor_view<Out, 2> out) {
-    expar::detail::check_quantized("decode_quantized: rows", rows, "decode_quantized: scales",
-                                   scales);
-    detail::check_return(plan, "decode_quantized: rows", rows, "decode_quantized: out", out);
-    expar::detail::check_apart("decode_quantized: out", out, "decode_quantized: scales", scales);
-    detail::tensor_rows<float const> const scale_rows{detail::read_only(scales)};
-    detail::gather(ctx, "decode_quantized", plan, detail::read_only(rows),
-                   detail::block_weights{weights, scale_rows}, out);
+  template <class Rows, class Scales, class Out, class Weights>
+  static void run(context const& ctx, route_plan const& plan, Rows const& rows,
+                  Scales const& scales, Out&& out, Weights weights) {
+    expar::detail::arguments a(ctx, "decode_quantized");
+    auto const y = a.read("rows", rows, {detail::row_count_of(plan)});
+    auto const s =
+        a.read("scales", scales,
+               {detail::as_many_as(y.extents[0]), expar::detail::blocks_of(y.extents[1])});
+    expar::detail::check_quantized_types<expar::detail::element_of<decltype(y)>,
+                                         expar::detail::element_of<decltype(s)>>();
+    auto const w = weights(a);
+    auto const o =
+        a.written("out", out, {detail::tokens_of(plan), detail::same_width(y.extents[1])});
+    detail::tensor_rows<float const> const scale_rows{detail::read_only(s)};
+    detail::gather(ctx, "decode_quantized", plan, detail::read_only(y),
+                   detail::block_weights{w, scale_rows}, o);
   }
 };
-/// 8-bit expert rows back to token rows in one launch: the bytes of expar::decode_quantized().
-/// rows: [N,H] of float8_e4m3; scales: [N, ceil(H / 128)] float; the rest as for decode().
+/// `decode_quantized(ctx, plan, rows, scales, out)`, or `decode_quantized(ctx, plan, rows, scales,
+/// weights, out)`: 8-bit expert rows back to token rows in one launch. The bytes of
+/// expar::decode_quantized(). rows: [N,H] of float8_e4m3; scales: [N, ceil(H / 128)] float; the
+/// rest as for decode().
 inline constexpr decode_quantized_fn decode_quantized{};
 
 }  // namespace expar::inline v0::gpu

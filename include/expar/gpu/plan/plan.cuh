@@ -246,7 +246,8 @@ struct make_plan_fn {
   void operator()(context const& ctx, Ids const& ids, int experts, ragged layout,
                   route_plan& out) const {
     expar::detail::check_layout("plan", layout);
-    out.place(ctx, view(ctx, ids), experts, -1, layout.alignment, false);
+    expar::detail::arguments a(ctx, "plan");
+    out.place(ctx, a.ids("ids", ids), experts, -1, layout.alignment, false);
   }
   template <class Ids>
   void operator()(context const& ctx, Ids const& ids, int experts, fixed_capacity layout,
@@ -254,7 +255,8 @@ struct make_plan_fn {
     expar::detail::check_layout("plan", layout);
     detail::check_factor("plan", layout);
     expar::detail::expects(experts >= 1, "plan: experts is ", experts, "; at least 1 is needed");
-    auto const v = view(ctx, ids);
+    expar::detail::arguments a(ctx, "plan");
+    auto const v = a.ids("ids", ids);
     expar::detail::expects(v.extents[1] <= INT32_MAX, "plan: ids has ", v.extents[1],
                            " choices; at most ", INT32_MAX, " are possible");
     index_t const capacity =
@@ -268,19 +270,9 @@ struct make_plan_fn {
     (*this)(ctx, ids, experts, layout, out);
     return out;
   }
-
- private:
-  template <class Ids>
-  static tensor_view<std::int32_t const, 2> view(context const& ctx, Ids const& ids) {
-    auto const v = expar::detail::as_view<2>(ctx, ids);
-    static_assert(std::is_same_v<expar::detail::element_of<decltype(v)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
-    expar::detail::check_view("plan: ids", v);
-    return v;
-  }
 };
-/// Assigns a row to every route, as expar::make_plan() does, in one launch and without waiting:
-/// `make_plan(ctx, ids, experts, layout)`, or with a route_plan to reuse as the last argument. ids:
+/// `make_plan(ctx, ids, experts, layout)`, or with a route_plan to reuse as the last argument,
+/// assigns a row to every route, as expar::make_plan(), in one launch and without waiting. ids:
 /// [T,k] int32 on the device, rows may be pitched, -1 = no expert. An id that is not -1 .. experts
 /// - 1 counts as no expert, and read_sync() reports how many there were. The factor of a
 /// fixed_capacity is positive: the capacity then follows from the shape alone. experts: at most

@@ -51,10 +51,7 @@ struct gate_plan_fn {
   template <class Router, class Logits, class Bias, class Layout, class Routes>
   void operator()(context const& ctx, Router const& r, Logits const& logits, Bias const& bias,
                   Layout layout, Routes&& routes, route_plan& plan) const {
-    auto a = detail::gate_arguments_of(
-        "gate_plan",
-        {"gate_plan: logits", "gate_plan: ids", "gate_plan: weights", "gate_plan: bias"}, ctx, r,
-        logits, bias, routes);
+    auto a = detail::gate_arguments_of("gate_plan", ctx, r, logits, bias, routes);
     using A = typename decltype(a)::A;
     index_t const tokens = a.tiles.tokens;
     a.tiles = detail::plan_tiles("gate_plan", r, tokens, layout);
@@ -70,13 +67,12 @@ struct gate_plan_fn {
     plan.finish();
   }
 };
-/// route() and make_plan() of its ids in one launch, without waiting:
-/// `gate_plan(ctx, router, logits, bias, layout, routes, plan)`, where the bias may be left out if
-/// the router's key takes none. Writes routes.ids and routes.weights [T, top_k], and makes the plan
-/// with the integers of the host's make_plan() for these ids. layout: ragged, or fixed_capacity
-/// with a positive factor. experts: at most 12000. Scratch, where route() would take any, and all
-/// arrays of the plan are kept in it, so that a plan which has grown to its largest batch allocates
-/// no more.
+/// `gate_plan(ctx, router, logits, bias, layout, routes, plan)`: route() and make_plan() of its ids
+/// in one launch, without waiting. The bias may be left out if the router's key takes none. Writes
+/// routes.ids and routes.weights [T, top_k], and makes the plan with the integers of the host's
+/// make_plan() for these ids. layout: ragged, or fixed_capacity with a positive factor. experts: at
+/// most 12000. Scratch, where route() would take any, and all arrays of the plan are kept in it, so
+/// that a plan which has grown to its largest batch allocates no more.
 inline constexpr gate_plan_fn gate_plan{};
 
 /// Bytes of a workspace_memory in which gate_plan() makes the plan of any batch of up to `tokens`

@@ -102,7 +102,7 @@ void carry(context const& ctx, char const* place, route_plan const& plan, Carry 
 /// A number to every row: a tensor of rank 1 as rows of one element.
 template <class T>
 tensor_rows<T> number_rows(tensor_view<T, 1> const& v) {
-  return {make_view(v.data, v.extents[0], index_t{1})};
+  return {make_view(v.data, v.extents[0], index_t{1}, v.strides[0])};
 }
 
 }  // namespace expar::inline v0::gpu::detail
