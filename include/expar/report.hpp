@@ -47,7 +47,7 @@ struct gather_report_fn {
       detail::check_extent("gather_report: dropped", d, 0, plan.experts(), "experts");
       index_t sum = 0;
       for (index_t e = 0; e < d.extents[0]; ++e)
-        detail::add_count("gather_report: dropped", e, d.data[e], sum);
+        detail::add_count("gather_report: dropped", e, d(e), sum);
       index_t const most = detail::most_rows / comm.size();
       detail::expects(sum <= most, "gather_report: dropped adds up to ", sum, "; at most ", most,
                       " are possible");
@@ -72,8 +72,8 @@ struct gather_report_fn {
       own = {plan.tokens(), plan.dropped(), plan.capacity(), 0};
       for (index_t count : plan.counts()) own.push_back(count);
       for (index_t e = 0; e < earlier.extents[0]; ++e) {
-        own[1] += static_cast<index_t>(earlier.data[e]);
-        own[static_cast<std::size_t>(4 + e)] += static_cast<index_t>(earlier.data[e]);
+        own[1] += static_cast<index_t>(earlier(e));
+        own[static_cast<std::size_t>(4 + e)] += static_cast<index_t>(earlier(e));
       }
       own[3] = *std::max_element(own.begin() + 3, own.end());
       for (int peer = 0; peer < comm.size(); ++peer) {

@@ -601,6 +601,12 @@ TEST_CASE("a batch on devices that was only prepared has no rows, and one moved 
   auto const moved = std::move(batch);
   REQUIRE_THROWS_WITH(moe.combine(batch, tokens),
                       "expar: combine: the batch has no routes; dispatch or prepare it first");
+  REQUIRE_THROWS_WITH(batch.plan(0),
+                      "expar: expert_batch: rank is 0; the batch has 0 ranks of this process, from "
+                      "0");
+  REQUIRE_THROWS_WITH(moved.rows(1),
+                      "expar: expert_batch: rank is 1; the batch has 1 ranks of this process, from "
+                      "0");
   moe.combine(moved, tokens);
   stream.wait();
 }

@@ -121,6 +121,10 @@ TEST_CASE("devices are counted by routes, and by tokens", "[router]") {
           }) ==
           "expar: count_device_routes: counts(1) is -2; counts are at least 0 and add up to "
           "at most 9223372036854775807");
+  REQUIRE(sentence_of([&] {
+            expar::count_device_tokens(ctx, expar::make_view(ids.data(), 4, -1), device_of, n);
+          }) ==
+          "expar: count_device_tokens: ids has extent -1 in dimension 1; an extent is at least 0");
   std::int32_t zero = 0;
   expar::tensor_view<std::int32_t, 2> const many{&zero, {expar::index_t{3} << 30, 1}, {0, 1}};
   REQUIRE(sentence_of([&] { expar::count_device_tokens(ctx, many, device_of, n); }) ==

@@ -77,8 +77,19 @@ class expert_batch {
 
   /// Offsets, counts, and what was needed.
   index_t sums_of(int rank) const { return 2 * index_t{local_experts(rank)} + 3; }
-  part& part_of(int rank) { return parts_[static_cast<std::size_t>(rank - first_)]; }
-  part const& part_of(int rank) const { return parts_[static_cast<std::size_t>(rank - first_)]; }
+  void check_rank(int rank) const {
+    auto const ranks = static_cast<int>(parts_.size());
+    expar::detail::expects(rank >= first_ && rank < first_ + ranks, "expert_batch: rank is ", rank,
+                           "; the batch has ", ranks, " ranks of this process, from ", first_);
+  }
+  part& part_of(int rank) {
+    check_rank(rank);
+    return parts_[static_cast<std::size_t>(rank - first_)];
+  }
+  part const& part_of(int rank) const {
+    check_rank(rank);
+    return parts_[static_cast<std::size_t>(rank - first_)];
+  }
   detail::seats seats_of(int rank) const {
     part const& p = part_of(rank);
     index_t* const offsets = p.sums.data() + shape_.place.experts + 1;
@@ -87,6 +98,7 @@ class expert_batch {
   }
   tensor_view<T, 2> buffer(int rank, int which) const {
     if (which >= shape_.buffers) return {};
+    check_rank(rank);
     std::byte* const data = windows_.part(rank) + shape_.buffer(which);
     return make_view(reinterpret_cast<T*>(data), shape_.rows, hidden());
   }

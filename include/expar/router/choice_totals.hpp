@@ -38,9 +38,9 @@ class choice_totals {
                     tokens_, " before they are more than can be counted");
     for (index_t e = 0; e < n.extents[0]; ++e) {
       index_t sum = counts_[e];
-      detail::add_count("choice_totals: counts", e, n.data[e], sum);
+      detail::add_count("choice_totals: counts", e, n(e), sum);
     }
-    for (index_t e = 0; e < n.extents[0]; ++e) counts_[e] += static_cast<index_t>(n.data[e]);
+    for (index_t e = 0; e < n.extents[0]; ++e) counts_[e] += static_cast<index_t>(n(e));
     tokens_ = all;
   }
   /// All zero again, for the next step.

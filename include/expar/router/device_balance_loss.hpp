@@ -45,9 +45,9 @@ struct count_device_routes_fn {
     detail::buffer<index_t> sums(ctx.memory());
     sums.assign(static_cast<std::size_t>(d.extents[0]), 0);
     for (index_t e = 0; e < n.extents[0]; ++e)
-      detail::add_count("count_device_routes: counts", e, n.data[e], sums[of.data[e]]);
+      detail::add_count("count_device_routes: counts", e, n(e), sums[of(e)]);
     for (index_t const sum : sums) detail::check_countable<Count>("count_device_routes", sum);
-    for (index_t i = 0; i < d.extents[0]; ++i) d.data[i] = static_cast<Count>(sums[i]);
+    for (index_t i = 0; i < d.extents[0]; ++i) d(i) = static_cast<Count>(sums[i]);
   }
 };
 /// How many routes go to each device: count_device_routes(ctx, counts, device_of, device_counts)
@@ -72,6 +72,7 @@ struct count_device_tokens_fn {
     index_t const tokens = i.extents[0], k = i.extents[1], experts = of.extents[0];
     detail::check_counts(detail::argument(op, "device_counts"), d);
     detail::check_devices(op, of, experts, d.extents[0]);
+    detail::check_view(detail::argument(op, "ids"), i);
     auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
     using Count = detail::element_of<decltype(d)>;
     if (k > 0) detail::check_leading_ids<Count>(op, i, k, experts, marks);

@@ -205,6 +205,9 @@ TEST_CASE("a device plan of more rows than memory can hold is refused") {
       expar::gpu::make_plan(ctx, expar::make_view(id.data(), 1, 2147483647), 12000,
                             expar::fixed_capacity{999999}),
       "expar: plan: 12000 experts of 2147481499516353 rows each are more than memory can hold");
+  REQUIRE_THROWS_WITH(expar::gpu::plan_workspace_bytes(expar::index_t{1} << 62, 4, 8),
+                      "expar: plan: ids has 4611686018427387904 x 4 routes; at most 2147483647 are "
+                      "possible");
 }
 
 namespace {

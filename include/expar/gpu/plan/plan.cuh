@@ -52,8 +52,9 @@ inline std::size_t bytes_of(plan_shape const& s) {
 inline void check_shape(index_t tokens, index_t top_k, int experts) {
   expar::detail::expects(experts >= 1 && experts <= most_experts, "plan: experts is ", experts,
                          "; a device plan has 1 to ", most_experts);
-  expar::detail::expects(top_k <= INT32_MAX && tokens * top_k <= INT32_MAX, "plan: ids has ",
-                         tokens, " x ", top_k, " routes; at most ", INT32_MAX, " are possible");
+  expar::detail::expects(
+      top_k <= INT32_MAX && expar::detail::size_product(tokens, top_k) <= INT32_MAX,
+      "plan: ids has ", tokens, " x ", top_k, " routes; at most ", INT32_MAX, " are possible");
 }
 
 /// How routes are cut into tiles where a plan is made from ids: few tiles, so that the last block

@@ -41,10 +41,9 @@ struct update_bias_fn {
     index_t const experts = n.extents[0];
     detail::check_moved_bias("update_bias: bias", b, experts);
     index_t sum = 0, signs = 0;
-    for (index_t e = 0; e < experts; ++e)
-      detail::add_count("update_bias: counts", e, n.data[e], sum);
+    for (index_t e = 0; e < experts; ++e) detail::add_count("update_bias: counts", e, n(e), sum);
     auto const sign = [&](index_t e) {  // of sum / experts - counts[e], without a product
-      index_t const mine = static_cast<index_t>(n.data[e]), mean = sum / experts;
+      index_t const mine = static_cast<index_t>(n(e)), mean = sum / experts;
       return mine > mean ? -1 : mine < mean || sum % experts != 0 ? 1 : 0;
     };
     for (index_t e = 0; options.centered && e < experts; ++e) signs += sign(e);
