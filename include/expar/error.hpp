@@ -16,7 +16,11 @@ class error : public std::exception {
  public:
   static constexpr std::size_t room = 512;
 
-  explicit error(char const* sentence) { std::snprintf(text_, room, "%s", sentence); }
+  explicit error(char const* sentence) {
+    std::size_t n = 0;
+    for (; sentence[n] != '\0' && n + 1 < room; ++n) text_[n] = sentence[n];
+    text_[n] = '\0';
+  }
   /// Of a std::string, or anything else with c_str().
   template <class String>
   requires requires(String const& s) {
@@ -47,18 +51,26 @@ class part {
   part(I n) : kind_(natural_kind), natural_(n) {}
   part(double x) : kind_(real_kind), real_(x) {}
 
-  /// Writes at most `room` characters, the last one 0, and gives how many there would have been.
-  int print(char* to, std::size_t room) const {
+  /// Appends it to text of `length` characters, as far as there is room, and gives the new length.
+  std::size_t append(char* text, std::size_t length) const {
+    char number[32];
+    char const* from = number;
     switch (kind_) {
       case text_kind:
-        return std::snprintf(to, room, "%s", text_);
+        from = text_;
+        break;
       case integer_kind:
-        return std::snprintf(to, room, "%lld", integer_);
+        std::snprintf(number, sizeof number, "%lld", integer_);
+        break;
       case natural_kind:
-        return std::snprintf(to, room, "%llu", natural_);
-      default:
-        return std::snprintf(to, room, "%.15g", real_);
+        std::snprintf(number, sizeof number, "%llu", natural_);
+        break;
+      case real_kind:
+        std::snprintf(number, sizeof number, "%.15g", real_);
+        break;
     }
+    for (; *from != '\0' && length + 1 < error::room; ++from) text[length++] = *from;
+    return length;
   }
 
  private:
@@ -75,16 +87,13 @@ class part {
 class sentence {
  public:
   sentence(std::initializer_list<part> parts) {
-    for (part const& p : parts) {
-      auto const length = static_cast<std::size_t>(p.print(text_ + length_, error::room - length_));
-      length_ = length < error::room - length_ ? length_ + length : error::room - 1;
-    }
+    std::size_t length = 0;
+    for (part const& p : parts) length = p.append(text_, length);
   }
   char const* c_str() const { return text_; }
 
  private:
   char text_[error::room]{};
-  std::size_t length_ = 0;
 };
 
 [[noreturn, gnu::cold]] inline void throw_sentence(std::initializer_list<part> parts) {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
@@ -10,6 +9,7 @@
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/detail/expert_ids.hpp>
+#include <expar/detail/select.hpp>
 #include <expar/plan/detail/kept.hpp>
 #include <expar/plan/drop_order.hpp>
 #include <expar/plan/plan.hpp>
@@ -104,7 +104,8 @@ struct drop_to_capacity_fn {
     ctx.for_each_chunk(plan.experts(), 1, [&](int, index_t first, index_t last) {
       for (auto e = static_cast<std::size_t>(first); e < static_cast<std::size_t>(last); ++e)
         if (offsets[e + 1] - offsets[e] > capacity)
-          std::nth_element(all + offsets[e], all + offsets[e] + capacity, all + offsets[e + 1]);
+          detail::move_first_to_front(all + offsets[e], offsets[e + 1] - offsets[e], capacity,
+                                      [](Contender const& a, Contender const& b) { return a < b; });
     });
   }
 };
