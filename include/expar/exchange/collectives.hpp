@@ -63,8 +63,9 @@ struct all_to_all_fn {
       counts.run(ctx, comm, in, bytes, out, bytes);
   }
 };
-/// Collective. Block s of `out` becomes block `comm.rank()` of the `in` of rank s; blocks have
-/// `bytes` bytes. Uses the communicator's own, or all_to_all_v where it has only that.
+/// `all_to_all(ctx, comm, in, out, bytes)`. Collective. Block s of `out` becomes block
+/// `comm.rank()` of the `in` of rank s; blocks have `bytes` bytes. Uses the communicator's own, or
+/// all_to_all_v where it has only that.
 inline constexpr all_to_all_fn all_to_all{};
 
 struct all_gather_fn {
@@ -87,7 +88,8 @@ struct all_gather_fn {
       counts.run(ctx, comm, in, 0, out, bytes);
   }
 };
-/// Collective. Block s of `out` becomes the `bytes` bytes that rank s passes as `in`.
+/// `all_gather(ctx, comm, in, out, bytes)`. Collective. Block s of `out` becomes the `bytes` bytes
+/// that rank s passes as `in`.
 inline constexpr all_gather_fn all_gather{};
 
 }  // namespace expar::inline v0

@@ -133,13 +133,13 @@ struct route_fn {
     }
   }
 };
-/// Gives every token its experts: `route(ctx, router, logits, bias, routes)`.
+/// `route(ctx, router, logits, bias, routes)` gives every token its experts.
 ///   logits: [T, experts], any element type. What is NaN or -inf is masked, and never selected,
 ///           whatever selects
 ///   bias: [experts], of which only the selection knows, or expar::no_bias. May be left out where
 ///         the router's key takes none
-///   routes: `ids` [T, top_k] and `weights` [T, top_k] of any element type are written; see
-///           routes_like
+///   routes: `ids` [T, top_k] of a signed integer type and `weights` [T, top_k] of any element type
+///           are written; see routes_like
 /// Computes in float, or in double for logits of double, and rounds the weights once. Choices are
 /// in the order of the selection: of top_k_selection, descending keys, and equal keys by ascending
 /// expert id. Memory: some 64 KiB per
@@ -181,7 +181,8 @@ struct route_backward_fn {
         });
   }
 };
-/// The adjoint of route(): overwrites d_logits [T, experts], given d_weights [T, top_k], the
+/// `route_backward(ctx, router, logits, routes, d_weights, d_logits)`: the adjoint of route().
+/// Overwrites d_logits [T, experts], or adds to it by add_to(), given d_weights [T, top_k], the
 /// gradient for the weights that route() wrote. The logits are those that route() read; of the
 /// routes only the ids are read, and taken as constants, so an id that is set to -1 on the way
 /// takes no part at all. A route that is dropped for want of capacity keeps its id and has a

@@ -34,11 +34,11 @@ struct encode_fn {
     auto const w = detail::read_weights(a, plan, weights);
     auto const y = written_rows(a, plan, x, rows);
     auto const o = a.written_vector("row_weights", row_weights, {detail::as_many_as(y.extents[0])});
-    detail::check_carried<expar::detail::element_of<decltype(w.at)>,
+    detail::check_carried<expar::detail::element_of<decltype(w.matrix)>,
                           expar::detail::element_of<decltype(o)>>();
     detail::scatter<unsigned char>(ctx, "encode", plan, detail::as_bytes(detail::read_only(x)),
                                    detail::unit_weights{}, detail::as_bytes(y), fillers,
-                                   detail::carry_weights{w.at, detail::number_rows(o)});
+                                   detail::carry_weights{w.matrix, detail::number_rows(o)});
   }
 
  private:

@@ -14,9 +14,10 @@ struct encode_weights_fn {
     expar::detail::arguments a(ctx, "encode_weights");
     auto const w = detail::read_weights(a, plan, weights);
     auto const o = a.written_vector("out", out, {detail::row_count_of(plan)});
-    detail::check_carried<expar::detail::element_of<decltype(w.at)>,
+    detail::check_carried<expar::detail::element_of<decltype(w.matrix)>,
                           expar::detail::element_of<decltype(o)>>();
-    detail::carry(ctx, "encode_weights", plan, detail::carry_weights{w.at, detail::number_rows(o)},
+    detail::carry(ctx, "encode_weights", plan,
+                  detail::carry_weights{w.matrix, detail::number_rows(o)},
                   fillers == fill::zero ? plan.experts() : 0, 0);
   }
 };

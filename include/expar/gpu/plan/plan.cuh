@@ -323,7 +323,7 @@ struct read_sync_fn {
     return {{both.begin(), middle - 1}, {middle, both.end()}, v.capacity, *(middle - 1)};
   }
 };
-/// Reads counts and offsets back. Waits for the stream.
+/// `read_sync(ctx, plan)` reads counts and offsets back. Waits for the stream.
 inline constexpr read_sync_fn read_sync{};
 
 }  // namespace expar::inline v0::gpu
