@@ -79,6 +79,9 @@ struct gates_of_experts_fn {
   template <class Chosen, class Variable, class DWeights, class DGates>
   void operator()(host_context const& ctx, Chosen const& chosen, Variable const& variable,
                   DWeights const& d_weights, DGates&& d_gates) const {
+    static_assert(routes_like<Chosen const>,
+                  "expar: what experts choose is anything with tensors `ids` and `weights` of rank "
+                  "2");
     static_assert(variable_routes_like<Variable const>,
                   "expar: variable routes are anything with tensors `offsets`, `ids` and `weights` "
                   "of rank 1");
