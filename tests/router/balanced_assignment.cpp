@@ -152,3 +152,13 @@ TEST_CASE("an assignment refuses what does not fit", "[router]") {
   REQUIRE(make(scores, {}, ids) ==
           "expar: balanced_assignment: the range of the scores is not a finite number");
 }
+
+TEST_CASE("an assignment has ids of any signed integer type", "[router]") {
+  router_test::random rng(183);
+  matrix<float> scores(12, 3);
+  for (float& x : scores.data) x = static_cast<float>(rng.normal());
+  auto ids = assign(scores);
+  matrix<std::int64_t> wide(12, 1, 2);
+  expar::balanced_assignment(ctx, scores.view(), {}, wide.view());
+  for (int t = 0; t < 12; ++t) REQUIRE(wide.at(t, 0) == ids.at(t, 0));
+}

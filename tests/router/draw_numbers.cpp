@@ -76,7 +76,7 @@ TEST_CASE("given numbers are drawn in place, or apart", "[router]") {
           expar::draw_numbers(expar::host_context(), given,
                               expar::make_view(numbers.data.data() + 2, 2, 2));
         }) ==
-        "expar: draw_numbers: out overlaps the given numbers in memory; it is that very tensor, or "
+        "expar: draw_numbers: out overlaps given numbers in memory; it is that very tensor, or "
         "apart from it");
   CHECK(numbers.data == std::vector<float>{.25, .5, 1, -3, 7, 7});
 }

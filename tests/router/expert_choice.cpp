@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/expert_choice.hpp>
 
+#include "../support/adds.hpp"
 #include "../support/catch.hpp"
 #include "../support/exhausted_resource.hpp"
 #include "support.hpp"
@@ -137,7 +138,7 @@ TEST_CASE("what experts choose agrees with the definition, and so does its gradi
     if (all)
       expar::choose_tokens(ctx, c, z.view(), chosen);
     else
-      expar::choose_tokens(ctx, c, z.view(), valid, chosen);
+      expar::choose_tokens(ctx, c, expar::only(valid, z.view()), chosen);
 
     auto const s = scores_by_definition(c, rows_of(z), valid);
     std::vector<int> takers(static_cast<std::size_t>(tokens), 0);
@@ -171,7 +172,8 @@ TEST_CASE("what experts choose agrees with the definition, and so does its gradi
     if (all)
       expar::choose_tokens_backward(ctx, c, z.view(), chosen, dw.view(), dz.view());
     else
-      expar::choose_tokens_backward(ctx, c, z.view(), valid, chosen, dw.view(), dz.view());
+      expar::choose_tokens_backward(ctx, c, expar::only(valid, z.view()), chosen, dw.view(),
+                                    dz.view());
     auto const loss = [&] {
       auto const moved = scores_by_definition(c, rows_of(z), valid);
       double sum = 0;
@@ -299,7 +301,7 @@ TEST_CASE("experts that choose refuse what does not fit", "[router]") {
   REQUIRE(choose(flaxformer(2, 2), uneven) ==
           "expar: choose_tokens: weights has extent 3 in dimension 1, but the capacity is 2");
   REQUIRE(sentence_of([&] {
-            expar::choose_tokens(ctx, flaxformer(2, 2), z.view(), mask{1, 1}, chosen);
+            expar::choose_tokens(ctx, flaxformer(2, 2), expar::only(mask{1, 1}, z.view()), chosen);
           }) ==
           "expar: choose_tokens: valid has extent 2 in dimension 0, but the number of tokens is 3");
   REQUIRE(chosen.ids(0, 0) == 77);
@@ -317,4 +319,38 @@ TEST_CASE("experts that choose refuse what does not fit", "[router]") {
   expar::routes_view const over_logits{chosen.ids, as_weights};
   REQUIRE(choose(flaxformer(2, 2), over_logits) ==
           "expar: choose_tokens: weights overlaps logits" + in_place);
+}
+
+TEST_CASE("the gradient of what experts choose is added, or written over the logits", "[router]") {
+  router_test::random rng(103);
+  matrix<float> z(9, 4), dw(4, 3), dz(9, 4);
+  for (auto* m : {&z, &dw})
+    for (float& x : m->data) x = static_cast<float>(rng.normal());
+  z.set(4, 2, qnan);
+  expar::expert_choice const c{4, 3, softmax::over_tokens, true};
+  mask const valid{1, 1, 0, 1, 1, 1, 1, 0, 1};
+  expar::routes<float> chosen(4, 3);
+  expar::choose_tokens(ctx, c, expar::only(valid, z.view()), chosen);
+  expar_test::require_adds<float>(9, 4, [&](auto&& to) {
+    expar::choose_tokens_backward(ctx, c, expar::only(valid, z.view()), chosen, dw.view(), to);
+  });
+  expar::choose_tokens_backward(ctx, c, expar::only(valid, z.view()), chosen, dw.view(), dz.view());
+  expar::choose_tokens_backward(ctx, c, expar::only(valid, z.view()), chosen, dw.view(), z.view());
+  REQUIRE(z.data == dz.data);
+}
+
+TEST_CASE("token ids are of any signed integer type", "[router]") {
+  router_test::random rng(104);
+  matrix<float> z(300, 4), dw(4, 3), one(300, 4), other(300, 4);
+  for (auto* m : {&z, &dw})
+    for (float& x : m->data) x = static_cast<float>(rng.normal());
+  auto const c = flaxformer(4, 3);
+  expar::routes<float> chosen(4, 3);
+  router_test::wide_routes wide(4, 3);
+  expar::choose_tokens(ctx, c, z.view(), chosen);
+  expar::choose_tokens(ctx, c, z.view(), wide);
+  REQUIRE(wide.same_as(chosen));
+  expar::choose_tokens_backward(ctx, c, z.view(), chosen, dw.view(), one.view());
+  expar::choose_tokens_backward(ctx, c, z.view(), wide, dw.view(), other.view());
+  REQUIRE(one.data == other.data);
 }

@@ -88,3 +88,18 @@ TEST_CASE("what does not fit the factors is said, and nothing written", "[router
           "11");
   REQUIRE(enough == std::vector<double>(problem::experts, 77));
 }
+
+TEST_CASE("the gradient of factors is added where the caller says so", "[router]") {
+  problem p;
+  std::vector<double> gradient(problem::experts), sum(2 * problem::experts, 3);
+  auto const backward = [&](auto&& to) {
+    expar::expert_scale_backward(expar::host_context(), p.router(), p.logits.view(), p.routes,
+                                 p.dw.view(), to);
+  };
+  backward(gradient);
+  backward(expar::add_to(expar::make_strided_view(sum.data(), problem::experts, 2)));
+  for (std::size_t e = 0; e < gradient.size(); ++e) {
+    REQUIRE(sum[2 * e] == 3 + gradient[e]);
+    REQUIRE(sum[2 * e + 1] == 3);
+  }
+}

@@ -3,6 +3,7 @@
 
 #include <set>
 
+#include "../support/adds.hpp"
 #include "../support/catch.hpp"
 #include "support.hpp"
 
@@ -226,9 +227,20 @@ TEST_CASE("jitter refuses what does not fit", "[router]") {
   REQUIRE(sentence_of([&] { expar::input_dropout_backward(ctx, x.view(), .1, stream, null); }) ==
           "expar: input_dropout_backward: d_x has 6 elements but its data is null");
   expar::given_numbers const few{expar::make_view(out.data.data(), 1, 3)}, given{x.view()};
-  REQUIRE(sentence_of([&] { expar::jitter(ctx, x.view(), .1, few, none); }) ==
-          "expar: jitter: given numbers are 1 x 3, but 2 x 3 are needed");
+  REQUIRE(
+      sentence_of([&] { expar::jitter(ctx, x.view(), .1, few, none); }) ==
+      "expar: jitter: given numbers has extent 1 in dimension 0, but the number of tokens is 2");
   REQUIRE(sentence_of([&] { expar::input_dropout(ctx, none, .1, given, shifted); }) ==
-          "expar: input_dropout: out overlaps the given numbers in memory; it is that very tensor, "
-          "or apart from it");
+          "expar: input_dropout: out overlaps given numbers in memory; it is that very tensor, or "
+          "apart from it");
+}
+
+TEST_CASE("the gradients of jitter and dropout are added where the caller says so", "[router]") {
+  router_test::random rng(301);
+  matrix<float> d(9, 6);
+  for (float& x : d.data) x = static_cast<float>(rng.normal());
+  expar_test::require_adds<float>(
+      9, 6, [&](auto&& to) { expar::jitter_backward(ctx, d.view(), .1, stream, to); });
+  expar_test::require_adds<float>(
+      9, 6, [&](auto&& to) { expar::input_dropout_backward(ctx, d.view(), .4, stream, to); });
 }

@@ -41,6 +41,7 @@ TEST_CASE("the key is the logit and a bias, another score, or the caller's", "[r
   expar::given_keys const given{expar::make_view(plan.data(), 2, 3)};
   given.at(1)(z, s, none, keys.data(), 3);
   REQUIRE(keys == std::vector<double>{4, 5, 6});
-  REQUIRE(router_test::sentence_of([&] { given.validate("route", 3, 1, 4); }) ==
-          "expar: route: given keys are 2 x 3, but the logits are 4 x 3");
+  expar::detail::argument_table a("route");
+  REQUIRE(router_test::sentence_of([&] { given.validate(a, 3, 1, 4); }) ==
+          "expar: route: given keys has extent 2 in dimension 0, but the number of tokens is 4");
 }

@@ -4,6 +4,7 @@
 #include <expar/router/route.hpp>
 #include <expar/router/transform_logits.hpp>
 
+#include "../support/adds.hpp"
 #include "../support/catch.hpp"
 #include "cases_data.hpp"
 #include "support.hpp"
@@ -347,15 +348,16 @@ TEST_CASE("noise refuses what does not fit", "[router]") {
     return sentence_of([&] { expar::transform_logits(ctx, transform, z.view(), d_raw.view()); });
   };
   std::string const numbers =
-      "expar: transform_logits: given numbers are 1 x 3, but 2 x 3 are "
-      "needed";
+      "expar: transform_logits: given numbers has extent 1 in dimension 0, but the number of "
+      "tokens is 2";
   REQUIRE(forward(expar::add_noise{1, given}) == numbers);
   REQUIRE(forward(expar::add_uniform{1, given}) == numbers);
   REQUIRE(forward(expar::multiply_uniform{1, given}) == numbers);
   REQUIRE(forward(expar::random_logits{true, given}) == numbers);
   REQUIRE(forward(expar::add_learned_noise{z.view(), 1, given}) == numbers);
-  REQUIRE(forward(expar::add_learned_noise{narrow, 1, drawn}) ==
-          "expar: transform_logits: raw is 2 x 2, but the logits are 2 x 3");
+  REQUIRE(
+      forward(expar::add_learned_noise{narrow, 1, drawn}) ==
+      "expar: transform_logits: raw has extent 2 in dimension 1, but the number of experts is 3");
   REQUIRE(forward(expar::add_noise{1, endless}) ==
           "expar: transform_logits: step is -1; it is 0 to 4294967295");
   expar::routes<float> routes(2, 1);
@@ -388,8 +390,10 @@ TEST_CASE("noise refuses what does not fit", "[router]") {
   REQUIRE(backward(z.view(), drawn, d.view(), narrow) ==
           "expar: learned_noise_backward: d_raw has extent 2 in dimension 1, but the number of "
           "experts is 3");
-  REQUIRE(backward(z.view(), given, d.view(), d_raw.view()) ==
-          "expar: learned_noise_backward: given numbers are 1 x 3, but 2 x 3 are needed");
+  REQUIRE(
+      backward(z.view(), given, d.view(), d_raw.view()) ==
+      "expar: learned_noise_backward: given numbers has extent 1 in dimension 0, but the number "
+      "of tokens is 2");
   // One row behind.
   matrix<float> three(3, 3);
   auto const first = expar::make_view(three.data.data(), 2, 3),
@@ -399,5 +403,14 @@ TEST_CASE("noise refuses what does not fit", "[router]") {
   REQUIRE(backward(first, drawn, d.view(), later) == f + "raw" + beside);
   REQUIRE(backward(z.view(), drawn, first, later) == f + "d_noisy" + beside);
   REQUIRE(backward(z.view(), expar::given_numbers{first}, d.view(), later) ==
-          f + "the given numbers" + beside);
+          f + "given numbers" + beside);
+}
+
+TEST_CASE("the gradient of learned noise is added where the caller says so", "[router]") {
+  auto raw = random_matrix(9, 6, 77), d = random_matrix(9, 6, 78);
+  d.set(3, 2, 0);
+  expar_test::require_adds<double>(9, 6, [&](auto&& to) {
+    expar::learned_noise_backward(
+        ctx, expar::add_learned_noise{raw.view(), .01, expar::normals{stream}}, d.view(), to);
+  });
 }

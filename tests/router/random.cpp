@@ -206,9 +206,10 @@ TEST_CASE("sources give numbers of their stream, or those of the caller", "[rout
   std::vector<float> const mine{1, 2, 3, 4, 5, 6};
   expar::given_numbers const given{expar::make_view(mine.data(), 2, 3)};
   REQUIRE(given.at(1).of<double>(2) == 6);
-  REQUIRE(sentence_of([&] { given.validate("route", 3, 2); }) == "nothing was thrown");
-  REQUIRE(sentence_of([&] { given.validate("route", 3, 1); }) ==
-          "expar: route: given numbers are 2 x 3, but 1 x 3 are needed");
+  expar::detail::argument_table a("route");
+  REQUIRE(sentence_of([&] { given.validate(a, 3, 2); }) == "nothing was thrown");
+  REQUIRE(sentence_of([&] { given.validate(a, 3, 1); }) ==
+          "expar: route: given numbers has extent 2 in dimension 0, but the number of tokens is 1");
 }
 
 TEST_CASE("a stream refuses what it cannot count", "[router]") {

@@ -115,7 +115,7 @@ TEST_CASE("a record refuses what does not fit", "[router]") {
   REQUIRE(write(5, record.view()) ==
           "expar: record_ids: ids(1, 1) is 5; an expert id is -1 (no expert) or 0 to 4");
   REQUIRE(record.at(0, 0) == 99);
-  REQUIRE(write(0, record.view()) == "expar: record_ids: ids: experts is 0; it is at least 1");
+  REQUIRE(write(0, record.view()) == "expar: record_ids: experts is 0; it is at least 1");
   REQUIRE(write(6, wide.view()) ==
           "expar: record_ids: record has extent 2 in dimension 1, but the number of bytes for a "
           "token is 1");
@@ -132,4 +132,19 @@ TEST_CASE("a record refuses what does not fit", "[router]") {
   REQUIRE(
       sentence_of([&] { expar::replay_ids(ctx, expar::make_view(bytes, 2, 1), 6, ids.view()); }) ==
       "expar: replay_ids: ids overlaps record in memory; the operation cannot work in place");
+}
+
+TEST_CASE("a record of ids of any signed integer type", "[router]") {
+  router_test::random rng(123);
+  auto ids = random_ids(rng, 20, 3, 9, 1);
+  matrix<std::int64_t> wide(20, 3, 2), again(20, 3, 1);
+  for (int t = 0; t < 20; ++t)
+    for (int j = 0; j < 3; ++j) wide.at(t, j) = ids.at(t, j);
+  matrix<std::uint8_t> one(20, expar::record_bytes(9, 3)), other(one);
+  expar::record_ids(ctx, ids.view(), 9, one.view());
+  expar::record_ids(ctx, wide.view(), 9, other.view());
+  REQUIRE(one.data == other.data);
+  expar::replay_ids(ctx, one.view(), 9, again.view());
+  for (int t = 0; t < 20; ++t)
+    for (int j = 0; j < 3; ++j) REQUIRE(again.at(t, j) == ids.at(t, j));
 }

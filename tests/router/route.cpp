@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory_resource>
 
+#include "../support/adds.hpp"
 #include "../support/catch.hpp"
 #include "support.hpp"
 
@@ -276,8 +277,8 @@ TEST_CASE("routing refuses what does not fit", "[router]") {
   auto const none = expar::no_bias;
   REQUIRE(route(mixtral(4, 0), z.view(), none, good) ==
           "expar: route: top_k is 0; it is at least 1");
-  REQUIRE(route(mixtral(8, 9), z.view(), none, good) ==
-          "expar: route: top_k is 9, but there are only 8 experts");
+  REQUIRE(route(mixtral(4, 5), z.view(), none, good) ==
+          "expar: route: top_k is 5, but there are only 4 experts");
   REQUIRE(route(mixtral(5, 2), z.view(), none, good) ==
           "expar: route: logits has extent 4 in dimension 1, but the router's number of experts "
           "is 5");
@@ -368,12 +369,11 @@ TEST_CASE("routing refuses memory that would be read after it is written", "[rou
   expar::routes_view<float> const on_logits{expar::make_view(ids.data(), 4, 2),
                                             expar::make_view(memory.data(), 4, 2)};
   REQUIRE(router_test::sentence_of([&] { expar::route(ctx, mixtral(8, 2), logits, on_logits); }) ==
-          "expar: route: weights overlaps route: logits in memory; the operation cannot work in "
-          "place");
+          "expar: route: weights overlaps logits in memory; the operation cannot work in place");
   expar::routes<float> routes(4, 2);
   REQUIRE(router_test::sentence_of([&] {
             expar::route_backward(ctx, mixtral(8, 2), logits, routes, routes.weights, shifted);
-          }).find("expar: route_backward: d_logits overlaps route_backward: logits") == 0);
+          }).find("expar: route_backward: d_logits overlaps logits") == 0);
   expar::route_backward(ctx, mixtral(8, 2), logits, routes, routes.weights, logits);
 }
 
@@ -386,7 +386,8 @@ TEST_CASE("routing asks policies whether their values and tensors fit", "[router
     return router_test::sentence_of([&] { expar::route(ctx, r, z.view(), routes); });
   };
   namespace models = expar::models;
-  std::string const wrong = "expar: route: given numbers are 1 x 8, but 4 x 8 are needed";
+  std::string const wrong =
+      "expar: route: given numbers has extent 1 in dimension 0, but the number of tokens is 4";
   REQUIRE(sentence(models::fairscale_top2(8, expar::add_noise{1, one_token})) == wrong);
   REQUIRE(sentence(expar::router({8, 2}, expar::softmax_score{},
                                  expar::perturbed_key{expar::add_noise{1, one_token}})) == wrong);
@@ -400,4 +401,28 @@ TEST_CASE("routing asks policies whether their values and tensors fit", "[router
   REQUIRE(router_test::sentence_of([&] {
             expar::route_backward(ctx, by_class, z.view(), routes, routes.weights, dz.view());
           }) == "expar: route_backward: classes(3) is 9; a class is 0 to 0");
+}
+
+TEST_CASE("routes have ids of any signed integer type, and gradients that are added", "[router]") {
+  router_test::random rng(901);
+  matrix<float> z(40, 8), dw(40, 2), one(40, 8), other(40, 8);
+  for (auto* m : {&z, &dw})
+    for (float& x : m->data) x = static_cast<float>(rng.normal());
+  expar::routes<float> routes(40, 2);
+  router_test::wide_routes wide(40, 2);
+  auto const router = mixtral(8, 2);
+  expar::route(ctx, router, z.view(), routes);
+  expar::route(ctx, router, z.view(), wide);
+  REQUIRE(wide.same_as(routes));
+  expar::route_backward(ctx, router, z.view(), routes, dw.view(), one.view());
+  expar::route_backward(ctx, router, z.view(), wide, dw.view(), other.view());
+  REQUIRE(one.data == other.data);
+  expar_test::require_adds<float>(40, 8, [&](auto&& to) {
+    expar::route_backward(ctx, router, z.view(), routes, dw.view(), to);
+  });
+  wide.ids(3, 1) = std::int64_t{1} << 32;
+  REQUIRE(router_test::sentence_of(
+              [&] { expar::route_backward(ctx, router, z.view(), wide, dw.view(), one.view()); }) ==
+          "expar: route_backward: ids(3, 1) is 4294967296; an expert id is -1 (no expert) or 0 to "
+          "2147483646");
 }

@@ -3,6 +3,7 @@
 
 #include <expar/plan/plan.hpp>
 
+#include "../support/adds.hpp"
 #include "../support/catch.hpp"
 #include "support.hpp"
 
@@ -123,4 +124,28 @@ TEST_CASE("routes of tokens refuse what does not fit", "[router]") {
           }) ==
           "expar: gates_of_experts: d_gates overlaps d_weights in memory; the operation cannot "
           "work in place");
+}
+
+TEST_CASE("tokens have the routes of ids of any signed integer type, and gates add up",
+          "[router]") {
+  router_test::random rng(112);
+  auto const chosen = random_choice(rng, 4, 5, 8);
+  router_test::wide_routes wide(4, 5);
+  for (int e = 0; e < 4; ++e)
+    for (int c = 0; c < 5; ++c) {
+      wide.ids(e, c) = chosen.ids(e, c);
+      wide.weights(e, c) = chosen.weights(e, c);
+    }
+  expar::variable_routes<float> routes, of_wide;
+  expar::routes_of_tokens(ctx, chosen, 8, routes);
+  expar::routes_of_tokens(ctx, wide, 8, of_wide);
+  REQUIRE(routes.ids.extents[0] == of_wide.ids.extents[0]);
+  std::vector<float> dw;
+  for (expar::index_t i = 0; i < routes.ids.extents[0]; ++i) {
+    REQUIRE((routes.ids(i) == of_wide.ids(i) && routes.weights(i) == of_wide.weights(i)));
+    dw.push_back(static_cast<float>(rng.integer(-64, 64)) / 64), dw.push_back(99);
+  }
+  auto const every_other = expar::make_strided_view(dw.data(), routes.ids.extents[0], 2);
+  expar_test::require_adds<float>(
+      4, 5, [&](auto&& to) { expar::gates_of_experts(ctx, wide, routes, every_other, to); });
 }

@@ -3,6 +3,7 @@
 
 #include <expar/plan/plan.hpp>
 
+#include "../support/adds.hpp"
 #include "../support/catch.hpp"
 #include "support.hpp"
 
@@ -171,7 +172,48 @@ TEST_CASE("shared experts refuse what does not fit", "[router]") {
   REQUIRE(back(from.ids, to.weights) ==
           "expar: append_shared_backward: ids(1, 0) is -2; an expert id is -1 (no expert) or 0 to "
           "3");
-  REQUIRE(back(to.ids, to.weights) ==
-          "expar: append_shared_backward: ids has extent 3 in dimension 1, but the number of "
-          "choices is 2");
+  to.ids(0, 0) = -1;
+  REQUIRE(back(to.ids, wide.weights) ==
+          "expar: append_shared_backward: d_weights has extent 2 in dimension 1, but the number of "
+          "choices in ids is 3");
+}
+
+TEST_CASE("shared experts behind ids of any signed integer type", "[router]") {
+  router_test::random rng(134);
+  auto const from = random_routes<float>(rng, 30, 3, 10);
+  expar::shared_experts const shared{10, 2, sum_over_scale, 2};
+  router_test::wide_routes wide(30, 3), wide_out(30, 5);
+  for (int t = 0; t < 30; ++t)
+    for (int j = 0; j < 3; ++j) {
+      wide.ids(t, j) = from.ids(t, j);
+      wide.weights(t, j) = from.weights(t, j);
+    }
+  expar::routes<float> out(30, 5);
+  expar::append_shared(ctx, shared, from, out);
+  expar::append_shared(ctx, shared, wide, wide_out);
+  REQUIRE(wide_out.same_as(out));
+  expar::routes<float> one(30, 3), other(30, 3);
+  expar::append_shared_backward(ctx, shared, from.ids, out.weights, one.weights);
+  expar::append_shared_backward(ctx, shared, wide.ids, out.weights, other.weights);
+  for (int t = 0; t < 30; ++t)
+    for (int j = 0; j < 3; ++j) REQUIRE(one.weights(t, j) == other.weights(t, j));
+  matrix<std::int8_t> small(30, 5);
+  REQUIRE(sentence_of([&] {
+            struct {
+              expar::tensor_view<std::int8_t, 2> ids;
+              expar::tensor_view<float, 2> weights;
+            } const to{small.view(), out.weights};
+            expar::append_shared(ctx, expar::shared_experts{128, 2}, from, to);
+          }) == "expar: append_shared: out ids of 8 bits cannot name 130 experts");
+}
+
+TEST_CASE("the gradient of routes with shared experts is added where the caller says so",
+          "[router]") {
+  router_test::random rng(135);
+  auto const from = random_routes<float>(rng, 30, 3, 10);
+  matrix<float> d_all(30, 5);
+  for (float& x : d_all.data) x = static_cast<float>(rng.normal());
+  expar_test::require_adds<float>(30, 3, [&](auto&& to) {
+    expar::append_shared_backward(ctx, {10, 2, sum_over_scale, 2}, from.ids, d_all.view(), to);
+  });
 }

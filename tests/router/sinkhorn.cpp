@@ -136,7 +136,7 @@ TEST_CASE("tokens that are not valid have no part in a Sinkhorn plan", "[router]
         z.set(t, 0, qnan), z.set(t, 1, inf), z.set(t, 2, 1e300);
     }
     for (double& x : plan.data) x = 77;
-    auto const result = expar::sinkhorn(ctx, z.view(), {}, valid, plan.view());
+    auto const result = expar::sinkhorn(ctx, expar::only(valid, z.view()), {}, plan.view());
     auto const n = static_cast<expar::index_t>(rows.size());
     matrix<double> some(n, experts), expected(n, experts);
     for (expar::index_t t = 0; t < n; ++t)
@@ -234,8 +234,8 @@ TEST_CASE("a Sinkhorn plan refuses what does not fit", "[router]") {
   REQUIRE(make({.epsilon = 0}, plan) == "expar: sinkhorn: epsilon is 0; it is above 0");
   REQUIRE(make({.max_iterations = 0}, plan) ==
           "expar: sinkhorn: max_iterations is 0; it is at least 1");
-  REQUIRE(sentence_of([&] {
-            expar::sinkhorn(ctx, z.view(), {}, std::vector<std::uint8_t>{1}, plan.view());
-          }) ==
-          "expar: sinkhorn: valid has extent 1 in dimension 0, but the number of tokens is 2");
+  REQUIRE(
+      sentence_of([&] {
+        expar::sinkhorn(ctx, expar::only(std::vector<std::uint8_t>{1}, z.view()), {}, plan.view());
+      }) == "expar: sinkhorn: valid has extent 1 in dimension 0, but the number of tokens is 2");
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/soft_moe.hpp>
 
+#include "../support/adds.hpp"
 #include "../support/catch.hpp"
 #include "support.hpp"
 
@@ -193,4 +194,15 @@ TEST_CASE("Soft MoE refuses what does not fit", "[router]") {
   REQUIRE(backward(first, a.view(), b.view()) == f + "logits" + beside);
   REQUIRE(backward(z.view(), first, b.view()) == f + "d_dispatch" + beside);
   REQUIRE(backward(z.view(), a.view(), first) == f + "d_combine" + beside);
+}
+
+TEST_CASE("the gradient of Soft MoE is added where the caller says so", "[router]") {
+  router_test::random rng(193);
+  matrix<float> z(70, 5), dd(70, 5), dc(70, 5);
+  for (auto* m : {&z, &dd, &dc})
+    for (float& x : m->data) x = static_cast<float>(rng.normal());
+  z.set(4, 2, qnan);
+  expar_test::require_adds<float>(70, 5, [&](auto&& to) {
+    expar::soft_moe_weights_backward(ctx, z.view(), dd.view(), dc.view(), to);
+  });
 }

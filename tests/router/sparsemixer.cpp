@@ -308,11 +308,12 @@ TEST_CASE("the sparse mixer refuses what does not fit", "[router]") {
           "expar: route: top_k is 2, but there are only 1 experts");
   auto const check = [&](auto const& first, auto const& second, auto const& uniform) {
     expar::sparse_mixer_training const r(3, .01, first, second, uniform);
-    return sentence_of([&] { r.validate("route", 3, 2, 2); });
+    expar::detail::argument_table a("route");
+    return sentence_of([&] { r.validate(a, 3, 2, 2); });
   };
   matrix<float> two(2, 2);
   expar::given_numbers const fits{noise.view()}, other{wrong.view()}, pairs{two.view()};
-  std::string const refused = "expar: route: given numbers are 2 x ";
+  std::string const refused = "expar: route: given numbers has extent ";
   REQUIRE(check(fits, fits, pairs) == "nothing was thrown");
   REQUIRE(check(other, fits, pairs).starts_with(refused + "4"));
   REQUIRE(check(fits, other, pairs).starts_with(refused + "4"));
@@ -323,7 +324,8 @@ TEST_CASE("the sparse mixer refuses what does not fit", "[router]") {
             expar::route(ctx, expar::sparse_mixer(3, -.5), noise.view(), two_routes);
           }) == negative);
   REQUIRE(sentence_of([&] {
-            expar::sparse_mixer_training(3, -.5, fits, fits, pairs).validate("route", 3, 2, 2);
+            expar::detail::argument_table a("route");
+            expar::sparse_mixer_training(3, -.5, fits, fits, pairs).validate(a, 3, 2, 2);
           }) == negative);
   REQUIRE(sentence_of([&] { expar::sparse_mixer(3, qnan).validate("route", 3, 2, 2); }) ==
           "expar: route: jitter is nan; it is at least 0");

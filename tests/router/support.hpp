@@ -57,6 +57,26 @@ struct matrix {
   }
 };
 
+/// Routes with ids of 64 bits, whose rows do not follow one another.
+struct wide_routes {
+  matrix<std::int64_t> id_matrix;
+  matrix<float> weight_matrix;
+  expar::tensor_view<std::int64_t, 2> ids = id_matrix.view();
+  expar::tensor_view<float, 2> weights = weight_matrix.view();
+
+  wide_routes(expar::index_t rows, expar::index_t columns)
+      : id_matrix(rows, columns, 1), weight_matrix(rows, columns, 2) {}
+  wide_routes(wide_routes const&) = delete;
+
+  template <class Routes>
+  bool same_as(Routes const& r) const {
+    for (expar::index_t t = 0; t < ids.extents[0]; ++t)
+      for (expar::index_t j = 0; j < ids.extents[1]; ++j)
+        if (ids(t, j) != r.ids(t, j) || weights(t, j) != r.weights(t, j)) return false;
+    return true;
+  }
+};
+
 /// Routers by definition, in float64, for one token.
 struct reference_router {
   bool sigmoid = false, biased = false;

@@ -43,8 +43,9 @@ TEST_CASE("experts of a range, and of the token's class", "[router]") {
   REQUIRE(by.at(0).last == 5);
   REQUIRE(by.at(1).last == 2);
   using router_test::sentence_of;
-  REQUIRE(sentence_of([&] { by.validate("route", 5, 1, 2); }) ==
-          "expar: route: classes has 3 entries, but there are 2 tokens");
+  expar::detail::argument_table a("route");
+  REQUIRE(sentence_of([&] { by.validate(a, 5, 1, 2); }) ==
+          "expar: route: classes has extent 3 in dimension 0, but the number of tokens is 2");
   REQUIRE(sentence_of([&] { by.validate_entries("route", 5, 1, 3); }) ==
           "expar: route: classes(2) is 2; a class is 0 to 1");
   REQUIRE(sentence_of([&] { by.validate_entries("route", 4, 1, 3); }) ==
@@ -57,7 +58,8 @@ TEST_CASE("experts of a range, and of the token's class", "[router]") {
 TEST_CASE("values of transforms are checked", "[router]") {
   using router_test::sentence_of;
   auto const sentence = [](auto const& step) {
-    return sentence_of([&] { step.validate("route", 8, 2, 1); });
+    expar::detail::argument_table a("route");
+    return sentence_of([&] { step.validate(a, 8, 2, 1); });
   };
   REQUIRE(sentence(expar::soft_cap{0}) == "expar: route: cap is 0; it is above 0 and finite");
   REQUIRE(sentence(expar::soft_cap{router_test::qnan}).find("expar: route: cap is ") == 0);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/transform_logits.hpp>
 
+#include "../support/adds.hpp"
 #include "../support/catch.hpp"
 #include "support.hpp"
 
@@ -117,8 +118,10 @@ TEST_CASE("transform_logits refuses what does not fit", "[router]") {
           "expar: transform_logits: out has extent 2 in dimension 1, but the number of experts is "
           "3");
   expar::add_rows const add{expar::make_view(out.data.data(), 1, 3)};
-  REQUIRE(forward(add, z.view(), out.view()) ==
-          "expar: transform_logits: addend is 1 x 3, but the logits are 2 x 3");
+  REQUIRE(
+      forward(add, z.view(), out.view()) ==
+      "expar: transform_logits: addend has extent 1 in dimension 0, but the number of tokens is "
+      "2");
   REQUIRE(backward(cap, null, z.view(), out.view()) ==
           "expar: transform_logits_backward: logits has 6 elements but its data is null");
   REQUIRE(backward(cap, z.view(), null, out.view()) ==
@@ -136,7 +139,8 @@ TEST_CASE("transform_logits refuses what does not fit", "[router]") {
           "expar: transform_logits_backward: d_logits has extent 1 in dimension 0, but the number "
           "of tokens is 2");
   REQUIRE(backward(add, z.view(), z.view(), out.view()) ==
-          "expar: transform_logits_backward: addend is 1 x 3, but the logits are 2 x 3");
+          "expar: transform_logits_backward: addend has extent 1 in dimension 0, but the number of "
+          "tokens is 2");
   // One row behind.
   matrix<float> three(3, 3);
   auto const first = expar::make_view(three.data.data(), 2, 3),
@@ -147,4 +151,23 @@ TEST_CASE("transform_logits refuses what does not fit", "[router]") {
           "expar: transform_logits_backward: d_logits overlaps logits" + beside);
   REQUIRE(backward(cap, z.view(), first, later) ==
           "expar: transform_logits_backward: d_logits overlaps d_out" + beside);
+}
+
+TEST_CASE("the gradient of transformed logits is added where the caller says so", "[router]") {
+  router_test::random rng(33);
+  matrix<float> z(9, 5), d(9, 5);
+  for (auto* m : {&z, &d})
+    for (float& x : m->data) x = static_cast<float>(rng.normal());
+  z.set(4, 2, qnan);
+  expar_test::require_adds<float>(
+      9, 5, [&](auto&& to) { expar::transform_logits_backward(ctx, cap, z.view(), d.view(), to); });
+}
+
+TEST_CASE("what the tensors of a transform hold is checked", "[router]") {
+  std::vector<std::int32_t> const classes{0, 2}, bounds{0, 1, 3};
+  matrix<float> z(2, 3), out(2, 3);
+  expar::experts_of_class const by{expar::make_view(classes.data(), 2),
+                                   expar::make_view(bounds.data(), 3)};
+  REQUIRE(sentence_of([&] { expar::transform_logits(ctx, by, z.view(), out.view()); }) ==
+          "expar: transform_logits: classes(1) is 2; a class is 0 to 1");
 }

@@ -3,6 +3,7 @@
 
 #include <expar/plan/plan.hpp>
 
+#include "../support/adds.hpp"
 #include "../support/catch.hpp"
 #include "support.hpp"
 
@@ -290,8 +291,8 @@ TEST_CASE("variable routes refuse what does not fit", "[router]") {
           "expar: route_variable_backward: d_weights has extent 2 in dimension 0, but the number "
           "of routes is 5");
   REQUIRE(backward(row_type{1, 2, 3, 4, 5}, expar::make_view(dz.data.data(), 1, 3)) ==
-          "expar: route_backward: d_logits has extent 1 in dimension 0, but the number of tokens "
-          "is 2");
+          "expar: route_variable_backward: d_logits has extent 1 in dimension 0, but the number of "
+          "tokens is 2");
   v.offsets(1) = 6;
   REQUIRE(fix(fixed) == "expar: to_fixed: offsets(2) is 5, less than the offset before, 6");
   v.offsets(1) = 3, v.offsets(2) = 4;
@@ -322,4 +323,40 @@ TEST_CASE("variable routes refuse what does not fit", "[router]") {
   fixed.ids(1, 2) = -5;
   REQUIRE(sentence_of([&] { expar::to_variable(ctx, fixed, v); }) ==
           "expar: to_variable: ids(1, 2) is -5; an expert id is -1 (no expert) or 0 to 2147483646");
+}
+
+TEST_CASE("variable routes of any types, whose numbers do not follow one another", "[router]") {
+  router_test::random rng(84);
+  matrix<float> z(40, 6), one(40, 6);
+  for (float& x : z.data) x = static_cast<float>(rng.normal());
+  expar::variable_routes<float> v, again;
+  expar::route_variable(ctx, remoe(6), z.view(), v);
+  auto const n = static_cast<std::size_t>(v.ids.extents[0]);
+  std::vector<std::uint32_t> offsets(3 * 41);
+  std::vector<std::int64_t> ids(2 * n);
+  std::vector<float> weights(3 * n);
+  for (std::size_t t = 0; t <= 40; ++t) offsets[3 * t] = static_cast<std::uint32_t>(v.offsets(t));
+  for (std::size_t i = 0; i < n; ++i) ids[2 * i] = v.ids(i), weights[3 * i] = v.weights(i);
+  struct {
+    expar::tensor_view<std::uint32_t, 1> offsets;
+    expar::tensor_view<std::int64_t, 1> ids;
+    expar::tensor_view<float, 1> weights;
+  } const strided{expar::make_strided_view(offsets.data(), 41, 3),
+                  expar::make_strided_view(ids.data(), v.ids.extents[0], 2),
+                  expar::make_strided_view(weights.data(), v.ids.extents[0], 3)};
+  expar::routes<float> fixed(40, 6);
+  router_test::wide_routes wide(40, 6);
+  expar::to_fixed(ctx, v, fixed);
+  expar::to_fixed(ctx, strided, wide);
+  REQUIRE(wide.same_as(fixed));
+  expar::to_variable(ctx, wide, again);
+  for (expar::index_t i = 0; i < v.ids.extents[0]; ++i)
+    REQUIRE((again.ids(i) == v.ids(i) && again.weights(i) == v.weights(i)));
+  expar::route_variable_backward(ctx, remoe(6), z.view(), v, v.weights, one.view());
+  expar_test::require_adds<float>(40, 6, [&](auto&& to) {
+    expar::route_variable_backward(ctx, remoe(6), z.view(), strided, strided.weights, to);
+  });
+  matrix<float> other(40, 6);
+  expar::route_variable_backward(ctx, remoe(6), z.view(), strided, strided.weights, other.view());
+  REQUIRE(other.data == one.data);
 }

@@ -60,7 +60,8 @@ TEST_CASE("gradients of weights agree with differences", "[router]") {
 
 TEST_CASE("values of weight policies are checked", "[router]") {
   auto const sentence = [](auto const& step) {
-    return router_test::sentence_of([&] { step.validate("route", 8, 2, 1); });
+    expar::detail::argument_table a("route");
+    return router_test::sentence_of([&] { step.validate(a, 8, 2, 1); });
   };
   REQUIRE(sentence(renormalize{-1}) == "expar: route: epsilon is -1; it is at least 0 and finite");
   REQUIRE(sentence(renormalize{router_test::qnan}).find("expar: route: epsilon is ") == 0);
@@ -71,7 +72,7 @@ TEST_CASE("values of weight policies are checked", "[router]") {
           "expar: route: zero experts 7 to 9 are no range of the 8 experts");
   std::vector<float> const factors(5);
   REQUIRE(sentence(expar::expert_scale{expar::make_view(factors.data(), 5)}) ==
-          "expar: route: factors has 5 entries, but there are 8 experts");
+          "expar: route: factors has extent 5 in dimension 0, but the number of experts is 8");
 }
 
 TEST_CASE("an offset is added to the weights of experts", "[router]") {

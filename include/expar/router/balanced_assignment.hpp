@@ -2,9 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
@@ -106,36 +106,28 @@ struct balanced_assignment_fn {
   template <class Scores, class Ids>
   void operator()(host_context const& ctx, Scores const& scores, assignment_options const& options,
                   Ids&& ids) const {
-    auto const from = detail::as_view<2>(ctx, scores);
-    auto const to = detail::as_output<2>(ctx, ids);
-    static_assert(element<detail::element_of<decltype(from)>>,
-                  "expar: scores are of an element type; specialize expar::element_traits for it");
-    static_assert(std::is_same_v<detail::element_of<decltype(to)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
+    detail::arguments a(ctx, "balanced_assignment");
+    auto const from = a.read("scores", scores);
     index_t const tokens = from.extents[0], experts = from.extents[1];
-    detail::check_view("balanced_assignment: scores", from);
-    detail::check_output("balanced_assignment: ids", to);
-    detail::check_extent("balanced_assignment: ids", to, 0, tokens, "the number of tokens");
-    detail::check_extent("balanced_assignment: ids", to, 1, 1, "the number of choices");
-    detail::expects(experts >= 1 && tokens % experts == 0, "balanced_assignment: scores has ",
-                    tokens, " tokens, which is no multiple of its ", experts, " experts");
-    detail::expects(tokens <= INT32_MAX, "balanced_assignment: scores has ", tokens,
-                    " tokens; at most ", INT32_MAX, " are possible");
-    detail::expects(options.relative >= 1e-9 && options.relative <= 1,
-                    "balanced_assignment: relative is ", options.relative,
-                    "; it lies between 1e-9 and 1");
-    detail::expects(options.least > 0, "balanced_assignment: least is ", options.least,
-                    "; it is above 0");
+    auto const to = a.written_ids("ids", ids, experts,
+                                  {{tokens, "the number of tokens"}, {1, "the number of choices"}});
+    detail::expects(experts >= 1 && tokens % experts == 0, a, ": scores has ", tokens,
+                    " tokens, which is no multiple of its ", experts, " experts");
+    detail::expects(tokens <= INT32_MAX, a, ": scores has ", tokens, " tokens; at most ", INT32_MAX,
+                    " are possible");
+    detail::expects(options.relative >= 1e-9 && options.relative <= 1, a, ": relative is ",
+                    options.relative, "; it lies between 1e-9 and 1");
+    detail::expects(options.least > 0, a, ": least is ", options.least, "; it is above 0");
     if (tokens == 0) return;
     detail::buffer<double> finite(ctx.memory());
     finite.resize(tokens * experts);
     double const range = shift_to_zero(from, finite.data());
-    detail::expects(detail::is_finite(range),
-                    "balanced_assignment: the range of the scores is not a "
-                    "finite number");
+    detail::expects(detail::is_finite(range), a,
+                    ": the range of the scores is not a finite number");
     double const share = options.relative * range;
     detail::hold_auction(finite.data(), tokens, experts,
                          share > options.least ? share : options.least, ctx, to);
+    to.store();
   }
 
  private:
@@ -157,11 +149,11 @@ struct balanced_assignment_fn {
     return high < low ? 0 : high - low;
   }
 };
-/// Gives every token one expert, and every expert equally many tokens, such that the sum of the
-/// scores is at most T * epsilon below the largest possible: `balanced_assignment(ctx, scores,
-/// options, ids)`.
+/// `balanced_assignment(ctx, scores, options, ids)` gives every token one expert, and every expert
+/// equally many tokens, such that the sum of the scores is at most T * epsilon below the largest
+/// possible.
 ///   scores: [T, experts], any element type; what is not finite counts as the smallest that is
-///   ids: [T, 1] std::int32_t, overwritten
+///   ids: [T, 1] of any signed integer type, overwritten
 /// The assignment has no gradient. The layers of BASE (arXiv:2103.16716; fairseq, base_layer.py)
 /// train with it, and take the best expert at inference; both weigh by alpha = sigmoid(score), and
 /// give alpha * f(x) + (1 - alpha) * x:

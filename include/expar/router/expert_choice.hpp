@@ -3,9 +3,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
@@ -13,7 +13,6 @@
 #include <expar/router/routes.hpp>
 #include <expar/router/routes_of_tokens.hpp>  // check_tokens, count_takers
 #include <expar/router/score.hpp>
-#include <expar/router/token_loss.hpp>  // every_token, marks_of
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
@@ -38,9 +37,9 @@ namespace detail {
 /// The scores as [experts, T], each expert's in a run; 0 for what is masked or not valid. For a
 /// softmax over tokens, `select(e, keys)` sees the logits of expert e in its run before it becomes
 /// scores; for one over experts, the scores. What it sees of masked logits is -inf.
-template <class A, class T, class Valid, class Select>
-void scores_by_expert(host_context const& ctx, expert_choice const& c, tensor_view<T, 2> z,
-                      Valid valid, A* columns, Select&& select) {
+template <class A, class Logits, class Select>
+void scores_by_expert(host_context const& ctx, expert_choice const& c, Logits const& z, A* columns,
+                      Select&& select) {
   index_t const tokens = z.extents[0];
   bool const by_token = c.axis == expert_choice::softmax::over_tokens;
   for_each_token_with<A>(ctx, tokens, c.experts, 2 * index_t{c.experts}, [&](index_t t, A* row) {
@@ -48,9 +47,9 @@ void scores_by_expert(host_context const& ctx, expert_choice const& c, tensor_vi
     widen_row(z.row(t), row, c.experts);
     if (!by_token) softmax_score{}(static_cast<A const*>(row), s, c.experts);
     for (int e = 0; e < c.experts; ++e)
-      columns[e * tokens + t] = !valid(t) || masked(row[e]) ? -infinity<A>
-                                : by_token                  ? row[e]
-                                                            : s[e];
+      columns[e * tokens + t] = !z.valid(t) || masked(row[e]) ? -infinity<A>
+                                : by_token                    ? row[e]
+                                                              : s[e];
   });
   ctx.for_each_chunk(c.experts, 4096 / (tokens + 1) + 1, [&](int, index_t first, index_t last) {
     for (index_t e = first; e < last; ++e) {
@@ -65,64 +64,34 @@ void scores_by_expert(host_context const& ctx, expert_choice const& c, tensor_vi
   });
 }
 
-template <class T>
-void check_expert_choice(char const* what, char const* logits_name, expert_choice const& c,
-                         tensor_view<T, 2> const& z) {
-  static_assert(element<std::remove_cv_t<T>>,
-                "expar: logits are of an element type; specialize expar::element_traits for it");
-  expects(c.experts >= 1, what, ": experts is ", c.experts, "; it is at least 1");
-  expects(c.capacity >= 1, what, ": capacity is ", c.capacity, "; it is at least 1");
-  check_view(logits_name, z);
-  check_extent(logits_name, z, 1, c.experts, "the number of experts");
-  expects(z.extents[0] <= INT32_MAX, what, ": logits has ", z.extents[0], " tokens; at most ",
+/// The logits of those tokens that take part.
+template <class Context, class Logits>
+auto read_choice(arguments<Context>& a, expert_choice const& c, Logits const& logits) {
+  expects(c.experts >= 1, a, ": experts is ", c.experts, "; it is at least 1");
+  expects(c.capacity >= 1, a, ": capacity is ", c.capacity, "; it is at least 1");
+  auto const z = a.masked("logits", logits, {any_extent, {c.experts, "the number of experts"}});
+  expects(z.extents[0] <= INT32_MAX, a, ": logits has ", z.extents[0], " tokens; at most ",
           INT32_MAX, " are possible");
-}
-template <class T>
-void check_slots(char const* what, expert_choice const& c, tensor_view<T, 2> const& v) {
-  check_view(what, v);
-  check_extent(what, v, 0, c.experts, "the number of experts");
-  check_extent(what, v, 1, c.capacity, "the capacity");
+  return z;
 }
 
 }  // namespace detail
 
 struct choose_tokens_fn {
   template <class Logits, class Chosen>
-  void operator()(host_context const& ctx, expert_choice const& choice, Logits const& logits,
+  void operator()(host_context const& ctx, expert_choice const& c, Logits const& logits,
                   Chosen&& chosen) const {
-    choose(ctx, choice, detail::as_view<2>(ctx, logits), detail::every_token{}, chosen);
-  }
-  template <class Logits, class Valid, class Chosen>
-  void operator()(host_context const& ctx, expert_choice const& choice, Logits const& logits,
-                  Valid const& valid, Chosen&& chosen) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    choose(ctx, choice, z, detail::marks_of("choose_tokens: valid", ctx, valid, z.extents[0]),
-           chosen);
-  }
-
- private:
-  template <class T, class Valid, class Chosen>
-  static void choose(host_context const& ctx, expert_choice const& c, tensor_view<T, 2> z,
-                     Valid valid, Chosen& chosen) {
     static_assert(routes_like<Chosen>,
                   "expar: what experts choose is anything with tensors `ids` and `weights` of rank "
                   "2");
-    auto const ids = detail::as_output<2>(ctx, chosen.ids);
-    auto const weights = detail::as_output<2>(ctx, chosen.weights);
-    using A = accumulator_t<T>;
+    detail::arguments a(ctx, "choose_tokens");
+    auto const z = detail::read_choice(a, c, logits);
+    detail::rule const experts{c.experts, "the number of experts"},
+        slots{c.capacity, "the capacity"};
+    auto const ids = a.written_ids("ids", chosen.ids, z.extents[0], {experts, slots});
+    auto const weights = a.written("weights", chosen.weights, {experts, slots});
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
     using W = detail::element_of<decltype(weights)>;
-    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
-                  "expar: token ids are std::int32_t");
-    static_assert(element<W>,
-                  "expar: weights are of an element type; specialize expar::element_traits for it");
-    detail::check_expert_choice("choose_tokens", "choose_tokens: logits", c, z);
-    detail::check_slots("choose_tokens: ids", c, ids);
-    detail::check_slots("choose_tokens: weights", c, weights);
-    detail::check_output("choose_tokens: ids", ids);
-    detail::check_output("choose_tokens: weights", weights);
-    detail::check_apart("choose_tokens: ids", ids, "logits", z);
-    detail::check_apart("choose_tokens: weights", weights, "logits", z);
-    detail::check_apart("choose_tokens: weights", weights, "ids", ids);
     index_t const tokens = z.extents[0];
     detail::buffer<A> columns(ctx.memory());
     detail::buffer<std::int32_t> order(ctx.memory());
@@ -130,7 +99,7 @@ struct choose_tokens_fn {
     columns.resize(tokens * c.experts);
     order.resize(tokens * c.experts);
     if (c.divide_by_experts) takers.reserve(static_cast<std::size_t>(tokens));
-    detail::scores_by_expert<A>(ctx, c, z, valid, columns.data(), [&](index_t e, A const* keys) {
+    detail::scores_by_expert<A>(ctx, c, z, columns.data(), [&](index_t e, A const* keys) {
       std::int32_t* const mine = order.data() + e * tokens;
       take_best(keys, tokens, mine, c.capacity, ids.row(e));
     });
@@ -144,8 +113,10 @@ struct choose_tokens_fn {
           weights.row(e)[slot] = narrow<W>(static_cast<accumulator_t<W>>(gate));
         }
     });
+    ids.store();
   }
 
+ private:
   /// The best `capacity` tokens to ids; `order` [tokens] is scratch.
   template <class A>
   static void take_best(A const* keys, index_t tokens, std::int32_t* order, index_t capacity,
@@ -162,12 +133,11 @@ struct choose_tokens_fn {
     for (index_t slot = 0; slot < capacity; ++slot) ids[slot] = slot < taken ? order[slot] : -1;
   }
 };
-/// Gives every expert its tokens: `choose_tokens(ctx, choice, logits, chosen)`, or
-/// `choose_tokens(ctx, choice, logits, valid, chosen)`.
-///   logits: [T, experts], any element type; what is NaN or -inf is never taken
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 take no part
-///   chosen: `ids` [experts, capacity], the tokens of each expert, and `weights`, their gates; a
-///           routes<W>(experts, capacity) will do
+/// `choose_tokens(ctx, choice, logits, chosen)` gives every expert its tokens.
+///   logits: [T, experts], any element type, or only(valid, logits); tokens that are left out, and
+///           what is NaN or -inf, are never taken
+///   chosen: `ids` [experts, capacity] of any signed integer type, the tokens of each expert, and
+///           `weights`, their gates; a routes<W>(experts, capacity) will do
 /// The tokens of an expert are in descending order of score, equal ones by ascending id; a softmax
 /// over tokens compares logits, which order alike. Where fewer can be taken there are ids of -1
 /// with weight 0. Systems choose among the tokens of one group: call it once for each. Computes in
@@ -178,42 +148,22 @@ inline constexpr choose_tokens_fn choose_tokens{};
 
 struct choose_tokens_backward_fn {
   template <class Logits, class Chosen, class DWeights, class DLogits>
-  void operator()(host_context const& ctx, expert_choice const& choice, Logits const& logits,
+  void operator()(host_context const& ctx, expert_choice const& c, Logits const& logits,
                   Chosen const& chosen, DWeights const& d_weights, DLogits&& d_logits) const {
-    backward(ctx, choice, detail::as_view<2>(ctx, logits), detail::every_token{}, chosen,
-             detail::as_view<2>(ctx, d_weights), detail::as_output<2>(ctx, d_logits));
-  }
-  template <class Logits, class Valid, class Chosen, class DWeights, class DLogits>
-  void operator()(host_context const& ctx, expert_choice const& choice, Logits const& logits,
-                  Valid const& valid, Chosen const& chosen, DWeights const& d_weights,
-                  DLogits&& d_logits) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    backward(ctx, choice, z,
-             detail::marks_of("choose_tokens_backward: valid", ctx, valid, z.extents[0]), chosen,
-             detail::as_view<2>(ctx, d_weights), detail::as_output<2>(ctx, d_logits));
-  }
-
- private:
-  template <class T, class Valid, class Chosen, class DW, class D>
-  static void backward(host_context const& ctx, expert_choice const& c, tensor_view<T, 2> z,
-                       Valid valid, Chosen const& chosen, tensor_view<DW, 2> dw,
-                       tensor_view<D, 2> dz) {
     static_assert(routes_like<Chosen const>,
                   "expar: what experts choose is anything with tensors `ids` and `weights` of rank "
                   "2");
-    static_assert(
-        element<std::remove_cv_t<DW>> && element<D>,
-        "expar: gradients are of an element type; specialize expar::element_traits for it");
-    using A = accumulator_t<T>;
-    auto const ids = detail::as_view<2>(ctx, chosen.ids);
+    detail::arguments a(ctx, "choose_tokens_backward");
+    auto const z = detail::read_choice(a, c, logits);
     index_t const tokens = z.extents[0];
-    detail::check_expert_choice("choose_tokens_backward", "choose_tokens_backward: logits", c, z);
-    detail::check_slots("choose_tokens_backward: ids", c, ids);
-    detail::check_slots("choose_tokens_backward: d_weights", c, dw);
-    detail::check_output("choose_tokens_backward: d_logits", dz);
-    detail::check_extent("choose_tokens_backward: d_logits", dz, 0, tokens, "the number of tokens");
-    detail::check_extent("choose_tokens_backward: d_logits", dz, 1, c.experts,
-                         "the number of experts");
+    detail::rule const experts{c.experts, "the number of experts"},
+        slots{c.capacity, "the capacity"};
+    auto const ids = a.ids("ids", chosen.ids, {experts, slots});
+    auto const dw = a.read("d_weights", d_weights, {experts, slots});
+    auto const dz =
+        a.gradient("d_logits", d_logits,
+                   {{tokens, "the number of tokens"}, experts, detail::may_be("logits")});
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
     detail::check_tokens("choose_tokens_backward: ids", ids, tokens);
     bool const by_token = c.axis == expert_choice::softmax::over_tokens;
     detail::buffer<A> columns(ctx.memory()), gradients(ctx.memory());
@@ -221,7 +171,7 @@ struct choose_tokens_backward_fn {
     columns.resize(tokens * c.experts);
     gradients.assign(static_cast<std::size_t>(tokens * c.experts), A(0));
     if (c.divide_by_experts) detail::count_takers(ids, tokens, takers);
-    detail::scores_by_expert<A>(ctx, c, z, valid, columns.data(), [](index_t, A const*) {});
+    detail::scores_by_expert<A>(ctx, c, z, columns.data(), [](index_t, A const*) {});
     ctx.for_each_chunk(c.experts, 4096 / (tokens + 1) + 1, [&](int, index_t first, index_t last) {
       for (index_t e = first; e < last; ++e) {
         A* const g = gradients.data() + e * tokens;
@@ -245,16 +195,16 @@ struct choose_tokens_backward_fn {
           if (!by_token)
             softmax_score{}.vjp(static_cast<A const*>(nullptr), static_cast<A const*>(s),
                                 static_cast<A const*>(g), g, c.experts);
-          detail::narrow_row(g, dz.row(t), c.experts);
+          dz.put_row(dz.row(t), g, c.experts);
         });
   }
 };
-/// The adjoint of choose_tokens(): overwrites d_logits [T, experts], given d_weights [experts,
-/// capacity], the gradient for the gates; the last two arguments, after those of choose_tokens().
-/// Of what was chosen only the ids are read, and taken as constants, and so is the number that
-/// gates are divided by. d_logits is written after all else was read, and may share memory with it.
-/// Throws where shapes do not fit, or if an id is not -1 .. T - 1; then d_logits is untouched. O(T
-/// * experts) time and memory.
+/// `choose_tokens_backward(ctx, choice, logits, chosen, d_weights, d_logits)`, the adjoint: the
+/// gradient d_logits [T, experts], given d_weights [experts, capacity], that for the gates. Of what
+/// was chosen only the ids are read, and taken as constants, and so is the number that gates are
+/// divided by. d_logits may be the logits, and is otherwise apart from what is read. Throws where
+/// shapes do not fit, or if an id is not -1 .. T - 1; then d_logits is untouched. O(T * experts)
+/// time and memory.
 inline constexpr choose_tokens_backward_fn choose_tokens_backward{};
 
 }  // namespace expar::inline v0

@@ -44,7 +44,7 @@ struct given_ids {
     a.reads("given ids", ids, {{tokens, "the number of tokens"}, {top_k, "top_k"}});
   }
   void validate_entries(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
-    detail::check_expert_ids(detail::argument(what, "given ids"), ids, experts);
+    detail::check_expert_ids(detail::sentence({what, ": given ids"}).c_str(), ids, experts);
   }
 };
 
@@ -56,7 +56,7 @@ struct table_ids {
   tensor_view<std::int32_t const, 1> names;
 
   EXPAR_HD constexpr detail::ids_of_row at(index_t token) const {
-    return {table.row(names.data[token])};
+    return {table.row(names(token))};
   }
   void validate(detail::argument_table& a, int /*experts*/, int top_k, index_t tokens) const {
     a.reads("table", table, {detail::any_extent, {top_k, "top_k"}});

@@ -5,7 +5,7 @@
 
 #include <expar/config.hpp>
 #include <expar/context.hpp>
-#include <expar/detail/argument_table.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
@@ -205,12 +205,13 @@ struct learned_noise_backward_fn {
     });
   }
 };
-/// `learned_noise_backward(ctx, noise, d_noisy, d_raw)`: the gradient for raw of add_learned_noise.
-/// d_raw [T, experts] becomes, or by add_to() grows by, d_noisy * number * sigmoid(raw). d_noisy [T, experts] is the gradient for the noisy logits; since these follow the
-/// clean ones with slope 1, the d_logits of route_backward() where the noise is the router's first
-/// transform. Where d_noisy is 0, as for masked logits, so is d_raw. d_raw may be d_noisy or raw,
-/// or the numbers that are given, and is otherwise apart from them. Throws where shapes do not fit;
-/// then d_raw is untouched.
+/// `learned_noise_backward(ctx, noise, d_noisy, d_raw)`: the gradient for the raw of an
+/// add_learned_noise, d_noisy * number * sigmoid(raw), to d_raw [T, experts]. d_noisy [T, experts]
+/// is the gradient for the noisy logits; since these follow the clean ones with slope 1, the
+/// d_logits of route_backward() where the noise is the router's first transform. Where d_noisy is
+/// 0, as for masked logits, so is d_raw. d_raw may be d_noisy or raw, or the numbers that are
+/// given, and is otherwise apart from them. Throws where shapes do not fit; then d_raw is
+/// untouched.
 inline constexpr learned_noise_backward_fn learned_noise_backward{};
 
 }  // namespace expar::inline v0

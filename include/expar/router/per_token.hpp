@@ -1,12 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
+
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
+#include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0::detail {
+
+/// How many `things` a row has, which functions of one token count in int.
+inline int row_size(char const* operation, char const* name, index_t n, char const* things) {
+  expects(n <= INT32_MAX, operation, ": ", name, " has ", n, " ", things, "; at most ", INT32_MAX,
+          " are possible");
+  return static_cast<int>(n);
+}
 
 /// Calls f(token, scratch) for every token, with `size` numbers of scratch per thread: on its stack
 /// for some thousand experts, from the context beyond. A chunk holds some thousand logits: less is

@@ -226,7 +226,7 @@ struct given_numbers {
   }
   void validate(detail::argument_table& a, index_t columns, index_t tokens) const {
     a.reads("given numbers", numbers,
-            {{tokens, "the number of tokens"}, {columns, "the numbers that a token needs"}});
+            {{tokens, "the number of tokens"}, {columns, "what a token needs"}});
   }
 };
 template <class T>

@@ -6,8 +6,10 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/expert_ids.hpp>
 #include <expar/error.hpp>
+#include <expar/router/per_token.hpp>  // row_size
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
@@ -31,23 +33,11 @@ constexpr index_t record_bytes(int experts, int top_k) {
 
 namespace detail {
 
-template <class T>
-void check_record(char const* what, tensor_view<T, 2> const& v, int experts, index_t tokens,
-                  index_t k) {
-  static_assert(std::is_same_v<std::remove_cv_t<T>, std::uint8_t>,
-                "expar: a record is made of std::uint8_t");
-  check_view(what, v);
-  check_extent(what, v, 0, tokens, "the number of tokens");
-  check_extent(what, v, 1, record_bytes(experts, static_cast<int>(k)),
-               "the number of bytes for a token");
-}
-template <class T>
-void check_replayed(char const* name, tensor_view<T, 2> const& ids, int experts) {
-  static_assert(std::is_same_v<std::remove_cv_t<T>, std::int32_t>,
-                "expar: expert ids are std::int32_t");
-  expects(experts >= 1, name, ": experts is ", experts, "; it is at least 1");
-  expects(ids.extents[1] <= INT32_MAX, name, " has ", ids.extents[1],
-          " choices for a token; at most ", INT32_MAX, " are possible");
+/// What a record of ids [tokens, k] holds for each token.
+inline rule bytes_for(argument_table& a, int experts, index_t k) {
+  expects(experts >= 1, a, ": experts is ", experts, "; it is at least 1");
+  return {record_bytes(experts, row_size(a, "ids", k, "choices for a token")),
+          "the number of bytes for a token"};
 }
 
 /// The j-th number of `bits` bits, lowest bit first.
@@ -71,14 +61,13 @@ inline void put_number(std::uint8_t* record, index_t j, int bits, std::uint32_t 
 struct record_ids_fn {
   template <class Ids, class Record>
   void operator()(host_context const& ctx, Ids const& ids, int experts, Record&& record) const {
-    auto const from = detail::as_view<2>(ctx, ids);
-    auto const to = detail::as_output<2>(ctx, record);
+    detail::arguments a(ctx, "record_ids");
+    auto const from = a.ids("ids", ids);
     index_t const tokens = from.extents[0], k = from.extents[1];
-    detail::check_view("record_ids: ids", from);
-    detail::check_replayed("record_ids: ids", from, experts);
-    detail::check_record("record_ids: record", to, experts, tokens, k);
-    detail::check_output("record_ids: record", to);
-    detail::check_apart("record_ids: record", to, "ids", from);
+    auto const to = a.written_any(
+        "record", record, {{tokens, "the number of tokens"}, detail::bytes_for(a, experts, k)});
+    static_assert(std::is_same_v<detail::element_of<decltype(to)>, std::uint8_t>,
+                  "expar: a record is made of std::uint8_t");
     detail::check_expert_ids("record_ids: ids", from, experts);
     int const bits = detail::record_bits(experts);
     ctx.for_each_chunk(tokens, 4096 / (k + 1) + 1, [&](int, index_t first, index_t last) {
@@ -93,24 +82,24 @@ struct record_ids_fn {
     });
   }
 };
-/// Records the choices of a step in little memory, to be made again later:
-/// `record_ids(ctx, ids, experts, record)`.
-///   ids: [T,k] std::int32_t, -1 = no expert
+/// `record_ids(ctx, ids, experts, record)` records the choices of a step in little memory, to be
+/// made again later.
+///   ids: [T,k] of any signed integer type, -1 = no expert
 ///   record: [T, record_bytes(experts, k)] std::uint8_t, overwritten. A token's numbers follow one
 ///           another from the lowest bit of its first byte on
-/// Throws if an id is not -1 .. experts - 1; then nothing is written.
+/// Throws where shapes do not fit, or if an id is not -1 .. experts - 1; then nothing is written.
 inline constexpr record_ids_fn record_ids{};
 
 struct replay_ids_fn {
   template <class Record, class Ids>
   void operator()(host_context const& ctx, Record const& record, int experts, Ids&& ids) const {
-    auto const from = detail::as_view<2>(ctx, record);
-    auto const to = detail::as_output<2>(ctx, ids);
+    detail::arguments a(ctx, "replay_ids");
+    auto const to = a.written_ids("ids", ids, experts);
     index_t const tokens = to.extents[0], k = to.extents[1];
-    detail::check_output("replay_ids: ids", to);
-    detail::check_replayed("replay_ids: ids", to, experts);
-    detail::check_record("replay_ids: record", from, experts, tokens, k);
-    detail::check_apart("replay_ids: ids", to, "record", from);
+    auto const from = a.read_any(
+        "record", record, {{tokens, "the number of tokens"}, detail::bytes_for(a, experts, k)});
+    static_assert(std::is_same_v<detail::element_of<decltype(from)>, std::uint8_t>,
+                  "expar: a record is made of std::uint8_t");
     int const bits = detail::record_bits(experts);
     for (index_t t = 0; t < tokens; ++t)
       for (index_t j = 0; j < k; ++j) {
@@ -126,11 +115,13 @@ struct replay_ids_fn {
           to.row(t)[j] = number == experts ? -1 : number;
         }
     });
+    to.store();
   }
 };
-/// Reads back what record_ids() wrote: `replay_ids(ctx, record, experts, ids)`. With ids as
-/// given_ids, a router makes the recorded choices with the weights of the logits at hand. Throws if
-/// the record holds a number above `experts`; then nothing is written.
+/// `replay_ids(ctx, record, experts, ids)` reads back what record_ids() wrote. With ids as
+/// given_ids, a router makes the recorded choices with the weights of the logits at hand. Throws
+/// where shapes do not fit, or if the record holds a number above `experts`; then nothing is
+/// written.
 inline constexpr replay_ids_fn replay_ids{};
 
 }  // namespace expar::inline v0

@@ -18,21 +18,15 @@
 namespace expar::inline v0 {
 namespace detail {
 
-/// The steps' own checks, or those of a router of another kind. Their tensors become arguments of
-/// the call; `entries`: what is in them is read as well.
+/// The steps' own checks, or those of a router of another kind.
 template <class Router>
-void validate_steps(argument_table& a, Router const& r, index_t tokens, bool) {
-  if constexpr (requires { r.validate(a, r.experts, r.top_k, tokens); })
-    r.validate(a, r.experts, r.top_k, tokens);
+void validate_steps(argument_table& a, Router const& r, index_t tokens, bool entries) {
+  validate_step(a, r, r.experts, r.top_k, tokens, entries);
 }
 template <int I = 0, class... Steps>
 void validate_steps(argument_table& a, router<Steps...> const& r, index_t tokens, bool entries) {
   if constexpr (I < static_cast<int>(sizeof...(Steps))) {
-    auto const& step = step_of<I>(r.steps);
-    if constexpr (requires { step.validate(a, r.experts, r.top_k, tokens); })
-      step.validate(a, r.experts, r.top_k, tokens);
-    if constexpr (requires { step.validate_entries(a, r.experts, r.top_k, tokens); })
-      if (entries) step.validate_entries(a, r.experts, r.top_k, tokens);
+    validate_step(a, step_of<I>(r.steps), r.experts, r.top_k, tokens, entries);
     validate_steps<I + 1>(a, r, tokens, entries);
   }
 }

@@ -13,8 +13,9 @@
 
 namespace expar::inline v0 {
 
-/// What operations accept as routes: anything with a tensor `ids` [T,k] of std::int32_t (-1: no
-/// expert) and a tensor `weights` [T,k], the j-th choice of each token in column j.
+/// What operations accept as routes: anything with a tensor `ids` [T,k] of a signed integer type,
+/// on a device std::int32_t (-1: no expert), and a tensor `weights` [T,k], the j-th choice of each
+/// token in column j.
 template <class R>
 concept routes_like = requires(std::remove_reference_t<R>& r) {
   requires tensor<decltype((r.ids)), 2>;

@@ -2,11 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
-#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
 #include <expar/router/routes.hpp>
@@ -16,10 +15,8 @@
 namespace expar::inline v0 {
 namespace detail {
 
-template <class Id>
-void check_tokens(char const* what, tensor_view<Id, 2> const& ids, index_t tokens) {
-  static_assert(std::is_same_v<std::remove_cv_t<Id>, std::int32_t>,
-                "expar: token ids are std::int32_t");
+inline void check_tokens(char const* what, tensor_view<std::int32_t const, 2> const& ids,
+                         index_t tokens) {
   for (index_t e = 0; e < ids.extents[0]; ++e)
     for (index_t c = 0; c < ids.extents[1]; ++c)
       expects(ids(e, c) >= -1 && ids(e, c) < tokens, what, "(", e, ", ", c, ") is ", ids(e, c),
@@ -27,8 +24,8 @@ void check_tokens(char const* what, tensor_view<Id, 2> const& ids, index_t token
 }
 
 /// counts [T]: how many experts took each token.
-template <class Id>
-void count_takers(tensor_view<Id, 2> ids, index_t tokens, buffer<index_t>& counts) {
+inline void count_takers(tensor_view<std::int32_t const, 2> ids, index_t tokens,
+                         buffer<index_t>& counts) {
   counts.assign(static_cast<std::size_t>(tokens), 0);
   for (index_t e = 0; e < ids.extents[0]; ++e)
     for (index_t c = 0; c < ids.extents[1]; ++c)
@@ -44,15 +41,13 @@ struct routes_of_tokens_fn {
     static_assert(routes_like<Chosen const>,
                   "expar: what experts choose is anything with tensors `ids` and `weights` of rank "
                   "2");
-    auto const ids = detail::as_view<2>(ctx, chosen.ids);
-    auto const weights = detail::as_view<2>(ctx, chosen.weights);
-    index_t const experts = ids.extents[0], capacity = ids.extents[1];
     detail::expects(tokens >= 0, "routes_of_tokens: tokens is ", tokens, "; it is at least 0");
-    detail::check_view("routes_of_tokens: ids", ids);
-    detail::check_view("routes_of_tokens: weights", weights);
-    detail::check_extent("routes_of_tokens: weights", weights, 0, experts,
-                         "the number of experts in ids");
-    detail::check_extent("routes_of_tokens: weights", weights, 1, capacity, "the capacity in ids");
+    detail::arguments a(ctx, "routes_of_tokens");
+    auto const ids = a.ids("ids", chosen.ids);
+    index_t const experts = ids.extents[0], capacity = ids.extents[1];
+    auto const weights =
+        a.read("weights", chosen.weights,
+               {{experts, "the number of experts in ids"}, {capacity, "the capacity in ids"}});
     detail::check_tokens("routes_of_tokens: ids", ids, tokens);
     detail::buffer<index_t> next(ctx.memory());
     detail::count_takers(ids, tokens, next);
@@ -74,39 +69,35 @@ struct routes_of_tokens_fn {
         }
   }
 };
-/// What experts chose, token by token, for a plan: `routes_of_tokens(ctx, chosen, tokens, out)`.
-/// `out` is a variable_routes, overwritten; the experts of a token are in ascending order. Then
-/// to_fixed() and make_plan(). Throws if an id is not -1 .. tokens - 1.
+/// `routes_of_tokens(ctx, chosen, tokens, out)`: what experts chose, token by token, for a plan.
+/// `chosen` is what choose_tokens() wrote, `out` a variable_routes, overwritten; the experts of a
+/// token are in ascending order. Then to_fixed() and make_plan(). Throws if an id is not
+/// -1 .. tokens - 1.
 inline constexpr routes_of_tokens_fn routes_of_tokens{};
 
 struct gates_of_experts_fn {
   template <class Chosen, class Variable, class DWeights, class DGates>
   void operator()(host_context const& ctx, Chosen const& chosen, Variable const& variable,
                   DWeights const& d_weights, DGates&& d_gates) const {
+    static_assert(routes_like<Chosen const>,
+                  "expar: what experts choose is anything with tensors `ids` and `weights` of rank "
+                  "2");
     static_assert(variable_routes_like<Variable const>,
                   "expar: variable routes are anything with tensors `offsets`, `ids` and `weights` "
                   "of rank 1");
-    auto const ids = detail::as_view<2>(ctx, chosen.ids);
-    auto const offsets = detail::as_view<1>(ctx, variable.offsets);
-    auto const experts = detail::as_view<1>(ctx, variable.ids);
-    auto const dw = detail::as_view<1>(ctx, d_weights);
-    auto const dg = detail::as_output<2>(ctx, d_gates);
-    using D = detail::element_of<decltype(dg)>;
-    detail::check_view("gates_of_experts: ids", ids);
-    detail::check_variable("gates_of_experts: offsets", "gates_of_experts: variable ids", offsets,
-                           experts);
-    detail::check_tokens("gates_of_experts: ids", ids, offsets.extents[0] - 1);
-    detail::check_view("gates_of_experts: d_weights", dw);
-    detail::check_extent("gates_of_experts: d_weights", dw, 0, experts.extents[0],
-                         "the number of routes");
-    detail::check_output("gates_of_experts: d_gates", dg);
-    detail::check_extent("gates_of_experts: d_gates", dg, 0, ids.extents[0],
-                         "the number of experts in ids");
-    detail::check_extent("gates_of_experts: d_gates", dg, 1, ids.extents[1], "the capacity in ids");
-    detail::check_apart("gates_of_experts: d_gates", dg, "ids", ids);
-    detail::check_apart("gates_of_experts: d_gates", dg, "d_weights", detail::as_row(dw));
-    detail::buffer<index_t> next(ctx.memory());
+    detail::arguments a(ctx, "gates_of_experts");
+    auto const ids = a.ids("ids", chosen.ids);
+    auto const offsets = detail::read_offsets(a, variable.offsets);
+    auto const experts = a.ids_vector("variable ids", variable.ids);
+    auto const dw =
+        a.read_vector("d_weights", d_weights, {{experts.extents[0], "the number of routes"}});
+    auto const dg = a.gradient("d_gates", d_gates,
+                               {{ids.extents[0], "the number of experts in ids"},
+                                {ids.extents[1], "the capacity in ids"}});
     index_t const tokens = offsets.extents[0] - 1;
+    detail::check_runs(a, offsets, experts);
+    detail::check_tokens("gates_of_experts: ids", ids, tokens);
+    detail::buffer<index_t> next(ctx.memory());
     next.resize(tokens);
     auto const each = [&](auto&& f) {
       for (index_t t = 0; t < tokens; ++t) next[t] = static_cast<index_t>(offsets(t));
@@ -121,14 +112,18 @@ struct gates_of_experts_fn {
                       ", which chose it");
     });
     each([&](index_t e, index_t c, index_t at) {
-      dg(e, c) = at < 0 ? narrow<D>(0) : narrow<D>(static_cast<accumulator_t<D>>(widen(dw(at))));
+      if (at < 0)
+        dg.put_zeros(&dg(e, c), 1);
+      else
+        dg.put(dg(e, c), widen(dw(at)));
     });
   }
 };
-/// The adjoint of routes_of_tokens(): `gates_of_experts(ctx, chosen, variable, d_weights, d_gates)`
-/// writes to d_gates [experts, capacity] what d_weights [routes] has for the route of each id, and
-/// 0 where the id is -1. `variable` is what routes_of_tokens() made of `chosen`. d_gates is apart
-/// from the ids of `chosen` and from d_weights.
+/// `gates_of_experts(ctx, chosen, variable, d_weights, d_gates)`, the adjoint of
+/// routes_of_tokens(): d_gates [experts, capacity] is what d_weights [routes] has for the route of
+/// each id, and 0 where the id is -1. `variable` is what routes_of_tokens() made of `chosen`.
+/// d_gates is apart from what is read. Throws where shapes do not fit, or a choice has no route;
+/// then d_gates is untouched.
 inline constexpr gates_of_experts_fn gates_of_experts{};
 
 }  // namespace expar::inline v0

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/expert_ids.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
@@ -45,29 +45,19 @@ struct append_shared_fn {
                   Out&& out) const {
     static_assert(routes_like<Routes const> && routes_like<Out>,
                   "expar: routes are anything with tensors `ids` and `weights` of rank 2");
-    auto const ids = detail::as_view<2>(ctx, routes.ids);
-    auto const w = detail::as_view<2>(ctx, routes.weights);
-    auto const to_ids = detail::as_output<2>(ctx, out.ids);
-    auto const to = detail::as_output<2>(ctx, out.weights);
+    detail::check_shared("append_shared", shared);
+    detail::arguments a(ctx, "append_shared");
+    auto const ids = a.ids("ids", routes.ids);
+    index_t const tokens = ids.extents[0], k = ids.extents[1], all = k + shared.count;
+    detail::rule const each_token{tokens, "the number of tokens"},
+        each_choice{all, "the number of all choices"};
+    auto const w =
+        a.read("weights", routes.weights, {each_token, {k, "the number of choices in ids"}});
+    auto const to_ids = a.written_ids("out ids", out.ids, index_t{shared.experts} + shared.count,
+                                      {each_token, each_choice});
+    auto const to = a.written("out weights", out.weights, {each_token, each_choice});
     using A = accumulator_t<detail::element_of<decltype(w)>>;
     using W = detail::element_of<decltype(to)>;
-    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t> &&
-                      std::is_same_v<detail::element_of<decltype(to_ids)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
-    index_t const tokens = ids.extents[0], k = ids.extents[1], all = k + shared.count;
-    detail::check_shared("append_shared", shared);
-    detail::check_view("append_shared: ids", ids);
-    detail::check_view("append_shared: weights", w);
-    detail::check_extent("append_shared: weights", w, 0, tokens, "the number of tokens");
-    detail::check_extent("append_shared: weights", w, 1, k, "the number of choices in ids");
-    detail::check_output("append_shared: out ids", to_ids);
-    detail::check_output("append_shared: out weights", to);
-    detail::check_extent("append_shared: out ids", to_ids, 0, tokens, "the number of tokens");
-    detail::check_extent("append_shared: out ids", to_ids, 1, all, "the number of all choices");
-    detail::check_extent("append_shared: out weights", to, 0, tokens, "the number of tokens");
-    detail::check_extent("append_shared: out weights", to, 1, all, "the number of all choices");
-    detail::check_apart("append_shared: out ids", to_ids, "ids", ids);
-    detail::check_apart("append_shared: out weights", to, "weights", w);
     detail::check_expert_ids("append_shared: ids", ids, shared.experts);
     ctx.for_each_chunk(tokens, 16384 / (all + 1) + 1, [&](int, index_t first, index_t last) {
       for (index_t t = first; t < last; ++t) {
@@ -86,12 +76,13 @@ struct append_shared_fn {
         }
       }
     });
+    to_ids.store();
   }
 };
-/// Appends the shared experts to all tokens, those without a routed expert too:
-/// `append_shared(ctx, shared, routes, out)`.
-///   routes: ids [T,k], -1 or of a routed expert, and weights [T,k]
-///   out: ids [T, k + count] and weights [T, k + count], overwritten; not the memory of `routes`
+/// `append_shared(ctx, shared, routes, out)` appends the shared experts to all tokens, those
+/// without a routed expert too.
+///   routes: ids [T,k] of any signed integer type, -1 or of a routed expert, and weights [T,k]
+///   out: ids [T, k + count] and weights [T, k + count], overwritten; apart from `routes`
 /// Sums are made in choice order, in float, or in double for weights of double. Throws where shapes
 /// do not fit, or if an id is not -1 .. experts - 1; then nothing is written.
 inline constexpr append_shared_fn append_shared{};
@@ -100,23 +91,15 @@ struct append_shared_backward_fn {
   template <class Ids, class DAll, class DWeights>
   void operator()(host_context const& ctx, shared_experts const& shared, Ids const& ids,
                   DAll const& d_all, DWeights&& d_weights) const {
-    auto const id = detail::as_view<2>(ctx, ids);
-    auto const from = detail::as_view<2>(ctx, d_all);
-    auto const to = detail::as_output<2>(ctx, d_weights);
-    using A = accumulator_t<detail::element_of<decltype(from)>>;
-    using D = detail::element_of<decltype(to)>;
-    index_t const tokens = to.extents[0], k = to.extents[1], all = k + shared.count;
     detail::check_shared("append_shared_backward", shared);
-    detail::check_view("append_shared_backward: ids", id);
-    detail::check_extent("append_shared_backward: ids", id, 0, tokens, "the number of tokens");
-    detail::check_extent("append_shared_backward: ids", id, 1, k, "the number of choices");
-    detail::check_view("append_shared_backward: d_all", from);
-    detail::check_output("append_shared_backward: d_weights", to);
-    detail::check_extent("append_shared_backward: d_all", from, 0, tokens, "the number of tokens");
-    detail::check_extent("append_shared_backward: d_all", from, 1, all,
-                         "the number of all choices");
-    detail::check_apart("append_shared_backward: d_weights", to, "d_all", from);
-    detail::check_apart("append_shared_backward: d_weights", to, "ids", id);
+    detail::arguments a(ctx, "append_shared_backward");
+    auto const id = a.ids("ids", ids);
+    index_t const tokens = id.extents[0], k = id.extents[1], all = k + shared.count;
+    detail::rule const each_token{tokens, "the number of tokens"};
+    auto const from = a.read("d_all", d_all, {each_token, {all, "the number of all choices"}});
+    auto const to =
+        a.gradient("d_weights", d_weights, {each_token, {k, "the number of choices in ids"}});
+    using A = accumulator_t<detail::element_of<decltype(from)>>;
     detail::check_expert_ids("append_shared_backward: ids", id, shared.experts);
     ctx.for_each_chunk(tokens, 16384 / (all + 1) + 1, [&](int, index_t first, index_t last) {
       for (index_t t = first; t < last; ++t) {
@@ -128,15 +111,15 @@ struct append_shared_backward_fn {
         for (index_t j = 0; j < k; ++j) {
           A d = static_cast<A>(widen(from.row(t)[j]));
           if (id.row(t)[j] >= 0) d += sum;
-          to.row(t)[j] = narrow<D>(static_cast<accumulator_t<D>>(d));
+          to.put(to.row(t)[j], d);
         }
       }
     });
   }
 };
-/// The adjoint of append_shared(): overwrites d_weights [T,k], the gradient for the routed weights,
-/// given the ids [T,k] of the routes and d_all [T, k + count], the gradient for all weights. It is
-/// apart from both.
+/// `append_shared_backward(ctx, shared, ids, d_all, d_weights)`, the adjoint: the gradient
+/// d_weights [T,k] for the routed weights, given the ids [T,k] of the routes and d_all [T, k +
+/// count], the gradient for all weights. It is apart from both.
 inline constexpr append_shared_backward_fn append_shared_backward{};
 
 }  // namespace expar::inline v0

@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <type_traits>
-
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
 #include <expar/router/exp.hpp>
+#include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
-#include <expar/router/token_loss.hpp>  // every_token, marks_of
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
@@ -31,7 +29,7 @@ struct sinkhorn_result {
 
 namespace detail {
 
-/// exp(z - row_shift) of all logits, in blocks of tokens that threads share.
+/// exp(z - row_shift) of all logits, a masked_view, in blocks of tokens that threads share.
 struct sinkhorn_kernel {
   static constexpr index_t block = 64;
 
@@ -39,8 +37,8 @@ struct sinkhorn_kernel {
   index_t tokens, experts, valid_tokens;
   buffer<double> k, shift, rows, columns, parts;
 
-  template <class T, class Valid>
-  sinkhorn_kernel(host_context const& c, tensor_view<T, 2> logits, Valid valid)
+  template <class Logits>
+  sinkhorn_kernel(host_context const& c, Logits const& logits)
       : ctx(c),
         tokens(logits.extents[0]),
         experts(logits.extents[1]),
@@ -55,12 +53,13 @@ struct sinkhorn_kernel {
     rows.resize(tokens);
     columns.assign(static_cast<std::size_t>(experts), 1);
     parts.resize((tokens + block - 1) / block * experts);
-    for (index_t t = 0; t < tokens; ++t) valid_tokens += valid(t);
+    for (index_t t = 0; t < tokens; ++t) valid_tokens += logits.valid(t);
     for_each_block([&](index_t first, index_t last, double*) {
       for (index_t t = first; t < last; ++t) {
         double* const row = k.data() + t * experts;
         for (index_t e = 0; e < experts; ++e)
-          row[e] = valid(t) ? static_cast<double>(widen(logits.row(t)[e])) : -infinity<double>;
+          row[e] =
+              logits.valid(t) ? static_cast<double>(widen(logits.row(t)[e])) : -infinity<double>;
         shift[t] = largest_logit(row, static_cast<int>(experts));
         for (index_t e = 0; e < experts; ++e)
           row[e] = masked(row[e]) ? 0 : shifted_exp(row[e], shift[t]);
@@ -109,39 +108,21 @@ struct sinkhorn_fn {
   template <class Logits, class Plan>
   sinkhorn_result operator()(host_context const& ctx, Logits const& logits,
                              sinkhorn_options const& options, Plan&& plan) const {
-    return fit(ctx, detail::as_view<2>(ctx, logits), options, detail::every_token{},
-               detail::as_output<2>(ctx, plan));
-  }
-  template <class Logits, class Valid, class Plan>
-  sinkhorn_result operator()(host_context const& ctx, Logits const& logits,
-                             sinkhorn_options const& options, Valid const& valid,
-                             Plan&& plan) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    return fit(ctx, z, options, detail::marks_of("sinkhorn: valid", ctx, valid, z.extents[0]),
-               detail::as_output<2>(ctx, plan));
-  }
-
- private:
-  template <class T, class Valid, class P>
-  static sinkhorn_result fit(host_context const& ctx, tensor_view<T, 2> z,
-                             sinkhorn_options const& options, Valid valid, tensor_view<P, 2> out) {
-    static_assert(
-        element<std::remove_cv_t<T>> && element<P>,
-        "expar: logits and plans are of an element type; specialize expar::element_traits for it");
-    detail::check_view("sinkhorn: logits", z);
-    detail::check_output("sinkhorn: plan", out);
-    detail::check_extent("sinkhorn: plan", out, 0, z.extents[0], "the number of tokens");
-    detail::check_extent("sinkhorn: plan", out, 1, z.extents[1], "the number of experts");
-    detail::expects(options.tolerance >= 0, "sinkhorn: tolerance is ", options.tolerance,
+    detail::arguments a(ctx, "sinkhorn");
+    auto const z = a.masked("logits", logits);
+    auto const out = a.written("plan", plan,
+                               {{z.extents[0], "the number of tokens"},
+                                {z.extents[1], "the number of experts"},
+                                detail::may_be("logits")});
+    using P = detail::element_of<decltype(out)>;
+    detail::expects(options.tolerance >= 0, a, ": tolerance is ", options.tolerance,
                     "; it is at least 0");
-    detail::expects(options.epsilon > 0, "sinkhorn: epsilon is ", options.epsilon,
-                    "; it is above 0");
-    detail::expects(options.max_iterations >= 1, "sinkhorn: max_iterations is ",
-                    options.max_iterations, "; it is at least 1");
-    detail::expects(z.extents[1] <= INT32_MAX, "sinkhorn: logits has ", z.extents[1],
-                    " experts; at most ", INT32_MAX, " are possible");
+    detail::expects(options.epsilon > 0, a, ": epsilon is ", options.epsilon, "; it is above 0");
+    detail::expects(options.max_iterations >= 1, a, ": max_iterations is ", options.max_iterations,
+                    "; it is at least 1");
+    detail::row_size(a, "logits", z.extents[1], "experts");
     if (z.size() == 0) return {0, true};
-    detail::sinkhorn_kernel kernel(ctx, z, valid);
+    detail::sinkhorn_kernel kernel(ctx, z);
     sinkhorn_result result{0, kernel.valid_tokens == 0};
     while (!result.converged && result.iterations < options.max_iterations) {
       ++result.iterations;
@@ -158,11 +139,11 @@ struct sinkhorn_fn {
     return result;
   }
 };
-/// A plan by which every token sends out, and every expert takes in, equal shares:
-/// `sinkhorn(ctx, logits, options, plan)`, or with `valid` after the options.
-///   logits: [T, experts], any element type; the plan is 0 where they are NaN or -inf
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 send nothing, and T counts the
-///          others. Their rows of the plan are 0
+/// `sinkhorn(ctx, logits, options, plan)`: a plan by which every token sends out, and every expert
+/// takes in, equal shares; how often it iterated comes back.
+///   logits: [T, experts], any element type, or only(valid, logits): tokens that are left out send
+///           nothing, and T counts the others. The plan is 0 in their rows, and where logits are
+///           NaN or -inf
 ///   plan: [T, experts], any element type, overwritten: d0_t * exp(logit) * d1_e, where
 ///         d0_t = 1 / T / (sum over e of exp(logit) * d1_e + epsilon) and
 ///         d1_e = 1 / experts / (sum over t of exp(logit) * d0_t + epsilon)
@@ -173,8 +154,8 @@ struct sinkhorn_fn {
 ///   router({E, k}, softmax_score{}, given_keys{plan})
 /// Computes in double, and takes the largest logit of a token out of its exponentials and its d0:
 /// the plan is the same, and no logit is too large. Where max_iterations end it, the plan is that
-/// of the last. O(T * experts) for each iteration, and as much memory. The plan may share memory
-/// with the logits.
+/// of the last. O(T * experts) for each iteration, and as much memory. The plan may be the logits,
+/// and is otherwise apart from them.
 inline constexpr sinkhorn_fn sinkhorn{};
 
 }  // namespace expar::inline v0

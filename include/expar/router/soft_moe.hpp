@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/detail/buffer.hpp>
-#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
-#include <expar/error.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
@@ -66,37 +64,21 @@ struct column_softmax {
   }
 };
 
-template <class T, class U>
-void check_mix(char const* name, tensor_view<T, 2> const& logits, tensor_view<U, 2> const& v) {
-  static_assert(element<std::remove_cv_t<T>> && element<std::remove_cv_t<U>>,
-                "expar: logits are of an element type; specialize expar::element_traits for it");
-  check_view(name, v);
-  check_extent(name, v, 0, logits.extents[0], "the number of tokens");
-  check_extent(name, v, 1, logits.extents[1], "the number of slots");
-}
-
 }  // namespace detail
 
 struct soft_moe_weights_fn {
   template <class Logits, class Dispatch, class Combine>
   void operator()(host_context const& ctx, Logits const& logits, Dispatch&& dispatch,
                   Combine&& combine) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const d = detail::as_output<2>(ctx, dispatch);
-    auto const c = detail::as_output<2>(ctx, combine);
+    detail::arguments a(ctx, "soft_moe_weights");
+    auto const z = a.read("logits", logits);
+    detail::rule const each_token{z.extents[0], "the number of tokens"},
+        each_slot{z.extents[1], "the number of slots"};
+    auto const d = a.written("dispatch", dispatch, {each_token, each_slot});
+    auto const c = a.written("combine", combine, {each_token, each_slot});
+    int const slots = detail::row_size(a, "logits", z.extents[1], "slots");
     using A = accumulator_t<detail::element_of<decltype(z)>>;
     using D = detail::element_of<decltype(d)>;
-    detail::check_view("soft_moe_weights: logits", z);
-    detail::check_mix("soft_moe_weights: dispatch", z, d);
-    detail::check_mix("soft_moe_weights: combine", z, c);
-    detail::check_output("soft_moe_weights: dispatch", d);
-    detail::check_output("soft_moe_weights: combine", c);
-    detail::check_apart("soft_moe_weights: dispatch", d, "logits", z);
-    detail::check_apart("soft_moe_weights: combine", c, "logits", z);
-    detail::check_apart("soft_moe_weights: combine", c, "dispatch", d);
-    detail::expects(z.extents[1] <= INT32_MAX, "soft_moe_weights: logits has ", z.extents[1],
-                    " slots; at most ", INT32_MAX, " are possible");
-    int const slots = static_cast<int>(z.extents[1]);
     detail::column_softmax<A, std::remove_pointer_t<decltype(z.data)>> const of_slot(ctx, z);
     detail::for_each_token_with<A>(ctx, z.extents[0], slots, slots, [&](index_t t, A* row) {
       for (int s = 0; s < slots; ++s)
@@ -107,8 +89,8 @@ struct soft_moe_weights_fn {
     });
   }
 };
-/// The weights by which Soft MoE mixes tokens into slots and slots into tokens (arXiv:2308.00951;
-/// V-MoE, projects/soft_moe/router.py): `soft_moe_weights(ctx, logits, dispatch, combine)`.
+/// `soft_moe_weights(ctx, logits, dispatch, combine)`: the weights by which Soft MoE mixes tokens
+/// into slots and slots into tokens (arXiv:2308.00951; V-MoE, projects/soft_moe/router.py).
 ///   logits: [T, slots], any element type; the slots of an expert follow one another. What is NaN
 ///           or -inf has weight 0: so leave out padding
 ///   dispatch: [T, slots], overwritten; the softmax of each slot over the tokens
@@ -122,29 +104,25 @@ struct soft_moe_weights_backward_fn {
   template <class Logits, class DDispatch, class DCombine, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits, DDispatch const& d_dispatch,
                   DCombine const& d_combine, DLogits&& d_logits) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const dd = detail::as_view<2>(ctx, d_dispatch);
-    auto const dc = detail::as_view<2>(ctx, d_combine);
-    auto const dz = detail::as_output<2>(ctx, d_logits);
+    using detail::may_be;
+    detail::arguments a(ctx, "soft_moe_weights_backward");
+    auto const z = a.read("logits", logits);
+    detail::rule const each_token{z.extents[0], "the number of tokens"},
+        each_slot{z.extents[1], "the number of slots"};
+    auto const dd = a.read("d_dispatch", d_dispatch, {each_token, each_slot});
+    auto const dc = a.read("d_combine", d_combine, {each_token, each_slot});
+    auto const dz = a.gradient(
+        "d_logits", d_logits,
+        {each_token, each_slot, may_be("logits"), may_be("d_dispatch"), may_be("d_combine")});
+    int const slots = detail::row_size(a, "logits", z.extents[1], "slots");
     using A = accumulator_t<detail::element_of<decltype(z)>>;
-    detail::check_view("soft_moe_weights_backward: logits", z);
-    detail::check_mix("soft_moe_weights_backward: d_dispatch", z, dd);
-    detail::check_mix("soft_moe_weights_backward: d_combine", z, dc);
-    detail::check_mix("soft_moe_weights_backward: d_logits", z, dz);
-    detail::check_output("soft_moe_weights_backward: d_logits", dz);
-    detail::check_in_place("soft_moe_weights_backward: d_logits", dz, "logits", z);
-    detail::check_in_place("soft_moe_weights_backward: d_logits", dz, "d_dispatch", dd);
-    detail::check_in_place("soft_moe_weights_backward: d_logits", dz, "d_combine", dc);
-    detail::expects(z.extents[1] <= INT32_MAX, "soft_moe_weights_backward: logits has ",
-                    z.extents[1], " slots; at most ", INT32_MAX, " are possible");
-    int const slots = static_cast<int>(z.extents[1]);
     detail::column_softmax<A, std::remove_pointer_t<decltype(z.data)>> const of_slot(ctx, z);
     auto const d_of = [&](index_t t, index_t s) { return static_cast<A>(widen(dd.row(t)[s])); };
     detail::buffer<A> mean(ctx.memory());
     detail::fold_columns(
         ctx, z.extents[0], z.extents[1], A(0),
         [&](index_t t, index_t s) { return d_of(t, s) * of_slot(t, s); },
-        [](A a, A b) { return a + b; }, mean);
+        [](A x, A y) { return x + y; }, mean);
     detail::for_each_token_with<A>(
         ctx, z.extents[0], slots, 2 * index_t{slots}, [&](index_t t, A* row) {
           A* const g = row + slots;
@@ -154,13 +132,14 @@ struct soft_moe_weights_backward_fn {
           softmax_score{}.vjp(static_cast<A const*>(nullptr), static_cast<A const*>(row),
                               static_cast<A const*>(g), g, slots);
           for (int s = 0; s < slots; ++s) g[s] += of_slot(t, s) * (d_of(t, s) - mean[s]);
-          detail::narrow_row(g, dz.row(t), slots);
+          dz.put_row(dz.row(t), g, slots);
         });
   }
 };
-/// The adjoint of soft_moe_weights(): overwrites d_logits [T, slots] given d_dispatch and
-/// d_combine, the gradients for what it wrote; 0 where the logits are masked. d_logits may be one
-/// of the others, and is otherwise apart from them.
+/// `soft_moe_weights_backward(ctx, logits, d_dispatch, d_combine, d_logits)`, the adjoint: the
+/// gradient d_logits [T, slots], given d_dispatch and d_combine, those for what soft_moe_weights()
+/// wrote; 0 where the logits are masked. d_logits may be one of the others, and is otherwise apart
+/// from them.
 inline constexpr soft_moe_weights_backward_fn soft_moe_weights_backward{};
 
 }  // namespace expar::inline v0

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
-#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/router/detail/steps.hpp>
 #include <expar/router/per_token.hpp>
@@ -14,18 +14,14 @@
 namespace expar::inline v0 {
 namespace detail {
 
-template <class Transform>
-void check_transform(char const* what, Transform const& transform, index_t tokens,
-                     index_t experts) {
-  int const n = static_cast<int>(experts);
-  if constexpr (requires { transform.validate(what, n, 1, tokens); })
-    transform.validate(what, n, 1, tokens);
-}
-template <class T, class U>
-void check_like_logits(char const* what, tensor_view<T, 2> const& v,
-                       tensor_view<U, 2> const& logits) {
-  check_extent(what, v, 0, logits.extents[0], "the number of tokens");
-  check_extent(what, v, 1, logits.extents[1], "the number of experts");
+/// Logits [T, experts] of which a transform is made, whose tensors and values are checked too.
+template <class Context, class Transform, class Logits>
+auto read_for(arguments<Context>& a, Transform const& transform, Logits const& logits) {
+  static_assert(transform_policy<bound<Transform>>,
+                "expar: the second argument is a transform_policy");
+  auto const z = a.read("logits", logits);
+  validate_step(a, transform, row_size(a, "logits", z.extents[1], "experts"), 1, z.extents[0]);
+  return z;
 }
 
 }  // namespace detail
@@ -34,20 +30,14 @@ struct transform_logits_fn {
   template <class Transform, class Logits, class Out>
   void operator()(host_context const& ctx, Transform const& transform, Logits const& logits,
                   Out&& out) const {
-    static_assert(transform_policy<detail::bound<Transform>>,
-                  "expar: the second argument is a transform_policy");
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const x = detail::as_output<2>(ctx, out);
-    static_assert(
-        element<detail::element_of<decltype(z)>> && element<detail::element_of<decltype(x)>>,
-        "expar: logits are of an element type; specialize expar::element_traits for it");
-    using A = accumulator_t<detail::element_of<decltype(z)>>;
-    detail::check_view("transform_logits: logits", z);
-    detail::check_output("transform_logits: out", x);
-    detail::check_like_logits("transform_logits: out", x, z);
-    detail::check_in_place("transform_logits: out", x, "logits", z);
+    detail::arguments a(ctx, "transform_logits");
+    auto const z = detail::read_for(a, transform, logits);
     index_t const tokens = z.extents[0], experts = z.extents[1];
-    detail::check_transform("transform_logits", transform, tokens, experts);
+    auto const x = a.written("out", out,
+                             {{tokens, "the number of tokens"},
+                              {experts, "the number of experts"},
+                              detail::may_be("logits")});
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
     detail::for_each_token_with<A>(ctx, tokens, experts, experts, [&](index_t t, A* row) {
       auto const of_token = detail::bind(transform, t);
       detail::widen_row(z.row(t), row, experts);
@@ -57,38 +47,28 @@ struct transform_logits_fn {
     });
   }
 };
-/// Writes what a transform makes of logits, as the router that has it sees them, for losses that
-/// need them: `transform_logits(ctx, transform, logits, out)`.
-///   logits, out: [T, experts], any element types; the same tensor, or apart. What is NaN or -inf
-///                becomes -inf
+/// `transform_logits(ctx, transform, logits, out)`: what a transform makes of logits, as the router
+/// that has it sees them, for losses that need them.
+///   logits, out: [T, experts], any element types; out may be logits, and is otherwise apart from
+///                them. What is NaN or -inf becomes -inf
 /// Computes in float, or in double for logits of double, and rounds once. Throws where shapes do
-/// not fit; then out is untouched.
+/// not fit, or what the transform has; then out is untouched.
 inline constexpr transform_logits_fn transform_logits{};
 
 struct transform_logits_backward_fn {
   template <class Transform, class Logits, class DOut, class DLogits>
   void operator()(host_context const& ctx, Transform const& transform, Logits const& logits,
                   DOut const& d_out, DLogits&& d_logits) const {
-    static_assert(transform_policy<detail::bound<Transform>>,
-                  "expar: the second argument is a transform_policy");
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const dx = detail::as_view<2>(ctx, d_out);
-    auto const dz = detail::as_output<2>(ctx, d_logits);
-    static_assert(element<detail::element_of<decltype(z)>>,
-                  "expar: logits are of an element type; specialize expar::element_traits for it");
-    static_assert(
-        element<detail::element_of<decltype(dx)>> && element<detail::element_of<decltype(dz)>>,
-        "expar: gradients are of an element type; specialize expar::element_traits for it");
-    using A = accumulator_t<detail::element_of<decltype(z)>>;
-    detail::check_view("transform_logits_backward: logits", z);
-    detail::check_view("transform_logits_backward: d_out", dx);
-    detail::check_like_logits("transform_logits_backward: d_out", dx, z);
-    detail::check_output("transform_logits_backward: d_logits", dz);
-    detail::check_like_logits("transform_logits_backward: d_logits", dz, z);
-    detail::check_in_place("transform_logits_backward: d_logits", dz, "logits", z);
-    detail::check_in_place("transform_logits_backward: d_logits", dz, "d_out", dx);
+    detail::arguments a(ctx, "transform_logits_backward");
+    auto const z = detail::read_for(a, transform, logits);
     index_t const tokens = z.extents[0], experts = z.extents[1];
-    detail::check_transform("transform_logits_backward", transform, tokens, experts);
+    detail::rule const each_token{tokens, "the number of tokens"},
+        each_expert{experts, "the number of experts"};
+    auto const dx = a.read("d_out", d_out, {each_token, each_expert});
+    auto const dz =
+        a.gradient("d_logits", d_logits,
+                   {each_token, each_expert, detail::may_be("logits"), detail::may_be("d_out")});
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
     detail::for_each_token_with<A>(ctx, tokens, experts, 2 * experts, [&](index_t t, A* row) {
       auto const of_token = detail::bind(transform, t);
       A* const g = row + experts;
@@ -96,14 +76,14 @@ struct transform_logits_backward_fn {
       detail::widen_row(dx.row(t), g, experts);
       for (int e = 0; e < experts; ++e)
         g[e] = detail::masked(row[e]) ? A(0) : detail::multiply(g[e], of_token.slope(row[e], e));
-      detail::narrow_row(g, dz.row(t), experts);
+      dz.put_row(dz.row(t), g, experts);
     });
   }
 };
-/// The adjoint of transform_logits(): overwrites d_logits [T, experts] with d_out times the slope
-/// of the transform at logits, which are those that it read; 0 where they are masked. d_logits may
-/// be d_out or logits, and is otherwise apart from them. Throws where shapes do not fit; then
-/// d_logits is untouched.
+/// `transform_logits_backward(ctx, transform, logits, d_out, d_logits)`, the adjoint: d_out times
+/// the slope of the transform at the logits that it read, to d_logits [T, experts]; 0 where they
+/// are masked. d_logits may be d_out or logits, and is otherwise apart from them. Throws as
+/// transform_logits(); then d_logits is untouched.
 inline constexpr transform_logits_backward_fn transform_logits_backward{};
 
 }  // namespace expar::inline v0

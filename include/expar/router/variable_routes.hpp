@@ -7,9 +7,9 @@
 #include <utility>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/detail/expert_ids.hpp>
-#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
 #include <expar/router/route.hpp>
@@ -77,7 +77,7 @@ class variable_routes {
 };
 
 /// What operations accept as variable routes: anything with tensors `offsets` [T + 1] of an integer
-/// type, `ids` [routes] of std::int32_t, and `weights` [routes].
+/// type of at least 32 bits, `ids` [routes] of a signed integer type, and `weights` [routes].
 template <class R>
 concept variable_routes_like = requires(std::remove_reference_t<R>& r) {
   requires tensor<decltype((r.offsets)), 1>;
@@ -87,39 +87,40 @@ concept variable_routes_like = requires(std::remove_reference_t<R>& r) {
 
 namespace detail {
 
-template <class T, class Id>
-void check_variable(char const* offsets_name, char const* ids_name,
-                    tensor_view<T, 1> const& offsets, tensor_view<Id, 1> const& ids) {
-  static_assert(std::is_integral_v<T> && sizeof(T) >= 4,
+template <class Context, class Offsets>
+auto read_offsets(arguments<Context>& a, Offsets const& offsets, rules fits = {}) {
+  auto const v = a.read_any_vector("offsets", offsets, fits);
+  static_assert(std::is_integral_v<element_of<decltype(v)>> && sizeof(v(0)) >= 4,
                 "expar: offsets are integers of at least 32 bits");
-  static_assert(std::is_same_v<std::remove_cv_t<Id>, std::int32_t>,
-                "expar: expert ids are std::int32_t");
-  check_view(offsets_name, offsets);
-  check_view(ids_name, ids);
-  expects(offsets.extents[0] >= 1, offsets_name,
-          " has no entries; there is one for each token, and one more");
-  expects(offsets(0) == 0, offsets_name, "(0) is ", offsets(0), "; the first offset is 0");
+  expects(v.extents[0] >= 1, a,
+          ": offsets has no entries; there is one for each token, and one more");
+  return v;
+}
+
+/// Throws unless the offsets ascend from 0 to the number of ids, of which none is below -1, and no
+/// token has more than `most` of them.
+template <class T>
+void check_runs(char const* op, tensor_view<T, 1> const& offsets,
+                tensor_view<std::int32_t const, 1> const& ids, index_t most = PTRDIFF_MAX) {
+  expects(offsets(0) == 0, op, ": offsets(0) is ", offsets(0), "; the first offset is 0");
   index_t const tokens = offsets.extents[0] - 1;
   for (index_t t = 0; t < tokens; ++t)
-    expects(offsets(t) <= offsets(t + 1), offsets_name, "(", t + 1, ") is ", offsets(t + 1),
+    expects(offsets(t) <= offsets(t + 1), op, ": offsets(", t + 1, ") is ", offsets(t + 1),
             ", less than the offset before, ", offsets(t));
-  expects(static_cast<index_t>(offsets(tokens)) == ids.extents[0], offsets_name, "(", tokens,
+  expects(static_cast<index_t>(offsets(tokens)) == ids.extents[0], op, ": offsets(", tokens,
           ") is ", offsets(tokens), ", but there are ", ids.extents[0], " routes");
   for (index_t i = 0; i < ids.extents[0]; ++i)
-    expects(ids(i) >= -1, ids_name, "(", i, ") is ", ids(i),
+    expects(ids(i) >= -1, op, ": variable ids(", i, ") is ", ids(i),
             "; an expert id is -1 (no expert) or at least 0");
-}
-template <class T>
-void check_most(char const* what, tensor_view<T, 1> const& offsets, index_t k) {
-  for (index_t t = 0; t + 1 < offsets.extents[0]; ++t)
-    expects(static_cast<index_t>(offsets(t + 1) - offsets(t)) <= k, what, ": token ", t, " has ",
-            offsets(t + 1) - offsets(t), " routes, but only ", k, " fit");
+  for (index_t t = 0; t < tokens; ++t)
+    expects(static_cast<index_t>(offsets(t + 1) - offsets(t)) <= most, op, ": token ", t, " has ",
+            offsets(t + 1) - offsets(t), " routes, but only ", most, " fit");
 }
 
 /// Rows [T,k] from runs of any length up to k; `fill` behind each.
 template <class T, class From, class To>
-void spread_runs(host_context const& ctx, tensor_view<T, 1> offsets, From const* from,
-                 tensor_view<To, 2> to, To fill) {
+void spread_runs(host_context const& ctx, tensor_view<T, 1> offsets,
+                 tensor_view<From, 1> const& from, tensor_view<To, 2> to, To fill) {
   index_t const k = to.extents[1];
   ctx.for_each_chunk(to.extents[0], 16384 / (k + 1) + 1, [&](int, index_t first, index_t last) {
     for (index_t t = first; t < last; ++t) {
@@ -127,10 +128,10 @@ void spread_runs(host_context const& ctx, tensor_view<T, 1> offsets, From const*
       index_t const at = static_cast<index_t>(offsets(t));
       index_t const n = static_cast<index_t>(offsets(t + 1)) - at;
       for (index_t j = 0; j < n; ++j)
-        if constexpr (std::is_same_v<From, To>)
-          row[j] = from[at + j];
+        if constexpr (std::is_same_v<std::remove_cv_t<From>, To>)
+          row[j] = from(at + j);
         else
-          row[j] = narrow<To>(static_cast<accumulator_t<To>>(widen(from[at + j])));
+          row[j] = narrow<To>(static_cast<accumulator_t<To>>(widen(from(at + j))));
       for (index_t j = n; j < k; ++j) row[j] = fill;
     }
   });
@@ -143,15 +144,12 @@ struct to_variable_fn {
   void operator()(host_context const& ctx, Routes const& routes, variable_routes<W>& out) const {
     static_assert(routes_like<Routes const>,
                   "expar: routes are anything with tensors `ids` and `weights` of rank 2");
-    auto const ids = detail::as_view<2>(ctx, routes.ids);
-    auto const weights = detail::as_view<2>(ctx, routes.weights);
-    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
-    detail::check_view("to_variable: ids", ids);
-    detail::check_view("to_variable: weights", weights);
+    detail::arguments a(ctx, "to_variable");
+    auto const ids = a.ids("ids", routes.ids);
     index_t const tokens = ids.extents[0], k = ids.extents[1], grain = 16384 / (k + 1) + 1;
-    detail::check_extent("to_variable: weights", weights, 0, tokens, "the number of tokens");
-    detail::check_extent("to_variable: weights", weights, 1, k, "the number of choices in ids");
+    auto const weights =
+        a.read("weights", routes.weights,
+               {{tokens, "the number of tokens"}, {k, "the number of choices in ids"}});
     detail::check_expert_ids("to_variable: ids", ids, INT32_MAX);
     detail::buffer<index_t> starts(ctx.memory());
     starts.assign(static_cast<std::size_t>(tokens) + 1, 0);
@@ -174,7 +172,7 @@ struct to_variable_fn {
     });
   }
 };
-/// Leaves out the choices that name no expert: `to_variable(ctx, routes, out)`. The others keep
+/// `to_variable(ctx, routes, out)` leaves out the choices that name no expert. The others keep
 /// their order. `routes` has ids [T,k] and weights [T,k]; `out` is a variable_routes, overwritten.
 /// Throws where shapes do not fit, or if an id is below -1.
 inline constexpr to_variable_fn to_variable{};
@@ -187,35 +185,27 @@ struct to_fixed_fn {
                   "of rank 1");
     static_assert(routes_like<Routes>,
                   "expar: routes are anything with tensors `ids` and `weights` of rank 2");
-    auto const offsets = detail::as_view<1>(ctx, variable.offsets);
-    auto const from_ids = detail::as_view<1>(ctx, variable.ids);
-    auto const from = detail::as_view<1>(ctx, variable.weights);
-    auto const ids = detail::as_output<2>(ctx, routes.ids);
-    auto const weights = detail::as_output<2>(ctx, routes.weights);
+    detail::arguments a(ctx, "to_fixed");
+    auto const offsets = detail::read_offsets(a, variable.offsets);
+    auto const from_ids = a.ids_vector("variable ids", variable.ids);
+    auto const from = a.read_vector("variable weights", variable.weights,
+                                    {{from_ids.extents[0], "the number of routes"}});
+    detail::rule const tokens{offsets.extents[0] - 1, "the number of tokens"};
+    auto const ids = a.written_ids("ids", routes.ids, INT32_MAX, {tokens});
+    index_t const k = ids.extents[1];
+    auto const weights =
+        a.written("weights", routes.weights, {tokens, {k, "the number of choices in ids"}});
     using W = detail::element_of<decltype(weights)>;
-    static_assert(std::is_same_v<detail::element_of<decltype(ids)>, std::int32_t>,
-                  "expar: expert ids are std::int32_t");
-    detail::check_variable("to_fixed: offsets", "to_fixed: variable ids", offsets, from_ids);
-    detail::check_view("to_fixed: variable weights", from);
-    detail::check_extent("to_fixed: variable weights", from, 0, from_ids.extents[0],
-                         "the number of routes");
-    index_t const tokens = offsets.extents[0] - 1, k = ids.extents[1];
-    detail::check_output("to_fixed: ids", ids);
-    detail::check_output("to_fixed: weights", weights);
-    detail::check_extent("to_fixed: ids", ids, 0, tokens, "the number of tokens");
-    detail::check_extent("to_fixed: weights", weights, 0, tokens, "the number of tokens");
-    detail::check_extent("to_fixed: weights", weights, 1, k, "the number of choices in ids");
-    detail::check_most("to_fixed", offsets, k);
-    detail::check_apart("to_fixed: ids", ids, "variable ids", detail::as_row(from_ids));
-    detail::check_apart("to_fixed: weights", weights, "variable weights", detail::as_row(from));
-    detail::spread_runs(ctx, offsets, from_ids.data, ids, std::int32_t{-1});
-    detail::spread_runs(ctx, offsets, from.data, weights, narrow<W>(0));
+    detail::check_runs(a, offsets, from_ids, k);
+    detail::spread_runs(ctx, offsets, from_ids, ids, std::int32_t{-1});
+    detail::spread_runs(ctx, offsets, from, weights, narrow<W>(0));
+    ids.store();
   }
 };
-/// Variable routes as routes of k choices, for make_plan() and all that follows it:
-/// `to_fixed(ctx, variable, routes)` writes ids [T,k] and weights [T,k], with -1 and 0 behind the
-/// routes of a token. Both are apart from the memory of `variable`. Throws if a token has more than
-/// k, or an id is below -1; then nothing is written.
+/// `to_fixed(ctx, variable, routes)`: variable routes as routes of k choices, for make_plan() and
+/// all that follows it. Writes ids [T,k] of at least 32 bits and weights [T,k], with -1 and 0
+/// behind the routes of a token, apart from the memory of `variable`. Throws if a token has more
+/// than k routes, or an id is below -1; then nothing is written.
 inline constexpr to_fixed_fn to_fixed{};
 
 struct route_variable_fn {
@@ -245,8 +235,8 @@ struct route_variable_fn {
     all.resize(z.extents[0], r.top_k);
   }
 };
-/// Gives every token as many experts as the router selects for it:
-/// `route_variable(ctx, router, logits, bias, out)`, as route(), whose bias may be left out. The
+/// `route_variable(ctx, router, logits, bias, out)` gives every token as many experts as the router
+/// selects for it, as route(), whose bias may be left out. The
 /// router's top_k is the most that a token may have, up to all experts; what it does not select
 /// does not appear in `out`, a variable_routes.
 ///
@@ -263,31 +253,30 @@ struct route_variable_backward_fn {
     static_assert(variable_routes_like<Variable const>,
                   "expar: variable routes are anything with tensors `offsets`, `ids` and `weights` "
                   "of rank 1");
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const offsets = detail::as_view<1>(ctx, variable.offsets);
-    auto const from_ids = detail::as_view<1>(ctx, variable.ids);
-    auto const dw = detail::as_view<1>(ctx, d_weights);
-    using W = detail::element_of<decltype(dw)>;
     detail::arguments a(ctx, "route_variable_backward");
-    detail::read_logits(a, r, logits);
-    detail::check_variable("route_variable_backward: offsets", "route_variable_backward: ids",
-                           offsets, from_ids);
-    detail::check_extent("route_variable_backward: offsets", offsets, 0, z.extents[0] + 1,
-                         "the number of tokens and one more");
-    detail::check_view("route_variable_backward: d_weights", dw);
-    detail::check_extent("route_variable_backward: d_weights", dw, 0, from_ids.extents[0],
-                         "the number of routes");
-    detail::check_most("route_variable_backward", offsets, r.top_k);
-    routes<W> all(z.extents[0], r.top_k, ctx.memory());
-    detail::spread_runs(ctx, offsets, from_ids.data, all.ids, std::int32_t{-1});
-    detail::spread_runs(ctx, offsets, dw.data, all.weights, narrow<W>(0));
+    auto const z = detail::read_logits(a, r, logits);
+    index_t const tokens = z.extents[0];
+    auto const offsets = detail::read_offsets(a, variable.offsets,
+                                              {{tokens + 1, "the number of tokens and one more"}});
+    auto const from_ids = a.ids_vector("variable ids", variable.ids);
+    auto const dw =
+        a.read_vector("d_weights", d_weights, {{from_ids.extents[0], "the number of routes"}});
+    a.gradient("d_logits", d_logits,
+               {{tokens, "the number of tokens"},
+                {r.experts, "the router's number of experts"},
+                detail::may_be("logits")});
+    using W = detail::element_of<decltype(dw)>;
+    detail::check_runs(a, offsets, from_ids, r.top_k);
+    routes<W> all(tokens, r.top_k, ctx.memory());
+    detail::spread_runs(ctx, offsets, from_ids, all.ids, std::int32_t{-1});
+    detail::spread_runs(ctx, offsets, dw, all.weights, narrow<W>(0));
     route_backward(ctx, r, logits, all, all.weights, d_logits);
   }
 };
-/// The adjoint of route_variable(): overwrites d_logits [T, experts], given d_weights [routes], the
-/// gradient for the weights. Of the routes only offsets and ids are read; an id that is set to -1
-/// on the way takes no part. Otherwise as route_backward(). Memory: [T, top_k] ids and gradients,
-/// from the context.
+/// `route_variable_backward(ctx, router, logits, variable, d_weights, d_logits)`, the adjoint: the
+/// gradient d_logits [T, experts], given d_weights [routes], that for the weights. Of the routes
+/// only offsets and ids are read; an id that is set to -1 on the way takes no part. Otherwise as
+/// route_backward(). Memory: [T, top_k] ids and gradients, from the context.
 inline constexpr route_variable_backward_fn route_variable_backward{};
 
 }  // namespace expar::inline v0

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/logits/attention_logits.hpp>
 
+#include "../../support/adds.hpp"
 #include "../../support/catch.hpp"
 #include "../support.hpp"
 
@@ -156,8 +157,9 @@ TEST_CASE("attention logits refuse what does not fit", "[router]") {
           "expar: attention_logits: logits overlaps q in memory; the operation cannot work in "
           "place");
   REQUIRE(sentence_of([&] {
+            matrix<float> other(2, 3);
             expar::attention_logits_backward(ctx, q.view(), q.view(), q.view(), q.view(), z.view(),
-                                             z.view(), k.view());
+                                             other.view(), k.view());
           }) ==
           "expar: attention_logits_backward: dv has extent 4 in dimension 1, but the number of "
           "experts in q is 3");
@@ -177,4 +179,22 @@ TEST_CASE("attention logits refuse what does not fit", "[router]") {
   REQUIRE(backward(a, b, b) ==
           "expar: attention_logits_backward: dv overlaps dk in memory; the operation cannot work "
           "in place");
+}
+
+TEST_CASE("gradients of attention logits are added or written in place", "[router]") {
+  router_test::random rng(163);
+  matrix<float> q(20, 8), k(20, 8), v(20, 8), d(20, 8), dq(20, 8), dk(20, 8), dv(20, 8);
+  for (auto* m : {&q, &k, &v, &d})
+    for (float& x : m->data) x = static_cast<float>(rng.normal());
+  auto const backward = [&](auto&& to_q, auto&& to_k, auto&& to_v) {
+    expar::attention_logits_backward(ctx, q.view(), k.view(), v.view(), d.view(), to_q, to_k, to_v);
+  };
+  expar_test::require_adds<float>(20, 8, [&](auto&& to) { backward(to, dk.view(), dv.view()); });
+  expar_test::require_adds<float>(20, 8, [&](auto&& to) { backward(dq.view(), to, dv.view()); });
+  expar_test::require_adds<float>(20, 8, [&](auto&& to) { backward(dq.view(), dk.view(), to); });
+  backward(dq.view(), dk.view(), dv.view());
+  backward(q.view(), k.view(), v.view());
+  REQUIRE(q.data == dq.data);
+  REQUIRE(k.data == dk.data);
+  REQUIRE(v.data == dv.data);
 }

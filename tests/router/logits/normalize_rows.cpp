@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/logits/normalize_rows.hpp>
 
+#include "../../support/adds.hpp"
 #include "../../support/catch.hpp"
 #include "../support.hpp"
 
@@ -203,4 +204,17 @@ TEST_CASE("normalized rows refuse what does not fit", "[router]") {
           }) ==
           "expar: normalize_rows_backward: dx has extent 0 in dimension 0, but the number of rows "
           "is 1");
+}
+
+TEST_CASE("the gradient of normalized rows is added, or written over the rows", "[router]") {
+  router_test::random rng(145);
+  matrix<float> x(9, 5), d(9, 5), dx(9, 5);
+  for (auto* m : {&x, &d})
+    for (float& a : m->data) a = static_cast<float>(rng.normal());
+  expar_test::require_adds<float>(9, 5, [&](auto&& to) {
+    expar::normalize_rows_backward(ctx, expar::unit_rms{}, x.view(), d.view(), to);
+  });
+  expar::normalize_rows_backward(ctx, expar::unit_rms{}, x.view(), d.view(), dx.view());
+  expar::normalize_rows_backward(ctx, expar::unit_rms{}, x.view(), d.view(), x.view());
+  REQUIRE(x.data == dx.data);
 }

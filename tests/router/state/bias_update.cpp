@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/state/bias_update.hpp>
 
+#include <expar/router/count_choices.hpp>
 #include <expar/router/route.hpp>
 #include <expar/router/router.hpp>
 #include <expar/router/routes.hpp>
@@ -104,4 +105,13 @@ TEST_CASE("the step of a bias refuses what does not fit", "[router]") {
             expar::update_bias(ctx, std::vector<std::int64_t>{INT64_MAX, 1}, {}, two);
           }) == "expar: update_bias: counts(1) is 1" + bound);
   REQUIRE(two == row_type(2));
+}
+
+TEST_CASE("a bias and counts that do not follow one another are moved alike", "[router]") {
+  row_type bias{1, 77, 2, 77, 3, 77}, packed{1, 2, 3};
+  std::vector<std::int64_t> const counts{5, 0, 0, 1, 0, 0, 9, 0, 0}, packed_counts{5, 1, 9};
+  expar::update_bias(ctx, packed_counts, {.rate = .5}, packed);
+  expar::update_bias(ctx, expar::make_strided_view(counts.data(), 3, 3), {.rate = .5},
+                     expar::make_strided_view(bias.data(), 3, 2));
+  REQUIRE(bias == row_type{packed[0], 77, packed[1], 77, packed[2], 77});
 }

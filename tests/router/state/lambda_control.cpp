@@ -65,3 +65,8 @@ TEST_CASE("sparsity refuses what does not fit", "[router]") {
   REQUIRE(next({.experts = 4, .top_k = 2, .factor = 1}) ==
           "expar: lambda_control: factor is 1; it is greater than 1");
 }
+
+TEST_CASE("the sparsity of counts that do not follow one another", "[router]") {
+  counts_type const counts{3, 9, 1, 9};
+  REQUIRE(expar::route_sparsity(ctx, expar::make_strided_view(counts.data(), 2, 2), 4) == .5);
+}

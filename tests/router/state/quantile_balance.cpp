@@ -60,7 +60,8 @@ TEST_CASE("Megatron-LM: the quantile bias agrees with its definition", "[router]
     row_type bias, target(static_cast<std::size_t>(experts), 77);
     for (int e = 0; e < experts; ++e) bias.push_back(rng.normal());
     mask const valid = router_test::random_mask(rng, tokens);
-    expar::quantile_bias(rng.chance(.5) ? ctx : threads, z.view(), bias, k, valid, target);
+    expar::quantile_bias(rng.chance(.5) ? ctx : threads, expar::only(valid, z.view()), bias, k,
+                         target);
     row_type const expected = by_definition(z, bias, k, valid);
     for (std::size_t e = 0; e < target.size(); ++e)
       REQUIRE_THAT(target[e], WithinAbs(expected[e], 1e-13));
@@ -68,7 +69,7 @@ TEST_CASE("Megatron-LM: the quantile bias agrees with its definition", "[router]
     for (int t = 0; t < tokens; ++t)
       for (int e = 0; e < experts; ++e) narrow.set(t, e, z.get(t, e));
     std::vector<float> narrow_target(static_cast<std::size_t>(experts));
-    expar::quantile_bias(ctx, narrow.view(), bias, k, valid, narrow_target);
+    expar::quantile_bias(ctx, expar::only(valid, narrow.view()), bias, k, narrow_target);
     for (std::size_t e = 0; e < target.size(); ++e)
       REQUIRE_THAT(static_cast<double>(narrow_target[e]), WithinAbs(expected[e], 1e-5));
   }
@@ -127,20 +128,38 @@ TEST_CASE("a bias without a quantile stays", "[router]") {
 
 TEST_CASE("quantile balancing refuses what does not fit", "[router]") {
   matrix<float> z(2, 3);
-  row_type three(3), two(2);
-  REQUIRE(sentence_of([&] { expar::quantile_bias(ctx, z.view(), three, 3, three); }) ==
+  row_type three(3), two(2), target(3), sums(2);
+  REQUIRE(sentence_of([&] { expar::quantile_bias(ctx, z.view(), three, 3, target); }) ==
           "expar: quantile_bias: top_k is 3; it is at least 1 and less than the 3 experts");
   REQUIRE(sentence_of([&] { expar::quantile_bias(ctx, z.view(), two, 1, three); }) ==
           "expar: quantile_bias: bias has extent 2 in dimension 0, but the number of experts is 3");
   REQUIRE(
       sentence_of([&] { expar::quantile_bias(ctx, z.view(), three, 1, two); }) ==
       "expar: quantile_bias: target has extent 2 in dimension 0, but the number of experts is 3");
-  REQUIRE(sentence_of([&] { expar::quantile_bias(ctx, z.view(), three, 1, mask{1}, three); }) ==
+  REQUIRE(sentence_of([&] {
+            expar::quantile_bias(ctx, expar::only(mask{1}, z.view()), three, 1, target);
+          }) ==
           "expar: quantile_bias: valid has extent 1 in dimension 0, but the number of tokens is 2");
-  REQUIRE(sentence_of([&] { expar::blend_bias(ctx, two, 0, .5, two); }) ==
+  REQUIRE(sentence_of([&] { expar::blend_bias(ctx, sums, 0, .5, two); }) ==
           "expar: blend_bias: parts is 0; it is at least 1");
-  REQUIRE(sentence_of([&] { expar::blend_bias(ctx, two, 1, 1.5, two); }) ==
+  REQUIRE(sentence_of([&] { expar::blend_bias(ctx, sums, 1, 1.5, two); }) ==
           "expar: blend_bias: keep is 1.5; it is from 0 to 1");
-  REQUIRE(sentence_of([&] { expar::blend_bias(ctx, two, 1, .5, three); }) ==
+  REQUIRE(sentence_of([&] { expar::blend_bias(ctx, sums, 1, .5, three); }) ==
           "expar: blend_bias: bias has extent 3 in dimension 0, but the number of sums is 2");
+}
+
+TEST_CASE("quantile biases that do not follow one another are balanced alike", "[router]") {
+  router_test::random rng(412);
+  matrix<float> z(30, 4);
+  for (float& x : z.data) x = static_cast<float>(rng.normal());
+  row_type const bias{.1, 9, .2, 9, -.1, 9, 0, 9}, packed_bias{.1, .2, -.1, 0};
+  row_type target(12, 77), packed(4), sums{1, 2, 3, 4}, even{1, 9, 2, 9, 3, 9, 4, 9};
+  expar::quantile_bias(ctx, z.view(), packed_bias, 2, packed);
+  auto const strided = expar::make_strided_view(target.data(), 4, 3);
+  expar::quantile_bias(ctx, z.view(), expar::make_strided_view(bias.data(), 4, 2), 2, strided);
+  for (int e = 0; e < 4; ++e) REQUIRE(strided(e) == packed[static_cast<std::size_t>(e)]);
+  expar::blend_bias(ctx, sums, 2, .5, packed);
+  expar::blend_bias(ctx, expar::make_strided_view(even.data(), 4, 2), 2, .5, strided);
+  for (int e = 0; e < 4; ++e) REQUIRE(strided(e) == packed[static_cast<std::size_t>(e)]);
+  REQUIRE(std::count(target.begin(), target.end(), 77) == 8);
 }

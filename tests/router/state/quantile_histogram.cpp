@@ -68,8 +68,8 @@ TEST_CASE("Transformer Engine: the histogram agrees with its definition", "[rout
     histogram_type h(static_cast<std::size_t>(experts * (n + 1)), 5),
         expected = by_definition(z, bias, k, bins, n, valid);
     auto const view = expar::make_view(h.data(), experts, n, n + 1);
-    expar::add_quantile_histogram(rng.chance(.5) ? ctx : threads, sigmoid, z.view(), bias, k, bins,
-                                  valid, view);
+    expar::add_quantile_histogram(rng.chance(.5) ? ctx : threads, sigmoid,
+                                  expar::only(valid, z.view()), bias, k, bins, view);
     // A value on the edge of a bin may fall on either side of it.
     int off = 0;
     for (int e = 0; e < experts; ++e)
@@ -192,9 +192,9 @@ TEST_CASE("histograms refuse what does not fit", "[router]") {
   histogram_type h(12);
   auto const view = expar::make_view(h.data(), 3, 4);
   auto const add = [&](row_type const& bias, int k, expar::quantile_bins const& bins,
-                       auto const&... rest) {
+                       auto const& to) {
     return sentence_of(
-        [&] { expar::add_quantile_histogram(ctx, sigmoid, z.view(), bias, k, bins, rest...); });
+        [&] { expar::add_quantile_histogram(ctx, sigmoid, z.view(), bias, k, bins, to); });
   };
   REQUIRE(
       add(three, 3, {-1, 1}, view) ==
@@ -224,17 +224,38 @@ TEST_CASE("histograms refuse what does not fit", "[router]") {
           "expar: add_quantile_histogram: a count may become 2147483648, more than an integer of 4 "
           "bytes holds");
   REQUIRE(full[5] == 2147483646);
-  REQUIRE(add(three, 1, {-1, 1}, mask{1}, view) ==
+  REQUIRE(sentence_of([&] {
+            expar::add_quantile_histogram(ctx, sigmoid, expar::only(mask{1}, z.view()), three, 1,
+                                          {-1, 1}, view);
+          }) ==
           "expar: add_quantile_histogram: valid has extent 1 in dimension 0, but the number of "
           "tokens is 2");
   REQUIRE(sentence_of([&] {
             expar::histogram_bias(ctx, view, 4, {-1, 1}, three);
           }) == "expar: histogram_bias: top_k is 4; it is at least 1 and at most the 3 experts");
-  REQUIRE(sentence_of([&] {
-            expar::histogram_bias(ctx, view, 1, {-1, 1}, two);
-          }) ==
-          "expar: histogram_bias: histogram has extent 3 in dimension 0, but the number of experts "
-          "is 2");
+  REQUIRE(
+      sentence_of([&] {
+        expar::histogram_bias(ctx, view, 1, {-1, 1}, two);
+      }) ==
+      "expar: histogram_bias: bias has extent 2 in dimension 0, but the number of experts is 3");
   REQUIRE(sentence_of([&] { (void)expar::score_bins(ctx, row_type{}); }) ==
           "expar: score_bins: bias has no experts; at least 1 is needed");
+}
+
+TEST_CASE("biases of histograms that do not follow one another", "[router]") {
+  router_test::random rng(424);
+  matrix<float> z(30, 3);
+  for (float& x : z.data) x = static_cast<float>(rng.normal());
+  row_type packed{.25, 0, -.5}, spread{.25, 77, 0, 77, -.5, 77};
+  auto const strided = expar::make_strided_view(spread.data(), 3, 2);
+  histogram_type one(24), other(24);
+  auto const view = [](histogram_type& h) { return expar::make_view(h.data(), 3, 8); };
+  auto const bins = expar::score_bins(ctx, strided);
+  REQUIRE((bins.lower == -1.5 && bins.upper == 1.25));
+  expar::add_quantile_histogram(ctx, sigmoid, z.view(), packed, 1, bins, view(one));
+  expar::add_quantile_histogram(ctx, sigmoid, z.view(), strided, 1, bins, view(other));
+  REQUIRE(one == other);
+  expar::histogram_bias(ctx, view(one), 1, bins, packed);
+  expar::histogram_bias(ctx, view(one), 1, bins, strided);
+  REQUIRE(spread == row_type{packed[0], 77, packed[1], 77, packed[2], 77});
 }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <expar/config.hpp>
+#include <expar/detail/argument_table.hpp>
 #include <expar/router/expert_weights.hpp>
 #include <expar/router/given_ids.hpp>
 #include <expar/router/key.hpp>
@@ -29,6 +30,17 @@ EXPAR_HD constexpr auto bind(Step const& step, index_t token) {
 }
 template <class Step>
 using bound = decltype(bind(std::declval<Step const&>(), index_t{}));
+
+/// A policy's own checks, where it has some. Its tensors become arguments of the call; `entries`:
+/// what is in them is read as well.
+template <class Step>
+void validate_step(argument_table& a, Step const& step, int experts, int top_k, index_t tokens,
+                   bool entries = true) {
+  if constexpr (requires { step.validate(a, experts, top_k, tokens); })
+    step.validate(a, experts, top_k, tokens);
+  if constexpr (requires { step.validate_entries(a, experts, top_k, tokens); })
+    if (entries) step.validate_entries(a, experts, top_k, tokens);
+}
 
 /// What a policy is, in the order in which policies run.
 enum class stage { transform, score, key, limit, selection, weight, none };

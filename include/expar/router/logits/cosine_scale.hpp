@@ -3,6 +3,7 @@
 
 #include <expar/config.hpp>
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
@@ -39,14 +40,11 @@ struct cosine_scale_backward_fn {
   template <class Logits, class DLogits>
   double operator()(host_context const& ctx, double temperature, Logits const& logits,
                     DLogits const& d_logits) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const dz = detail::as_view<2>(ctx, d_logits);
-    detail::check_view("cosine_scale_backward: logits", z);
-    detail::check_view("cosine_scale_backward: d_logits", dz);
+    detail::arguments a(ctx, "cosine_scale_backward");
+    auto const z = a.read("logits", logits);
     index_t const tokens = z.extents[0], experts = z.extents[1];
-    detail::check_extent("cosine_scale_backward: d_logits", dz, 0, tokens, "the number of tokens");
-    detail::check_extent("cosine_scale_backward: d_logits", dz, 1, experts,
-                         "the number of experts");
+    auto const dz = a.read("d_logits", d_logits,
+                           {{tokens, "the number of tokens"}, {experts, "the number of experts"}});
     if (temperature > cosine_scale::largest) return 0;
     constexpr index_t block = 64;  // so that the number of threads does not show
     index_t const blocks = (tokens + block - 1) / block;
@@ -67,10 +65,10 @@ struct cosine_scale_backward_fn {
     return total;
   }
 };
-/// The gradient for the temperature: the sum of logits times their gradient, in double, or 0 where
-/// the temperature is above ln 100. Logits [T, experts] and d_logits [T, experts] are both of the
-/// cosines, or both of what cosine_scale made of them: the result is the same. Masked logits take
-/// no part.
+/// `cosine_scale_backward(ctx, temperature, logits, d_logits)`: the gradient for the temperature,
+/// which is the sum of logits times their gradient, in double, or 0 where the temperature is above
+/// ln 100. Logits [T, experts] and d_logits [T, experts] are both of the cosines, or both of what
+/// cosine_scale made of them: the result is the same. Masked logits take no part.
 inline constexpr cosine_scale_backward_fn cosine_scale_backward{};
 
 }  // namespace expar::inline v0

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <type_traits>
-
 #include <expar/config.hpp>
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
@@ -28,7 +26,7 @@ EXPAR_HD A dot(A const* x, A const* y, int n) {
 ///   m(x, y, n)            writes y [n] from x [n]; they are not the same
 ///   m.vjp(x, y, d, dx, n)  overwrites dx with the gradient for x, given y and the gradient d for
 ///                          it; dx may be d
-/// It may have check(what, n), which throws where its values do not fit.
+/// It may have validate(what, n), which throws where its values do not fit.
 template <class M>
 concept row_normalization = requires(M const m, float const* in, float* out, int n) {
   m(in, out, n);
@@ -152,21 +150,16 @@ struct unit_deviation {
 
 namespace detail {
 
-template <class M, class T, class U>
-void check_normalization(char const* what, M const& m, tensor_view<T, 2> const& x, char const* name,
-                         tensor_view<U, 2> const& y) {
+template <class Context, class M, class X>
+auto read_rows(arguments<Context>& a, M const& m, X const& x) {
   static_assert(row_normalization<M>,
                 "expar: the second argument says how rows are normalized: unit_length, unit_rms, "
                 "unit_deviation");
-  static_assert(element<std::remove_cv_t<T>> && element<std::remove_cv_t<U>>,
-                "expar: rows are of an element type; specialize expar::element_traits for it");
-  expects(x.extents[1] <= INT32_MAX, what, ": a row has ", x.extents[1], " numbers; at most ",
-          INT32_MAX, " are possible");
-  if (x.size() != 0)
-    if constexpr (requires { m.validate(what, 1); })
-      m.validate(what, static_cast<int>(x.extents[1]));
-  check_extent(name, y, 0, x.extents[0], "the number of rows");
-  check_extent(name, y, 1, x.extents[1], "the number of columns");
+  auto const v = a.read("x", x);
+  int const n = row_size(a, "x", v.extents[1], "columns");
+  if constexpr (requires { m.validate(a, n); })
+    if (v.size() != 0) m.validate(a, n);
+  return v;
 }
 
 }  // namespace detail
@@ -174,12 +167,13 @@ void check_normalization(char const* what, M const& m, tensor_view<T, 2> const& 
 struct normalize_rows_fn {
   template <class M, class X, class Y>
   void operator()(host_context const& ctx, M const& m, X const& x, Y&& y) const {
-    auto const from = detail::as_view<2>(ctx, x);
-    auto const to = detail::as_output<2>(ctx, y);
+    detail::arguments a(ctx, "normalize_rows");
+    auto const from = detail::read_rows(a, m, x);
+    auto const to = a.written("y", y,
+                              {{from.extents[0], "the number of rows"},
+                               {from.extents[1], "the number of columns"},
+                               detail::may_be("x")});
     using A = accumulator_t<detail::element_of<decltype(from)>>;
-    detail::check_view("normalize_rows: x", from);
-    detail::check_output("normalize_rows: y", to);
-    detail::check_normalization("normalize_rows", m, from, "normalize_rows: y", to);
     int const n = static_cast<int>(from.extents[1]);
     detail::for_each_token_with<A>(ctx, from.extents[0], n, 2 * index_t{n}, [&](index_t r, A* row) {
       detail::widen_row(from.row(r), row, n);
@@ -188,25 +182,21 @@ struct normalize_rows_fn {
     });
   }
 };
-/// Normalizes each row of x [rows, columns] into y, of the same shape:
-/// `normalize_rows(ctx, normalization, x, y)`. x and y may be the same tensor. Computes in float,
-/// or in double for x of double; NaN and infinities spread over their row.
+/// `normalize_rows(ctx, normalization, x, y)` normalizes each row of x [rows, columns] into y, of
+/// the same shape, which may be x and is otherwise apart from it. Any element types; computes in
+/// float, or in double for x of double. NaN and infinities spread over their row.
 inline constexpr normalize_rows_fn normalize_rows{};
 
 struct normalize_rows_backward_fn {
   template <class M, class X, class D, class DX>
   void operator()(host_context const& ctx, M const& m, X const& x, D const& d, DX&& dx) const {
-    auto const from = detail::as_view<2>(ctx, x);
-    auto const dy = detail::as_view<2>(ctx, d);
-    auto const to = detail::as_output<2>(ctx, dx);
+    detail::arguments a(ctx, "normalize_rows_backward");
+    auto const from = detail::read_rows(a, m, x);
+    detail::rule const rows{from.extents[0], "the number of rows"},
+        columns{from.extents[1], "the number of columns"};
+    auto const dy = a.read("d", d, {rows, columns});
+    auto const to = a.gradient("dx", dx, {rows, columns, detail::may_be("x"), detail::may_be("d")});
     using A = accumulator_t<detail::element_of<decltype(from)>>;
-    detail::check_view("normalize_rows_backward: x", from);
-    detail::check_view("normalize_rows_backward: d", dy);
-    detail::check_output("normalize_rows_backward: dx", to);
-    detail::check_normalization("normalize_rows_backward", m, from, "normalize_rows_backward: d",
-                                dy);
-    detail::check_normalization("normalize_rows_backward", m, from, "normalize_rows_backward: dx",
-                                to);
     int const n = static_cast<int>(from.extents[1]);
     detail::for_each_token_with<A>(ctx, from.extents[0], n, 3 * index_t{n}, [&](index_t r, A* row) {
       A *const out = row + n, *const g = out + n;
@@ -214,12 +204,12 @@ struct normalize_rows_backward_fn {
       detail::widen_row(dy.row(r), g, n);
       m(static_cast<A const*>(row), out, n);
       m.vjp(static_cast<A const*>(row), static_cast<A const*>(out), static_cast<A const*>(g), g, n);
-      detail::narrow_row(g, to.row(r), n);
+      to.put_row(to.row(r), g, n);
     });
   }
 };
-/// The adjoint of normalize_rows(): overwrites dx with the gradient for x, given d, that for y. d
-/// and dx may be the same tensor.
+/// `normalize_rows_backward(ctx, normalization, x, d, dx)`, the adjoint: the gradient dx for x,
+/// given d, that for y. dx may be x or d, and is otherwise apart from them.
 inline constexpr normalize_rows_backward_fn normalize_rows_backward{};
 
 }  // namespace expar::inline v0

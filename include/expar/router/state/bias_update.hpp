@@ -4,7 +4,8 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
-#include <expar/router/count_choices.hpp>
+#include <expar/detail/arguments.hpp>
+#include <expar/router/count_choices.hpp>  // as_counts, add_count
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
@@ -18,14 +19,14 @@ struct bias_update_options {
 namespace detail {
 
 /// A bias that is moved from step to step.
-template <class B>
-void check_moved_bias(char const* what, tensor_view<B, 1> const& bias, index_t experts,
-                      char const* because = "the number of experts") {
-  static_assert(std::is_same_v<B, float> || std::is_same_v<B, double>,
+template <class Context, class Bias>
+auto moved_bias(arguments<Context>& a, Bias&& bias, rule const& experts) {
+  auto const b = a.written_any_vector("bias", bias, {experts});
+  using T = element_of<decltype(b)>;
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>,
                 "expar: a bias that is moved is float or double; in fewer bits, small steps would "
                 "be lost");
-  check_view(what, bias);
-  check_extent(what, bias, 0, experts, because);
+  return b;
 }
 
 }  // namespace detail
@@ -34,12 +35,11 @@ struct update_bias_fn {
   template <class Counts, class Bias>
   void operator()(host_context const& ctx, Counts const& counts, bias_update_options const& options,
                   Bias&& bias) const {
-    auto const n = detail::as_view<1>(ctx, counts);
-    auto const b = detail::as_output<1>(ctx, bias);
-    using T = detail::element_of<decltype(b)>;
-    detail::check_counts("update_bias: counts", n);
+    detail::arguments a(ctx, "update_bias");
+    auto const n = detail::as_counts(a.read_any_vector("counts", counts));
     index_t const experts = n.extents[0];
-    detail::check_moved_bias("update_bias: bias", b, experts);
+    auto const b = detail::moved_bias(a, bias, {experts, "the number of experts"});
+    using T = detail::element_of<decltype(b)>;
     index_t sum = 0, signs = 0;
     for (index_t e = 0; e < experts; ++e) detail::add_count("update_bias: counts", e, n(e), sum);
     auto const sign = [&](index_t e) {  // of sum / experts - counts[e], without a product
@@ -50,12 +50,12 @@ struct update_bias_fn {
     double const mean = signs == 0 ? 0 : static_cast<double>(signs) / static_cast<double>(experts);
     for (index_t e = 0; e < experts; ++e) {
       double const step = options.rate * (sign(e) - mean);
-      b.data[e] += static_cast<T>(step);
+      b(e) += static_cast<T>(step);
     }
   }
 };
-/// Moves the selection bias towards a balanced load, without a loss (DeepSeek-V3,
-/// arXiv:2408.15664), as update_bias(ctx, counts, options, bias):
+/// `update_bias(ctx, counts, options, bias)` moves the selection bias towards a balanced load,
+/// without a loss (DeepSeek-V3, arXiv:2408.15664):
 ///   bias[e] += rate * (s[e] - m),  s[e] = sign(mean(counts) - counts[e]),
 ///   m = mean of s where centered, else 0
 ///   counts: [experts] integers, how many routes each expert has got; see count_choices

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <expar/context.hpp>
-#include <expar/router/count_choices.hpp>
+#include <expar/detail/arguments.hpp>
+#include <expar/error.hpp>
+#include <expar/router/count_choices.hpp>  // as_counts
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
@@ -10,18 +12,17 @@ namespace expar::inline v0 {
 struct route_sparsity_fn {
   template <class Counts>
   double operator()(host_context const& ctx, Counts const& counts, index_t tokens) const {
-    auto const n = detail::as_view<1>(ctx, counts);
-    detail::check_counts("route_sparsity: counts", n);
-    detail::expects(n.extents[0] >= 1,
-                    "route_sparsity: counts has no experts; at least 1 is needed");
-    detail::expects(tokens >= 1, "route_sparsity: tokens is ", tokens, "; it is at least 1");
+    detail::arguments a(ctx, "route_sparsity");
+    auto const n = detail::as_counts(a.read_any_vector("counts", counts));
+    detail::expects(n.extents[0] >= 1, a, ": counts has no experts; at least 1 is needed");
+    detail::expects(tokens >= 1, a, ": tokens is ", tokens, "; it is at least 1");
     double sum = 0;
-    for (index_t e = 0; e < n.extents[0]; ++e) sum += static_cast<double>(n.data[e]);
+    for (index_t e = 0; e < n.extents[0]; ++e) sum += static_cast<double>(n(e));
     return 1 - sum / (static_cast<double>(tokens) * static_cast<double>(n.extents[0]));
   }
 };
-/// How sparse the routes of a batch are, 1 - sum(counts) / (tokens * experts), as
-/// route_sparsity(ctx, counts, tokens): the share of pairs of token and expert that are not routes.
+/// `route_sparsity(ctx, counts, tokens)`: how sparse the routes of a batch are, 1 - sum(counts) /
+/// (tokens * experts), the share of pairs of token and expert that are not routes.
 ///   counts: [experts] integers, how many routes name each expert. Of several layers or ranks: the
 ///           sums, with the tokens of all
 ///   tokens: at least 1

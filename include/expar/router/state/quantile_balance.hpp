@@ -3,15 +3,16 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
-#include <expar/router/state/bias_update.hpp>  // check_moved_bias
-#include <expar/router/token_loss.hpp>
+#include <expar/router/state/bias_update.hpp>  // moved_bias
 #include <expar/router/top_k.hpp>
 #include <expar/tensor.hpp>
 
@@ -25,17 +26,14 @@ A cutoff_of(A const* keys, int experts, int k, std::int32_t* ids, A* best) {
   return select_top_k(keys, experts, k + 1, ids, best) > k ? best[k] : -infinity<A>;
 }
 
-template <class T, class B>
-void check_quantile(char const* op, tensor_view<T, 2> const& logits, tensor_view<B, 1> const& bias,
-                    int top_k) {
-  static_assert(element<std::remove_cv_t<B>>,
-                "expar: a bias is of an element type; specialize expar::element_traits for it");
-  check_loss_logits(argument(op, "logits"), logits);
-  argument const what(op, "bias");
-  check_view(what, bias);
-  check_extent(what, bias, 0, logits.extents[1], "the number of experts");
-  expects(top_k >= 1 && top_k < logits.extents[1], op, ": top_k is ", top_k,
-          "; it is at least 1 and less than the ", logits.extents[1], " experts");
+/// The logits of those tokens that take part.
+template <class Context, class Logits>
+auto read_balanced(arguments<Context>& a, Logits const& logits, int top_k) {
+  auto const z = a.masked("logits", logits);
+  int const experts = row_size(a, "logits", z.extents[1], "experts");
+  expects(top_k >= 1 && top_k < experts, a, ": top_k is ", top_k,
+          "; it is at least 1 and less than the ", experts, " experts");
+  return z;
 }
 
 /// The bias becomes what `now` [experts] holds, minus the mean over experts, rounded once.
@@ -45,7 +43,7 @@ void set_centered(buffer<double> const& now, tensor_view<B, 1> bias) {
   double sum = 0;
   for (index_t e = 0; e < n; ++e) sum += now[e];
   double const mean = n > 0 ? sum / static_cast<double>(n) : 0;
-  for (index_t e = 0; e < n; ++e) bias.data[e] = static_cast<B>(now[e] - mean);
+  for (index_t e = 0; e < n; ++e) bias(e) = static_cast<B>(now[e] - mean);
 }
 
 }  // namespace detail
@@ -54,31 +52,19 @@ struct quantile_bias_fn {
   template <class Logits, class Bias, class Target>
   void operator()(host_context const& ctx, Logits const& logits, Bias const& bias, int top_k,
                   Target&& target) const {
-    (*this)(ctx, logits, bias, top_k, detail::every_token{}, target);
-  }
-  template <class Logits, class Bias, class Valid, class Target>
-  void operator()(host_context const& ctx, Logits const& logits, Bias const& bias, int top_k,
-                  Valid const& valid, Target&& target) const {
-    constexpr char const* op = "quantile_bias";
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const b = detail::as_view<1>(ctx, bias);
-    auto const to = detail::as_output<1>(ctx, target);
+    detail::arguments a(ctx, "quantile_bias");
+    auto const z = detail::read_balanced(a, logits, top_k);
+    index_t const tokens = z.extents[0], experts = z.extents[1];
+    auto const b = a.read_vector("bias", bias, {{experts, "the number of experts"}});
+    auto const to = a.written_vector("target", target, {{experts, "the number of experts"}});
     using A = accumulator_t<detail::element_of<decltype(z)>>;
     using D = detail::element_of<decltype(to)>;
-    static_assert(element<D>,
-                  "expar: a bias is of an element type; specialize expar::element_traits for it");
-    detail::check_quantile(op, z, b, top_k);
-    index_t const tokens = z.extents[0], experts = z.extents[1];
-    detail::argument const what(op, "target");
-    detail::check_view(what, to);
-    detail::check_extent(what, to, 0, experts, "the number of experts");
-    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
 
     detail::buffer<index_t> rows(ctx.memory());
     rows.resize(tokens);
     index_t n = 0;
     for (index_t t = 0; t < tokens; ++t)
-      if (marks(t)) rows[n++] = t;
+      if (z.valid(t)) rows[n++] = t;
     detail::buffer<A> cutoffs(ctx.memory()), scratch(ctx.memory());
     detail::buffer<std::int32_t> ids(ctx.memory());
     index_t const grain = 4096 / (experts + 1) + 1, room = experts + top_k + 1;
@@ -90,7 +76,7 @@ struct quantile_bias_fn {
       for (index_t i = first; i < last; ++i) {
         detail::widen_row(z.row(rows[i]), keys, experts);
         for (index_t e = 0; e < experts; ++e)
-          keys[e] = detail::add(keys[e], static_cast<A>(widen(b.data[e])));
+          keys[e] = detail::add(keys[e], static_cast<A>(widen(b(e))));
         cutoffs[i] =
             detail::cutoff_of(static_cast<A const*>(keys), static_cast<int>(experts), top_k,
                               ids.data() + index_t{part} * (top_k + 1), keys + experts);
@@ -112,22 +98,22 @@ struct quantile_bias_fn {
           at = column[rank];
         }
         bool const finite = at > -detail::infinity<A> && at < detail::infinity<A>;
-        to.data[e] = narrow<D>(
-            static_cast<accumulator_t<D>>(finite ? -at : static_cast<A>(widen(b.data[e]))));
+        to(e) =
+            narrow<D>(static_cast<accumulator_t<D>>(finite ? -at : static_cast<A>(widen(b(e)))));
       }
     });
   }
 };
-/// The bias at which each expert would have got its share of a batch, were the cutoffs of the
-/// tokens to stay (Megatron-LM, moe_utils.py, qb_dual_update), for routers that select by
-/// biased_logit_key, as quantile_bias(ctx, logits, bias, top_k, [valid,] target):
+/// `quantile_bias(ctx, logits, bias, top_k, target)`: the bias at which each expert would have got
+/// its share of a batch, were the cutoffs of the tokens to stay (Megatron-LM, moe_utils.py,
+/// qb_dual_update), for routers that select by biased_logit_key:
 ///   cutoff[t] = the (top_k + 1)-th largest of logits[t,e] + bias[e] over experts,
 ///   target[e] = -(the (T * top_k / experts + 1)-th largest of logits[t,e] - cutoff[t] over tokens)
-///   logits: [T, experts], any element type; NaN and -inf are not selected
-///   bias: [experts]: minus the beta of Megatron-LM
-///   valid: [T] of bool or std::uint8_t; T above is the number of tokens whose mark is not 0
-///   target: [experts], any element type, overwritten. Where there is no such value, or it is not
-///           finite, it is the bias
+///   logits: [T, experts], any element type, or only(valid, logits), where T above is the number of
+///           tokens that are not left out; NaN and -inf are not selected
+///   bias: [experts], any element type: minus the beta of Megatron-LM
+///   target: [experts], any element type, overwritten, apart from the others. Where there is no
+///           such value, or it is not finite, it is the bias
 /// A token for which the expert is masked counts as one that no bias wins: an expert that is masked
 /// for many gets its share of all tokens from those that are left, unlike in histogram_bias(),
 /// which gives it a share of the tokens for which it is not masked. All tokens that share a cutoff
@@ -139,28 +125,26 @@ struct blend_bias_fn {
   template <class Sums, class Bias>
   void operator()(host_context const& ctx, Sums const& sums, index_t parts, double keep,
                   Bias&& bias) const {
-    auto const s = detail::as_view<1>(ctx, sums);
-    auto const b = detail::as_output<1>(ctx, bias);
+    detail::arguments a(ctx, "blend_bias");
+    auto const s = a.read_any_vector("sums", sums);
     static_assert(std::is_same_v<detail::element_of<decltype(s)>, double>,
                   "expar: these sums are double");
-    detail::check_view("blend_bias: sums", s);
-    detail::check_moved_bias("blend_bias: bias", b, s.extents[0], "the number of sums");
-    detail::expects(parts >= 1, "blend_bias: parts is ", parts, "; it is at least 1");
-    detail::expects(keep >= 0 && keep <= 1, "blend_bias: keep is ", keep, "; it is from 0 to 1");
+    auto const b = detail::moved_bias(a, bias, {s.extents[0], "the number of sums"});
+    detail::expects(parts >= 1, a, ": parts is ", parts, "; it is at least 1");
+    detail::expects(keep >= 0 && keep <= 1, a, ": keep is ", keep, "; it is from 0 to 1");
     detail::buffer<double> now(ctx.memory());
     now.resize(s.extents[0]);
     for (index_t e = 0; e < s.extents[0]; ++e)
-      now[e] = keep * static_cast<double>(b.data[e]) +
-               (1 - keep) * (s.data[e] / static_cast<double>(parts));
+      now[e] = keep * static_cast<double>(b(e)) + (1 - keep) * (s(e) / static_cast<double>(parts));
     detail::set_centered(now, b);
   }
 };
-/// The bias of the next step from the targets of this one, which are summed over `parts`
-/// micro-batches and ranks, as blend_bias(ctx, sums, parts, keep, bias):
+/// `blend_bias(ctx, sums, parts, keep, bias)`: the bias of the next step from the targets of this
+/// one, which are summed over `parts` micro-batches and ranks:
 ///   bias = keep * bias + (1 - keep) * sums / parts, and then minus its mean over experts
 ///   sums: [experts] of double
 ///   keep: from 0 to 1; Megatron-LM's moe_router_quantile_balancing_ema
-///   bias: [experts] of float or double
+///   bias: [experts] of float or double, apart from the sums
 /// Call it once per optimizer step.
 inline constexpr blend_bias_fn blend_bias{};
 

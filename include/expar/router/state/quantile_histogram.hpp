@@ -5,14 +5,15 @@
 #include <cstdint>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
-#include <expar/router/count_choices.hpp>  // check_counts
+#include <expar/router/count_choices.hpp>  // as_counts, check_countable
+#include <expar/router/detail/steps.hpp>   // validate_step
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
 #include <expar/router/state/quantile_balance.hpp>
-#include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
@@ -24,7 +25,9 @@ struct quantile_bins {
 
 namespace detail {
 
-inline void check_bins(char const* op, quantile_bins const& bins) {
+inline void check_bins(char const* op, quantile_bins const& bins, index_t n) {
+  expects(n >= 1 && n < INT32_MAX, op, ": histogram has ", n,
+          " bins; there is at least 1, and fewer than ", INT32_MAX);
   double const range = bins.upper - bins.lower;
   expects(range > 0 && range < infinity<double>, op, ": the bins reach from ", bins.lower, " to ",
           bins.upper, "; their range is finite and not empty");
@@ -37,14 +40,6 @@ std::int32_t bin_of(A x, A lower, A per_bin, std::int32_t bins) {
   return at < static_cast<A>(bins) ? static_cast<std::int32_t>(at) : bins - 1;
 }
 
-template <class View>
-void check_histogram(char const* what, View const& h, index_t experts) {
-  check_counts(what, h);
-  check_extent(what, h, 0, experts, "the number of experts");
-  expects(h.extents[1] >= 1 && h.extents[1] < 2147483647, what, " has ", h.extents[1],
-          " bins; there is at least 1, and fewer than 2147483647");
-}
-
 }  // namespace detail
 
 struct add_quantile_histogram_fn {
@@ -52,30 +47,20 @@ struct add_quantile_histogram_fn {
   void operator()(host_context const& ctx, Score const& score, Logits const& logits,
                   Bias const& bias, int top_k, quantile_bins const& bins,
                   Histogram&& histogram) const {
-    (*this)(ctx, score, logits, bias, top_k, bins, detail::every_token{}, histogram);
-  }
-  template <score_policy Score, class Logits, class Bias, class Valid, class Histogram>
-  void operator()(host_context const& ctx, Score const& score, Logits const& logits,
-                  Bias const& bias, int top_k, quantile_bins const& bins, Valid const& valid,
-                  Histogram&& histogram) const {
-    constexpr char const* op = "add_quantile_histogram";
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const b = detail::as_view<1>(ctx, bias);
-    auto const h = detail::as_output<2>(ctx, histogram);
-    using A = accumulator_t<detail::element_of<decltype(z)>>;
-    detail::check_quantile(op, z, b, top_k);
+    detail::arguments a(ctx, "add_quantile_histogram");
+    auto const z = detail::read_balanced(a, logits, top_k);
     index_t const tokens = z.extents[0], experts = z.extents[1];
-    detail::check_bins(op, bins);
-    detail::argument const what(op, "histogram");
-    detail::check_histogram(what, h, experts);
-    detail::check_output(what, h);
-    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-
+    detail::validate_step(a, score, static_cast<int>(experts), top_k, tokens);
+    auto const b = a.read_vector("bias", bias, {{experts, "the number of experts"}});
+    auto const h = detail::as_counts(
+        a.written_any("histogram", histogram, {{experts, "the number of experts"}}));
+    detail::check_bins(a, bins, h.extents[1]);
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
     index_t most = 0;
     for (index_t e = 0; e < experts; ++e)
       for (index_t i = 0; i < h.extents[1]; ++i)
         most = std::max(most, static_cast<index_t>(h.row(e)[i]));
-    detail::check_countable<detail::element_of<decltype(h)>>(op, detail::size_sum(most, tokens));
+    detail::check_countable<detail::element_of<decltype(h)>>(a, detail::size_sum(most, tokens));
     auto const n = static_cast<std::int32_t>(h.extents[1]);
     A const lower = static_cast<A>(bins.lower);
     A const per_bin = static_cast<A>(static_cast<double>(n) / (bins.upper - bins.lower));
@@ -94,13 +79,13 @@ struct add_quantile_histogram_fn {
         A *const x = scratch.data() + part * room, *const s = x + experts;
         for (index_t i = first; i < last; ++i) {
           std::int32_t* const mine = found.data() + i * experts;
-          bool const counted = marks(start + i);
+          bool const counted = z.valid(start + i);
           if (counted) {
             detail::widen_row(z.row(start + i), x, experts);
             score(static_cast<A const*>(x), s, static_cast<int>(experts));
             for (index_t e = 0; e < experts; ++e)
               x[e] = detail::masked(x[e]) ? -detail::infinity<A>
-                                          : detail::add(s[e], static_cast<A>(widen(b.data[e])));
+                                          : detail::add(s[e], static_cast<A>(widen(b(e))));
           }
           A const cutoff = counted ? detail::cutoff_of(
                                          static_cast<A const*>(x), static_cast<int>(experts), top_k,
@@ -120,16 +105,16 @@ struct add_quantile_histogram_fn {
     }
   }
 };
-/// ADDS to a histogram, for each expert, which bias would just have won it each token: quantile
-/// balancing by counts that add up exactly over micro-batches and ranks (Transformer Engine,
-/// fused_router, qb_histogram; Megatron-LM), as
-/// add_quantile_histogram(ctx, score, logits, bias, top_k, bins, [valid,] histogram):
+/// `add_quantile_histogram(ctx, score, logits, bias, top_k, bins, histogram)` ADDS to a histogram,
+/// for each expert, which bias would just have won it each token: quantile balancing by counts that
+/// add up exactly over micro-batches and ranks (Transformer Engine, fused_router, qb_histogram;
+/// Megatron-LM):
 ///   cutoff[t] = the (top_k + 1)-th largest of score[t,e] + bias[e] over experts,
 ///   histogram[e, floor((cutoff[t] - score[t,e] - lower) * n / (upper - lower))] += 1
 ///   score: sigmoid_score in Transformer Engine
-///   logits: [T, experts], any element type; NaN and -inf are counted nowhere
-///   bias: [experts], the bias of biased_key
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+///   logits: [T, experts], any element type, or only(valid, logits); NaN and -inf are counted
+///           nowhere
+///   bias: [experts] of any element type, the bias of biased_key
 ///   histogram: [experts, n] integers. What is outside of the n bins is in the first or last
 inline constexpr add_quantile_histogram_fn add_quantile_histogram{};
 
@@ -137,22 +122,20 @@ struct histogram_bias_fn {
   template <class Histogram, class Bias>
   void operator()(host_context const& ctx, Histogram const& histogram, int top_k,
                   quantile_bins const& bins, Bias&& bias) const {
-    constexpr char const* op = "histogram_bias";
-    auto const h = detail::as_view<2>(ctx, histogram);
-    auto const b = detail::as_output<1>(ctx, bias);
-    index_t const experts = b.extents[0], n = h.extents[1];
-    detail::check_moved_bias(detail::argument(op, "bias"), b, experts);
-    detail::check_histogram(detail::argument(op, "histogram"), h, experts);
-    detail::expects(top_k >= 1 && top_k <= experts, op, ": top_k is ", top_k,
+    detail::arguments a(ctx, "histogram_bias");
+    auto const h = detail::as_counts(a.read_any("histogram", histogram));
+    index_t const experts = h.extents[0], n = h.extents[1];
+    auto const b = detail::moved_bias(a, bias, {experts, "the number of experts"});
+    detail::expects(top_k >= 1 && top_k <= experts, a, ": top_k is ", top_k,
                     "; it is at least 1 and at most the ", experts, " experts");
-    detail::check_bins(op, bins);
+    detail::check_bins(a, bins, h.extents[1]);
     double const width = (bins.upper - bins.lower) / static_cast<double>(n);
     detail::buffer<double> now(ctx.memory());
     now.resize(experts);
     for (index_t e = 0; e < experts; ++e) {
       auto const* const row = h.row(e);
       double all = 0, below = 0;
-      now[e] = static_cast<double>(b.data[e]);
+      now[e] = static_cast<double>(b(e));
       for (index_t i = 0; i < n; ++i) all += static_cast<double>(row[i]);
       if (!(all > 0)) continue;
       double const share = all * top_k / static_cast<double>(experts);
@@ -165,11 +148,11 @@ struct histogram_bias_fn {
     detail::set_centered(now, b);
   }
 };
-/// The bias at which each expert gets its share, from a histogram, as
-/// histogram_bias(ctx, histogram, top_k, bins, bias): bias[e] = the value below which lie
-/// top_k / experts of the tokens in histogram[e], where the tokens of a bin lie evenly in it, and
-/// then minus the mean over experts. A token for which an expert is masked is not in its histogram:
-/// the share is one of the others, unlike in quantile_bias(), where it is one of all tokens.
+/// `histogram_bias(ctx, histogram, top_k, bins, bias)`: the bias at which each expert gets its
+/// share, from a histogram. bias[e] = the value below which lie top_k / experts of the tokens in
+/// histogram[e], where the tokens of a bin lie evenly in it, and then minus the mean over experts.
+/// A token for which an expert is masked is not in its histogram: the share is one of the others,
+/// unlike in quantile_bias(), where it is one of all tokens.
 ///   histogram: [experts, n] integers, summed over all micro-batches and ranks of the step
 ///   bins: those that the histogram was made with
 ///   bias: [experts] of float or double; where an expert has no tokens, its bias stays, until the
@@ -181,20 +164,20 @@ inline constexpr histogram_bias_fn histogram_bias{};
 struct score_bins_fn {
   template <class Bias>
   quantile_bins operator()(host_context const& ctx, Bias const& bias) const {
-    auto const b = detail::as_view<1>(ctx, bias);
-    detail::check_view("score_bins: bias", b);
-    detail::expects(b.extents[0] >= 1, "score_bins: bias has no experts; at least 1 is needed");
-    double low = static_cast<double>(widen(b.data[0])), high = low;
+    detail::arguments a(ctx, "score_bins");
+    auto const b = a.read_vector("bias", bias);
+    detail::expects(b.extents[0] >= 1, a, ": bias has no experts; at least 1 is needed");
+    double low = static_cast<double>(widen(b(0))), high = low;
     for (index_t e = 1; e < b.extents[0]; ++e) {
-      double const x = static_cast<double>(widen(b.data[e]));
+      double const x = static_cast<double>(widen(b(e)));
       low = x < low ? x : low;
       high = x > high ? x : high;
     }
     return {low - 1, high + 1};
   }
 };
-/// The bins that hold all there can be for scores from 0 to 1: from the least bias minus 1 to the
-/// largest plus 1, as score_bins(ctx, bias). Take them anew after each histogram_bias().
+/// `score_bins(ctx, bias)`: the bins that hold all there can be for scores from 0 to 1, from the
+/// least bias minus 1 to the largest plus 1. Take them anew after each histogram_bias().
 inline constexpr score_bins_fn score_bins{};
 
 }  // namespace expar::inline v0
