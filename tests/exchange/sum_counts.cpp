@@ -181,7 +181,8 @@ TEST_CASE("the states of routers are the same on all ranks, and those of one ran
 
       expar::quantile_bins const range = expar::score_bins(ctx, s.won);
       auto const h = expar::make_view(histogram.data(), experts, bins);
-      expar::add_quantile_histogram(ctx, expar::sigmoid_score{}, z, s.won, k, range, marks, h);
+      expar::add_quantile_histogram(ctx, expar::sigmoid_score{}, expar::only(marks, z), s.won, k,
+                                    range, h);
       sum(histogram);
       expar::histogram_bias(ctx, h, k, range, s.won);
     }

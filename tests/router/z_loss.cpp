@@ -128,6 +128,8 @@ TEST_CASE("the z-loss refuses what does not fit", "[router]") {
   REQUIRE(loss(z.view(), negative) == "expar: z_loss: tokens is -1; it is at least 0");
   REQUIRE(loss(expar::make_view<float>(nullptr, 2, 3)) ==
           "expar: z_loss: logits has 6 elements but its data is null");
+  REQUIRE(loss(expar::make_view(z.data.data(), 0, expar::index_t{1} << 31)) ==
+          "expar: z_loss: logits has 2147483648 experts; at most 2147483647 are possible");
   REQUIRE(loss(only(valid, z.view()), plain) ==
           "expar: z_loss: valid has extent 1 in dimension 0, but the number of tokens is 2");
   REQUIRE(backward(z.view(), negative, dz.view()) ==

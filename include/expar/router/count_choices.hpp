@@ -14,13 +14,6 @@
 namespace expar::inline v0 {
 namespace detail {
 
-template <class T, int Rank>
-void check_counts(char const* what, tensor_view<T, Rank> const& v) {
-  static_assert(std::is_integral_v<T> && sizeof(T) >= 4,
-                "expar: counts are integers of at least 32 bits");
-  check_view(what, v);
-}
-
 template <class View>
 auto as_counts(View const& v) {
   static_assert(std::is_integral_v<element_of<View>> && sizeof(element_of<View>) >= 4,
@@ -46,16 +39,16 @@ void check_countable(char const* op, index_t most) {
           ", more than an integer of ", sizeof(Count), " bytes holds");
 }
 
-/// Throws unless the first `choices` ids of each valid token are -1 or an expert, and a Count
-/// counts them all.
-template <class Count, class Ids>
-void check_leading_ids(char const* op, Ids const& ids, index_t choices, index_t experts) {
+/// The first `choices` ids of each token, all of which a Count counts.
+template <class Count>
+tensor_view<std::int32_t const, 2> leading_ids(char const* op,
+                                               tensor_view<std::int32_t const, 2> ids,
+                                               index_t choices) {
   expects(choices >= 1 && choices <= ids.extents[1], op, ": choices is ", choices,
           "; it is at least 1 and at most the ", ids.extents[1], " choices per token");
   check_countable<Count>(op, size_product(ids.extents[0], choices));
-  tensor_view<std::int32_t const, 2> leading = ids;
-  leading.extents[1] = choices;
-  check_expert_ids(argument(op, "ids"), leading, experts, ids.valid);
+  ids.extents[1] = choices;
+  return ids;
 }
 
 /// Throws unless the offsets [n + 1] of n `things` ascend from 0 to `end`, the number of `entries`.
@@ -85,7 +78,8 @@ struct count_choices_fn {
     auto const i = a.masked_ids("ids", ids);
     auto const n = detail::as_counts(a.written_any_vector("counts", counts));
     using Count = detail::element_of<decltype(n)>;
-    detail::check_leading_ids<Count>(a, i, choices, n.extents[0]);
+    auto const leading = detail::leading_ids<Count>(a, i, choices);
+    detail::check_expert_ids("count_choices: ids", leading, n.extents[0], i.valid);
     count(ctx, i.extents[0], 16384 / choices + 1, n, [&](index_t t, index_t* mine) {
       for (index_t j = 0; i.valid(t) && j < choices; ++j)
         if (std::int32_t const id = i.row(t)[j]; id >= 0) ++mine[id];

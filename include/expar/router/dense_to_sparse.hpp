@@ -21,20 +21,19 @@ struct count_above_fn {
     auto const z = a.masked("logits", logits);
     using A = accumulator_t<detail::element_of<decltype(z)>>;
     index_t const tokens = z.extents[0], experts = z.extents[1];
-    detail::expects(experts <= INT32_MAX, a, ": logits has ", experts, " experts; at most ",
-                    INT32_MAX, " are possible");
+    int const n = detail::row_size(a, "logits", experts, "experts");
     detail::buffer<std::int32_t> counts(ctx.memory());
     counts.assign(static_cast<std::size_t>(tokens), 0);
     detail::for_each_token_with<A>(ctx, tokens, experts, experts, [&](index_t t, A* s) {
       if (!z.valid(t)) return;
       detail::widen_row(z.row(t), s, experts);
-      softmax_score{}(static_cast<A const*>(s), s, static_cast<int>(experts));
+      softmax_score{}(static_cast<A const*>(s), s, n);
       std::int32_t above = 0;
       for (index_t e = 0; e < experts; ++e) above += s[e] > static_cast<A>(threshold);
       counts[t] = above;
     });
     index_t total = 0;
-    for (std::int32_t const n : counts) total += n;
+    for (std::int32_t const above : counts) total += above;
     return total;
   }
 };

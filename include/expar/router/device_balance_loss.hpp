@@ -101,7 +101,7 @@ double device_balance_loss_of(host_context const& ctx, char const* operation, Sc
                               Counts const& device_counts, load_balance_options const& o,
                               DLogits&... d_logits) {
   arguments a(ctx, operation);
-  auto const z = a.masked("logits", logits);
+  auto const z = logits_of_loss(a, "logits", logits);
   index_t const experts = z.extents[1];
   auto const of = read_devices(a, device_of, {{experts, "the number of experts"}});
   auto const n = as_counts(a.read_any_vector("device_counts", device_counts));

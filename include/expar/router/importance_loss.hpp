@@ -20,7 +20,7 @@ struct score_importance_fn {
   void operator()(host_context const& ctx, Score const& score, Logits const& logits,
                   Sums&& sums) const {
     detail::arguments a(ctx, "score_importance");
-    auto const z = a.masked("logits", logits);
+    auto const z = detail::logits_of_loss(a, "logits", logits);
     index_t const tokens = z.extents[0], experts = z.extents[1];
     auto const s =
         detail::as_sums(a.written_any_vector("sums", sums, {{experts, "the number of experts"}}));
@@ -46,7 +46,7 @@ struct score_importance_loss_backward_fn {
   void operator()(host_context const& ctx, Score const& score, Logits const& logits,
                   Sums const& sums, cv_squared_options const& options, DLogits&& d_logits) const {
     detail::arguments a(ctx, "score_importance_loss_backward");
-    auto const z = a.masked("logits", logits);
+    auto const z = detail::logits_of_loss(a, "logits", logits);
     auto const s =
         detail::as_sums(a.read_any_vector("sums", sums, {{z.extents[1], "the number of experts"}}));
     auto const dz = detail::gradient_of_loss(a, z, d_logits);

@@ -51,7 +51,7 @@ double load_balance_loss_of(host_context const& ctx, char const* operation, Scor
                             Logits const& logits, Counts const& counts,
                             load_balance_options const& o, DLogits&... d_logits) {
   arguments a(ctx, operation);
-  auto const z = a.masked("logits", logits);
+  auto const z = logits_of_loss(a, "logits", logits);
   index_t const experts = z.extents[1];
   auto const n =
       as_counts(a.read_any_vector("counts", counts, {{experts, "the number of experts"}}));

@@ -28,7 +28,7 @@ struct load_loss_backward_fn {
     static_assert(sizeof...(DSigma) == (with_sigma ? 1 : 0),
                   "expar: d_sigma stands last where sigma is a tensor, and nowhere else");
     detail::arguments a(ctx, "load_loss_backward");
-    auto const c = a.masked("clean", clean);
+    auto const c = detail::logits_of_loss(a, "clean", clean);
     index_t const tokens = c.extents[0], experts = c.extents[1];
     detail::rule const each_token{tokens, "the number of tokens"},
         each_expert{experts, "the number of experts"};

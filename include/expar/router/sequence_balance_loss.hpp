@@ -43,7 +43,7 @@ double sequence_balance_loss_of(host_context const& ctx, char const* operation, 
                                 Counts const& counts, Lengths const& lengths,
                                 sequence_balance_options const& o, DLogits&... d_logits) {
   arguments a(ctx, operation);
-  auto const z = a.masked("logits", logits);
+  auto const z = logits_of_loss(a, "logits", logits);
   index_t const tokens = z.extents[0], experts = z.extents[1];
   sequences.validate(a, tokens);
   index_t const all = sequences.count(tokens);

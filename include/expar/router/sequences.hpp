@@ -86,7 +86,8 @@ struct count_sequence_choices_fn {
         a.written_any("counts", counts, {{sequences.count(tokens), "the number of sequences"}}));
     index_t const experts = n.extents[1];
     using Count = detail::element_of<decltype(n)>;
-    detail::check_leading_ids<Count>(a, i, choices, experts);
+    auto const leading = detail::leading_ids<Count>(a, i, choices);
+    detail::check_expert_ids("count_sequence_choices: ids", leading, experts, i.valid);
     for (index_t b = 0; b < n.extents[0]; ++b) std::fill_n(n.row(b), experts, Count{});
     for (index_t t = 0; t < tokens; ++t)
       for (index_t j = 0; i.valid(t) && j < choices; ++j)

@@ -136,7 +136,7 @@ struct smooth_load_fn {
   void operator()(host_context const& ctx, Clean const& clean, Noisy const& noisy,
                   Sigma const& sigma, load_options const& options, Sums&& sums) const {
     detail::arguments a(ctx, "smooth_load");
-    auto const c = a.masked("clean", clean);
+    auto const c = detail::logits_of_loss(a, "clean", clean);
     index_t const tokens = c.extents[0], experts = c.extents[1];
     detail::rule const each_token{tokens, "the number of tokens"},
         each_expert{experts, "the number of experts"};

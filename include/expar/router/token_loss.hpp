@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <type_traits>
-
 #include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
+#include <expar/router/detail/steps.hpp>  // validate_step
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
@@ -34,6 +33,14 @@ double token_count(index_t given, Logits const& z) {
   index_t n = 0;
   for (index_t t = 0; t < z.extents[0]; ++t) n += z.valid(t);
   return static_cast<double>(n > 1 ? n : 1);
+}
+
+/// The logits of a loss and their experts, which terms count in int.
+template <class Logits>
+auto logits_of_loss(arguments<host_context>& a, char const* name, Logits const& logits) {
+  auto z = a.masked(name, logits);
+  row_size(a, name, z.extents[1], "experts");
+  return z;
 }
 
 /// The gradient for the logits z of a loss; nothing where the loss itself is asked for.
@@ -156,30 +163,7 @@ struct score_sum {
 template <class Score, class Logits>
 void check_score(argument_table& a, Score const& score, Logits const& z) {
   int const n = static_cast<int>(z.extents[1]);
-  if constexpr (requires { score.validate(a, n, n, z.extents[0]); })
-    score.validate(a, n, n, z.extents[0]);
-}
-
-template <class Valid>
-auto marks_of(char const* what, host_context const& ctx, Valid const& valid, index_t tokens,
-              char const* because = "the number of tokens") {
-  auto const v = as_view<1>(ctx, valid);
-  using Mark = element_of<decltype(v)>;
-  static_assert(std::is_same_v<Mark, bool> || std::is_same_v<Mark, std::uint8_t>,
-                "expar: the mask of valid tokens holds bool or std::uint8_t");
-  check_view(what, v);
-  check_extent(what, v, 0, tokens, because);
-  return marked_tokens<Mark>{v};
-}
-inline every_token marks_of(char const*, host_context const&, every_token all, index_t) {
-  return all;
-}
-
-template <class T>
-void check_loss_logits(char const* what, tensor_view<T, 2> const& logits) {
-  static_assert(element<std::remove_cv_t<T>>,
-                "expar: logits are of an element type; specialize expar::element_traits for it");
-  check_view(what, logits);
+  validate_step(a, score, n, n, z.extents[0]);
 }
 
 }  // namespace expar::inline v0::detail

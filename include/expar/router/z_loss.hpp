@@ -50,7 +50,7 @@ template <class Logits, class... DLogits>
 double z_loss_of(host_context const& ctx, char const* operation, Logits const& logits,
                  z_loss_options const& o, DLogits&... d_logits) {
   arguments a(ctx, operation);
-  auto const z = a.masked("logits", logits);
+  auto const z = logits_of_loss(a, "logits", logits);
   auto const dz = gradient_of_loss(a, z, d_logits...);
   expects(o.tokens >= 0, a, ": tokens is ", o.tokens, "; it is at least 0");
   z_term const term{o.coefficient / token_count(o.tokens, z), static_cast<int>(z.extents[1])};
