@@ -192,7 +192,7 @@ class network {
     auto const counts = load_of_all_ranks();
     expar::load_balance_loss_backward(
         ctx_, logits_, counts, {.coefficient = balance, .choices = top_k, .tokens = images_of_all},
-        d_logits_);
+        expar::add_to(d_logits_));
 
     for (index_t t = 0; t < tokens; ++t) {
       gradient(t).gate.accumulate(x_.row(t), d_logits_.row(t));

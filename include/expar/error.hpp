@@ -112,18 +112,5 @@ constexpr void expects(bool holds, Parts const&... parts) {
     fail(parts...);
 }
 
-/// "operation: argument", with which sentences begin.
-class argument {
- public:
-  argument(char const* operation, char const* name) {
-    std::snprintf(text_, sizeof text_, "%s: %s", operation, name);
-  }
-  operator char const*() const { return text_; }
-  char const* c_str() const { return text_; }
-
- private:
-  char text_[96];
-};
-
 }  // namespace detail
 }  // namespace expar::inline v0

@@ -12,7 +12,7 @@
 #include <expar/expert_batch.hpp>
 #include <expar/plan/placement.hpp>
 #include <expar/plan/plan.hpp>
-#include <expar/router/count_choices.hpp>  // check_counts, add_count
+#include <expar/router/count_choices.hpp>  // as_counts, add_count
 
 namespace expar::inline v0 {
 
@@ -39,12 +39,11 @@ struct gather_report_fn {
   template <class Comm, class Dropped>
   routing_report operator()(host_context const& ctx, Comm& comm, route_plan const& plan,
                             Dropped const& dropped) const {
-    auto const d = detail::as_view<1>(ctx, dropped);
+    auto const d = detail::as_counts(detail::as_view<1>(ctx, dropped));
     detail::agreement ask(ctx.memory());
     ask.reserve(comm.size());
     ask.run(ctx, comm, {detail::step::gather_report, 0}, [&] {
-      detail::check_counts("gather_report: dropped", d);
-      detail::check_extent("gather_report: dropped", d, 0, plan.experts(), "experts");
+      detail::argument_table("gather_report").reads("dropped", d, {{plan.experts(), "experts"}});
       index_t sum = 0;
       for (index_t e = 0; e < d.extents[0]; ++e)
         detail::add_count("gather_report: dropped", e, d(e), sum);

@@ -78,6 +78,17 @@ TEST_CASE("counts become their sums over ranks") {
   }
 }
 
+TEST_CASE("values that stand apart are summed where they stand") {
+  expar::host_context const ctx;
+  std::vector<std::vector<int>> memory(2);
+  expar::run_ranks(2, [&](expar::thread_communicator& comm) {
+    auto& mine = memory[static_cast<std::size_t>(comm.rank())];
+    mine = {comm.rank() + 1, 7, 10, 7};
+    expar::sum_counts(ctx, comm, expar::make_strided_view(mine.data(), 2, 2));
+  });
+  for (auto const& m : memory) REQUIRE(m == std::vector<int>{3, 7, 20, 7});
+}
+
 TEST_CASE("the sum of two ranks' losses, with counts of both, is the loss of one") {
   int const tokens = 10, experts = 4, k = 2;
   expar_test::random rng(430);
@@ -158,7 +169,7 @@ TEST_CASE("the states of routers are the same on all ranks, and those of one ran
       expar::routes<double> routes(n, k);
       expar::route(ctx, router, z, s.moved, routes);
       std::vector<std::int64_t> counts(experts), all{0}, histogram(experts * bins);
-      expar::count_choices(ctx, routes.ids, k, marks, counts);
+      expar::count_choices(ctx, expar::only(marks, routes.ids), k, counts);
       for (expar::index_t t = 0; t < n; ++t) all[0] += marks(t);
       sum(counts), sum(all);
       expar::update_bias(ctx, counts, {.rate = .0123, .centered = true}, s.moved);
@@ -170,7 +181,8 @@ TEST_CASE("the states of routers are the same on all ranks, and those of one ran
 
       expar::quantile_bins const range = expar::score_bins(ctx, s.won);
       auto const h = expar::make_view(histogram.data(), experts, bins);
-      expar::add_quantile_histogram(ctx, expar::sigmoid_score{}, z, s.won, k, range, marks, h);
+      expar::add_quantile_histogram(ctx, expar::sigmoid_score{}, expar::only(marks, z), s.won, k,
+                                    range, h);
       sum(histogram);
       expar::histogram_bias(ctx, h, k, range, s.won);
     }

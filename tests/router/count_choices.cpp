@@ -5,6 +5,7 @@
 #include "../support/sparse.hpp"
 #include "support.hpp"
 
+using expar::only;
 using router_test::sentence_of;
 
 namespace {
@@ -23,7 +24,7 @@ TEST_CASE("leading choices are counted per expert", "[router]") {
   REQUIRE(counts == std::vector<expar::index_t>{2, 2, 1, 3});
   std::vector<std::int32_t> narrow_counts(4);
   std::vector<std::uint8_t> const valid{1, 0, 1};
-  expar::count_choices(ctx, view, 2, valid, narrow_counts);
+  expar::count_choices(ctx, only(valid, view), 2, narrow_counts);
   REQUIRE(narrow_counts == std::vector<std::int32_t>{1, 1, 0, 1});
 }
 
@@ -72,9 +73,22 @@ TEST_CASE("variable routes are counted per expert", "[router]") {
     expar::host_context const& on = rng.chance(.5) ? threads : ctx;
     expar::count_choices(on, offsets, ids, got);
     REQUIRE(got == all);
-    expar::count_choices(on, offsets, ids, valid, got);
+    expar::count_choices(on, offsets, only(valid, ids), got);
     REQUIRE(got == marked);
   }
+}
+
+TEST_CASE("ids are of any signed integer type, and vectors stand in any stride", "[router]") {
+  std::vector<std::int64_t> const ids{0, 1, 2, 1, 0, 3};
+  std::vector<std::int16_t> const narrow{0, 9, 1, 9, 2, 9, 1, 9, 0, 9, 3, 9};
+  std::vector<int> const offsets{0, -1, 2, -1, 6, -1}, counted{2, 2, 1, 1};
+  std::vector<int> memory(12, 7), counts(4);
+  expar::count_choices(ctx, expar::make_view(ids.data(), 2, 3), 3, counts);
+  REQUIRE(counts == counted);
+  expar::count_choices(ctx, expar::make_strided_view(offsets.data(), 3, 2),
+                       expar::make_strided_view(narrow.data(), 6, 2),
+                       expar::make_strided_view(memory.data(), 4, 3));
+  REQUIRE(memory == std::vector<int>{2, 7, 7, 2, 7, 7, 1, 7, 7, 1, 7, 7});
 }
 
 TEST_CASE("counting refuses what does not fit", "[router]") {
@@ -87,7 +101,7 @@ TEST_CASE("counting refuses what does not fit", "[router]") {
           "token");
   REQUIRE(sentence_of([&] { expar::count_choices(ctx, view, 2, counts); }) ==
           "expar: count_choices: ids(0, 1) is 4; an expert id is -1 (no expert) or 0 to 3");
-  REQUIRE(sentence_of([&] { expar::count_choices(ctx, view, 2, valid, counts); }) ==
+  REQUIRE(sentence_of([&] { expar::count_choices(ctx, only(valid, view), 2, counts); }) ==
           "expar: count_choices: valid has extent 1 in dimension 0, but the number of tokens is 2");
   REQUIRE(sentence_of([&] {
             expar::count_choices(ctx, expar::make_view<std::int32_t>(nullptr, 2, 2), 2, counts);
@@ -117,13 +131,13 @@ TEST_CASE("counting refuses what does not fit", "[router]") {
   REQUIRE(sentence_of([&] { expar::count_choices(ctx, offsets, ids, counts); }) ==
           "expar: count_choices: ids(1) is 4; an expert id is -1 (no expert) or 0 to 3");
   std::vector<std::uint8_t> const first{1, 0};
-  expar::count_choices(ctx, std::vector<int>{0, 1, 4}, ids, first, counts);
+  expar::count_choices(ctx, std::vector<int>{0, 1, 4}, only(first, ids), counts);
   REQUIRE(counts == std::vector<std::int32_t>{1, 0, 0, 0});
   REQUIRE(sentence_of([&] { expar::count_choices(ctx, down, ids, five); }) ==
           "expar: count_choices: offsets(2) is 1; offsets ascend from 0 to the number of routes, "
           "4");
   REQUIRE(sentence_of([&] { expar::count_choices(ctx, none, ids, five); }) ==
           "expar: count_choices: offsets has 0 entries; there is one more than tokens");
-  REQUIRE(sentence_of([&] { expar::count_choices(ctx, offsets, ids, valid, five); }) ==
+  REQUIRE(sentence_of([&] { expar::count_choices(ctx, offsets, only(valid, ids), five); }) ==
           "expar: count_choices: valid has extent 1 in dimension 0, but the number of tokens is 2");
 }

@@ -27,9 +27,14 @@ TEST_CASE("the squared variation and its gradient agree with the definition", "[
     REQUIRE_THAT(expar::cv_squared(ctx, x, o), WithinAbs(variation(x, o), 1e-12));
     row_type d(x.size(), 77);
     expar::cv_squared_backward(ctx, x, o, d);
+    row_type added(2 * x.size(), 3);
+    expar::cv_squared_backward(
+        ctx, x, o, expar::add_to(expar::make_strided_view(added.data(), std::ssize(x), 2)));
     for (std::size_t i = 0; i < x.size(); ++i) {
       row_type up = x, down = x;
       up[i] += 1e-5, down[i] -= 1e-5;
+      REQUIRE(added[2 * i] == 3 + d[i]);
+      REQUIRE(added[2 * i + 1] == 3);
       REQUIRE_THAT(d[i], WithinAbs((variation(up, o) - variation(down, o)) / 2e-5, 1e-8));
     }
   }

@@ -42,10 +42,11 @@ TEST_CASE("scores of tokens that are not valid are not counted", "[router]") {
   matrix<float> z(std::vector<row_type>{{0, 0}, {qnan, 9}, {5, -5}, {0, 0}});
   std::vector<std::uint8_t> const valid{1, 0, 1, 0};
   REQUIRE(expar::count_above(ctx, z.view(), .25) == 6);
-  REQUIRE(expar::count_above(ctx, z.view(), .25, valid) == 3);
-  REQUIRE(
-      sentence_of([&] { expar::count_above(ctx, z.view(), .25, std::vector<std::uint8_t>{1}); }) ==
-      "expar: count_above: valid has extent 1 in dimension 0, but the number of tokens is 4");
+  REQUIRE(expar::count_above(ctx, expar::only(valid, z.view()), .25) == 3);
+  REQUIRE(sentence_of([&] {
+            expar::count_above(ctx, expar::only(std::vector<std::uint8_t>{1}, z.view()), .25);
+          }) ==
+          "expar: count_above: valid has extent 1 in dimension 0, but the number of tokens is 4");
 }
 
 TEST_CASE("a router becomes sparse with its temperature", "[router]") {

@@ -9,6 +9,7 @@
 
 using Catch::Matchers::WithinAbs;
 using Catch::Matchers::WithinRel;
+using expar::only;
 using router_test::mask;
 using router_test::matrix;
 using router_test::row_type;
@@ -55,9 +56,9 @@ TEST_CASE("both losses over devices agree with the paper", "[router]") {
     auto const ids = expar::make_view(p.ids.data(), p.tokens, p.k);
     counts_type counts(static_cast<std::size_t>(p.experts)),
         routes(static_cast<std::size_t>(p.devices)), tokens(routes);
-    expar::count_choices(ctx, ids, p.k, p.valid, counts);
+    expar::count_choices(ctx, only(p.valid, ids), p.k, counts);
     expar::count_device_routes(ctx, counts, p.device_of, routes);
-    expar::count_device_tokens(ctx, ids, p.device_of, p.valid, tokens);
+    expar::count_device_tokens(ctx, only(p.valid, ids), p.device_of, tokens);
 
     // f of the paper, by definition
     row_type f_device(routes.size(), 0), f_sent(routes.size(), 0);
@@ -86,12 +87,13 @@ TEST_CASE("both losses over devices agree with the paper", "[router]") {
     auto const require = [&](counts_type const& got, int choices, row_type const& f) {
       expar::load_balance_options const o{.coefficient = 1.5, .choices = choices};
       REQUIRE_THAT(
-          expar::device_balance_loss(ctx, softmax, p.z.view(), p.device_of, got, p.valid, o),
+          expar::device_balance_loss(ctx, softmax, only(p.valid, p.z.view()), p.device_of, got, o),
           WithinAbs(loss_of(f), 1e-11));
-      auto dz = router_test::filled<double>(p.tokens, p.experts, 3, 2);
-      expar::device_balance_loss_backward(ctx, softmax, p.z.view(), p.device_of, got, p.valid, o,
-                                          dz.view());
-      router_test::require_gradient(p.z, dz, 3, [&] { return loss_of(f); });
+      auto dz = router_test::gradient_of(p.tokens, p.experts, [&](auto&& d) {
+        expar::device_balance_loss_backward(ctx, softmax, only(p.valid, p.z.view()), p.device_of,
+                                            got, o, d);
+      });
+      router_test::require_gradient(p.z, dz, 0, [&] { return loss_of(f); });
     };
     require(routes, p.k, f_device);
     require(tokens, most, f_sent);
@@ -104,7 +106,7 @@ TEST_CASE("devices are counted by routes, and by tokens", "[router]") {
   std::vector<std::int32_t> n(2, 77);
   expar::count_device_tokens(ctx, i, device_of, n);
   REQUIRE(n == std::vector<std::int32_t>{3, 2});
-  expar::count_device_tokens(ctx, i, device_of, mask{1, 0, 1, 0}, n);
+  expar::count_device_tokens(ctx, only(mask{1, 0, 1, 0}, i), device_of, n);
   REQUIRE(n == std::vector<std::int32_t>{2, 0});
   expar::count_device_routes(ctx, counts_type{2, 2, 2, 1}, device_of, n);
   REQUIRE(n == std::vector<std::int32_t>{4, 3});
@@ -130,6 +132,11 @@ TEST_CASE("devices are counted by routes, and by tokens", "[router]") {
   REQUIRE(sentence_of([&] { expar::count_device_tokens(ctx, many, device_of, n); }) ==
           "expar: count_device_tokens: a count may become 3221225472, more than an integer of 4 "
           "bytes holds");
+  std::vector<std::int64_t> const wide_ids(ids.begin(), ids.end());
+  std::vector<std::int32_t> memory(4, 77);
+  expar::count_device_tokens(ctx, expar::make_view(wide_ids.data(), 4, 2), device_of,
+                             expar::make_strided_view(memory.data(), 2, 2));
+  REQUIRE(memory == std::vector<std::int32_t>{3, 77, 2, 77});
 }
 
 TEST_CASE("a load that is uniform over devices costs the coefficient", "[router]") {

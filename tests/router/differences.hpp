@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <expar/add_to.hpp>
+
 #include "../support/catch.hpp"
 #include "support.hpp"
 
@@ -34,6 +36,17 @@ matrix<T> filled(expar::index_t rows, expar::index_t columns, double x, expar::i
   for (expar::index_t r = 0; r < rows; ++r)
     for (expar::index_t c = 0; c < columns; ++c) m.set(r, c, x);
   return m;
+}
+
+/// The gradient that backward(d) writes over whatever d holds; add_to(d) adds the same to it.
+template <class F>
+matrix<double> gradient_of(expar::index_t rows, expar::index_t columns, F backward) {
+  auto d = filled<double>(rows, columns, 77, 2), sum = filled<double>(rows, columns, 3, 1);
+  backward(d.view());
+  backward(expar::add_to(sum.view()));
+  for (expar::index_t r = 0; r < rows; ++r)
+    for (expar::index_t c = 0; c < columns; ++c) REQUIRE(sum.get(r, c) == 3 + d.get(r, c));
+  return d;
 }
 
 /// Requires that d is `before` and the central differences of loss(), which reads z.

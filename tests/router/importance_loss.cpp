@@ -8,6 +8,7 @@
 #include "support.hpp"
 
 using Catch::Matchers::WithinAbs;
+using expar::only;
 using router_test::mask;
 using router_test::matrix;
 using router_test::row_type;
@@ -88,15 +89,16 @@ TEST_CASE("importance and the gradient of its loss agree with the definition", "
     matrix<double> z = router_test::random_logits(rng, tokens, experts);
     mask const valid = router_test::random_mask(rng, tokens);
     row_type sums(static_cast<std::size_t>(experts), 77);
-    expar::score_importance(ctx, softmax, z.view(), valid, sums);
+    expar::score_importance(ctx, softmax, only(valid, z.view()), sums);
     row_type const expected = sums_of(z, valid);
     for (std::size_t e = 0; e < sums.size(); ++e)
       REQUIRE_THAT(sums[e], WithinAbs(expected[e], 1e-11));
     if (tokens > 6) continue;
     expar::cv_squared_options const o{2, rng.chance(.5) ? 0 : 1, rng.chance(.5) ? 1e-10 : .5};
-    auto dz = router_test::filled<double>(tokens, experts, 3, 2);
-    expar::score_importance_loss_backward(ctx, softmax, z.view(), sums, valid, o, dz.view());
-    router_test::require_gradient(z, dz, 3, [&] { return variation(sums_of(z, valid), o); });
+    auto dz = router_test::gradient_of(tokens, experts, [&](auto&& d) {
+      expar::score_importance_loss_backward(ctx, softmax, only(valid, z.view()), sums, o, d);
+    });
+    router_test::require_gradient(z, dz, 0, [&] { return variation(sums_of(z, valid), o); });
   }
 }
 
@@ -124,13 +126,14 @@ TEST_CASE("importance of weights and the gradient of its loss agree with the def
     };
     auto const i = expar::make_view(ids.data(), tokens, k);
     row_type sums(static_cast<std::size_t>(experts));
-    expar::weight_importance(ctx, i, w.view(), valid, sums);
+    expar::weight_importance(ctx, only(valid, i), w.view(), sums);
     row_type const expected = definition();
     for (std::size_t e = 0; e < sums.size(); ++e)
       REQUIRE_THAT(sums[e], WithinAbs(expected[e], 1e-13));
-    auto dw = router_test::filled<double>(tokens, k, 3, 2);
-    expar::weight_importance_loss_backward(ctx, i, sums, valid, unbiased, dw.view());
-    router_test::require_gradient(w, dw, 3, [&] { return variation(definition(), unbiased); });
+    auto dw = router_test::gradient_of(tokens, k, [&](auto&& d) {
+      expar::weight_importance_loss_backward(ctx, only(valid, i), sums, unbiased, d);
+    });
+    router_test::require_gradient(w, dw, 0, [&] { return variation(definition(), unbiased); });
   }
 }
 
@@ -141,7 +144,7 @@ TEST_CASE("importance of narrow logits, and masks of all tokens", "[router]") {
   expar::score_importance(ctx, softmax, z.view(), a);
   expar::score_importance(ctx, softmax, wide.view(), b);
   for (std::size_t e = 0; e < 3; ++e) REQUIRE_THAT(a[e], WithinAbs(b[e], 1e-6));
-  expar::score_importance(ctx, softmax, wide.view(), mask{0, 0}, none);
+  expar::score_importance(ctx, softmax, only(mask{0, 0}, wide.view()), none);
   REQUIRE(none == row_type{0, 0, 0});
 }
 
@@ -173,6 +176,21 @@ TEST_CASE("the number of threads does not show in importance", "[router]") {
   REQUIRE(dw1.data == dw3.data);
 }
 
+TEST_CASE("importance of 64-bit ids, to sums that stand apart", "[router]") {
+  std::vector<std::int64_t> const ids{0, 2, -1, 0};
+  std::vector<std::int32_t> const narrow{0, 2, -1, 0};
+  matrix<double> w(std::vector<row_type>{{1, 2}, {4, 8}}), dw(2, 2), same(2, 2);
+  row_type memory(6, 77);
+  auto const sums = expar::make_strided_view(memory.data(), 3, 2);
+  auto const i = expar::make_view(ids.data(), 2, 2);
+  expar::weight_importance(ctx, i, w.view(), sums);
+  REQUIRE(memory == row_type{9, 77, 0, 77, 2, 77});
+  expar::weight_importance_loss_backward(ctx, i, sums, population, dw.view());
+  expar::weight_importance_loss_backward(ctx, expar::make_view(narrow.data(), 2, 2),
+                                         row_type{9, 0, 2}, population, same.view());
+  REQUIRE(dw.data == same.data);
+}
+
 TEST_CASE("importance refuses what does not fit", "[router]") {
   matrix<float> z(std::vector<row_type>{{1, 2, 3}, {3, 2, 1}}), dz(2, 3), w(2, 1);
   row_type two(2), three(3);
@@ -182,7 +200,7 @@ TEST_CASE("importance refuses what does not fit", "[router]") {
       sentence_of([&] { expar::score_importance(ctx, softmax, z.view(), two); }) ==
       "expar: score_importance: sums has extent 2 in dimension 0, but the number of experts is 3");
   REQUIRE(
-      sentence_of([&] { expar::score_importance(ctx, softmax, z.view(), mask{1}, three); }) ==
+      sentence_of([&] { expar::score_importance(ctx, softmax, only(mask{1}, z.view()), three); }) ==
       "expar: score_importance: valid has extent 1 in dimension 0, but the number of tokens is 2");
   REQUIRE(
       sentence_of([&] {

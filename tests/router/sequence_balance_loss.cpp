@@ -11,6 +11,7 @@
 
 using Catch::Matchers::WithinAbs;
 using Catch::Matchers::WithinRel;
+using expar::only;
 using router_test::mask;
 using router_test::matrix;
 using router_test::row_type;
@@ -68,12 +69,11 @@ void agrees(router_test::random& rng, Sequences const& sequences, std::vector<at
             at_type count) {
   int const tokens = static_cast<int>(of.size()), experts = static_cast<int>(rng.integer(1, 7));
   matrix<double> z = router_test::random_logits(rng, tokens, experts);
-  auto dz = router_test::filled<double>(tokens, experts, 3, 2);
   int_matrix counts(count, experts, 1);
   for (auto& n : counts.data) n = rng.integer(0, 9);
   mask const valid = router_test::random_mask(rng, tokens);
   std::vector<int> lengths(static_cast<std::size_t>(count), 77);
-  expar::count_sequence_tokens(ctx, sequences, tokens, valid, lengths);
+  expar::count_sequence_tokens(ctx, sequences, only(valid, tokens), lengths);
   for (at_type b = 0; b < count; ++b) {
     int expected = 0;
     for (std::size_t t = 0; t < of.size(); ++t) expected += of[t] == b && valid[t];
@@ -83,12 +83,14 @@ void agrees(router_test::random& rng, Sequences const& sequences, std::vector<at
   expar::sequence_balance_options const o{rng.uniform(.1, 2), static_cast<int>(rng.integer(1, 3)),
                                           rng.chance(.5) ? 0 : 9};
   auto const loss = [&] { return by_definition(z, of, counts, lengths, valid, o); };
-  REQUIRE_THAT(expar::sequence_balance_loss(ctx, softmax, sequences, z.view(), counts.view(),
-                                            lengths, valid, o),
+  REQUIRE_THAT(expar::sequence_balance_loss(ctx, softmax, sequences, only(valid, z.view()),
+                                            counts.view(), lengths, o),
                WithinAbs(loss(), 1e-10));
-  expar::sequence_balance_loss_backward(ctx, softmax, sequences, z.view(), counts.view(), lengths,
-                                        valid, o, dz.view());
-  router_test::require_gradient(z, dz, 3, loss, 1e-6);
+  auto dz = router_test::gradient_of(tokens, experts, [&](auto&& d) {
+    expar::sequence_balance_loss_backward(ctx, softmax, sequences, only(valid, z.view()),
+                                          counts.view(), lengths, o, d);
+  });
+  router_test::require_gradient(z, dz, 0, loss, 1e-6);
 }
 
 }  // namespace
@@ -142,13 +144,13 @@ TEST_CASE("ranks that share a sequence share its loss", "[router]") {
   int_matrix counts(2, experts);
   std::vector<std::int64_t> lengths(2);
   auto const all = expar::make_view(ids.data(), tokens, k);
-  expar::count_sequence_choices(ctx, two, all, k, valid, counts.view());
-  expar::count_sequence_tokens(ctx, two, tokens, valid, lengths);
+  expar::count_sequence_choices(ctx, two, only(valid, all), k, counts.view());
+  expar::count_sequence_tokens(ctx, two, only(valid, tokens), lengths);
   REQUIRE(lengths == std::vector<std::int64_t>{3, 4});
-  double const whole =
-      expar::sequence_balance_loss(ctx, softmax, two, z.view(), counts.view(), lengths, valid, o);
-  expar::sequence_balance_loss_backward(ctx, softmax, two, z.view(), counts.view(), lengths, valid,
-                                        o, whole_gradient.view());
+  double const whole = expar::sequence_balance_loss(ctx, softmax, two, only(valid, z.view()),
+                                                    counts.view(), lengths, o);
+  expar::sequence_balance_loss_backward(ctx, softmax, two, only(valid, z.view()), counts.view(),
+                                        lengths, o, whole_gradient.view());
   REQUIRE_THAT(whole,
                WithinRel(by_definition(z, even(2, 5, true), counts, {3, 4}, valid, o), 1e-13));
 
@@ -161,15 +163,15 @@ TEST_CASE("ranks that share a sequence share its loss", "[router]") {
     auto const marks = expar::make_view(valid.data() + first, n);
     int_matrix mine(2, experts);
     std::vector<std::int64_t> own(2);
-    expar::count_sequence_choices(ctx, two, expar::make_view(ids.data() + first * k, n, k), k,
-                                  marks, mine.view());
-    expar::count_sequence_tokens(ctx, two, n, marks, own);
+    expar::count_sequence_choices(
+        ctx, two, only(marks, expar::make_view(ids.data() + first * k, n, k)), k, mine.view());
+    expar::count_sequence_tokens(ctx, two, only(marks, n), own);
     expar::sum_counts(ctx, comm, mine.data);
     expar::sum_counts(ctx, comm, own);
     parts[static_cast<std::size_t>(comm.rank())] =
-        expar::sequence_balance_loss(ctx, softmax, two, rows(z), mine.view(), own, marks, o);
-    expar::sequence_balance_loss_backward(ctx, softmax, two, rows(z), mine.view(), own, marks, o,
-                                          rows(gradient));
+        expar::sequence_balance_loss(ctx, softmax, two, only(marks, rows(z)), mine.view(), own, o);
+    expar::sequence_balance_loss_backward(ctx, softmax, two, only(marks, rows(z)), mine.view(), own,
+                                          o, rows(gradient));
   });
   REQUIRE_THAT(parts[0] + parts[1], WithinRel(whole, 1e-13));
   REQUIRE(gradient.data == whole_gradient.data);
@@ -229,7 +231,7 @@ TEST_CASE("the loss of sequences refuses what does not fit", "[router]") {
           "sequences is 2");
   REQUIRE(loss(two, z.view(), n, lengths, options{.choices = 1, .sequences = -1}) ==
           "expar: sequence_balance_loss: sequences is -1; it is at least 0");
-  REQUIRE(loss(two, z.view(), n, lengths, valid, plain) ==
+  REQUIRE(loss(two, only(valid, z.view()), n, lengths, plain) ==
           "expar: sequence_balance_loss: valid has extent 1 in dimension 0, but the number of "
           "tokens is 2");
   std::vector<int> down{0, 2, 1, 2}, short_of{0, 1, 1};

@@ -5,6 +5,7 @@
 #include "differences.hpp"
 #include "support.hpp"
 
+using expar::only;
 using router_test::mask;
 using router_test::sentence_of;
 
@@ -15,7 +16,8 @@ expar::host_context const ctx;
 /// The sequences of the tokens by the policy.
 template <class Sequences>
 std::vector<int> sequences_of(Sequences const& sequences, expar::index_t tokens) {
-  sequences.validate("test", tokens);
+  expar::detail::argument_table a("test");
+  sequences.validate(a, tokens);
   std::vector<int> of;
   for (expar::index_t t = 0; t < tokens; ++t)
     of.push_back(static_cast<int>(sequences.of(t, tokens)));
@@ -78,8 +80,8 @@ TEST_CASE("choices and tokens are counted in each sequence for itself", "[router
     auto const i = expar::make_view(ids.data(), tokens, k);
     auto const n = expar::make_view(got.data(), count, experts, experts + 1);
     auto const counted = [&](auto const& sequences) {
-      expar::count_sequence_choices(ctx, sequences, i, choices, valid, n);
-      expar::count_sequence_tokens(ctx, sequences, tokens, valid, got_lengths);
+      expar::count_sequence_choices(ctx, sequences, only(valid, i), choices, n);
+      expar::count_sequence_tokens(ctx, sequences, only(valid, tokens), got_lengths);
     };
     if (kind == 0) counted(expar::even_sequences{count});
     if (kind == 1) counted(expar::interleaved_sequences{count});
@@ -98,6 +100,19 @@ TEST_CASE("offsets are of any integer type", "[router]") {
   REQUIRE(lengths == std::vector<int>{1, 2});
   REQUIRE(sequences_of(expar::packed_sequences{expar::make_view(narrow.data(), 3)}, 3) ==
           std::vector<int>{0, 1, 1});
+}
+
+TEST_CASE("ids are of any signed integer type, and vectors stand in any stride", "[router]") {
+  std::vector<int> const offsets{0, 7, 1, 7, 3};
+  expar::packed_sequences const strided{expar::make_strided_view(offsets.data(), 3, 2)};
+  REQUIRE(sequences_of(strided, 3) == std::vector<int>{0, 1, 1});
+  std::vector<int> lengths(4, 77), counts(4);
+  expar::count_sequence_tokens(ctx, strided, 3, expar::make_strided_view(lengths.data(), 2, 2));
+  REQUIRE(lengths == std::vector<int>{1, 77, 2, 77});
+  std::vector<std::int64_t> const ids{0, 1, 1};
+  expar::count_sequence_choices(ctx, strided, expar::make_view(ids.data(), 3, 1), 1,
+                                expar::make_view(counts.data(), 2, 2));
+  REQUIRE(counts == std::vector<int>{1, 0, 0, 2});
 }
 
 TEST_CASE("counting in sequences refuses what does not fit", "[router]") {
@@ -130,9 +145,11 @@ TEST_CASE("counting in sequences refuses what does not fit", "[router]") {
   std::vector<int> pair(2);
   REQUIRE(sentence_of([&] { expar::count_sequence_tokens(ctx, two, many, pair); }) ==
           "expar: count_sequence_tokens" + narrow);
-  std::vector<int> const offsets{0, 7, 1, 7, 2};
-  expar::packed_sequences const strided{expar::tensor_view<int const, 1>{offsets.data(), {3}, {2}}};
-  REQUIRE(sentence_of([&] { expar::count_sequence_tokens(ctx, strided, 2, counts); }) ==
-          "expar: count_sequence_tokens: offsets has stride 2 in its last dimension; it must be "
-          "contiguous there (stride 1)");
+  std::vector<int> offsets{0, 1, 2};
+  expar::packed_sequences const packed{expar::make_view(offsets.data(), 3)};
+  REQUIRE(sentence_of([&] {
+            expar::count_sequence_tokens(ctx, packed, 2, expar::make_view(offsets.data(), 2));
+          }) ==
+          "expar: count_sequence_tokens: lengths overlaps offsets in memory; the operation cannot "
+          "work in place");
 }

@@ -11,6 +11,7 @@
 #include "support.hpp"
 
 using Catch::Matchers::WithinAbs;
+using expar::only;
 using router_test::inf;
 using router_test::load_probabilities;
 using router_test::mask;
@@ -154,8 +155,8 @@ TEST_CASE("load agrees with its definition, for any number of threads", "[router
       for (std::size_t e = 0; e < p.size(); ++e)
         if (valid[static_cast<std::size_t>(t)]) expected[e] += p[e];
     }
-    expar::smooth_load(ctx, c.view(), h.view(), s.view(), valid, o, sums);
-    expar::smooth_load(threads, c.view(), h.view(), s.view(), valid, o, same);
+    expar::smooth_load(ctx, only(valid, c.view()), h.view(), s.view(), o, sums);
+    expar::smooth_load(threads, only(valid, c.view()), h.view(), s.view(), o, same);
     for (std::size_t e = 0; e < sums.size(); ++e)
       REQUIRE_THAT(sums[e], WithinAbs(expected[e], 1e-10));
     REQUIRE(same == sums);
@@ -188,12 +189,12 @@ TEST_CASE("load refuses what does not fit", "[router]") {
   REQUIRE(load(c.view(), c.view(), sigmas.view(), top2) ==
           "expar: smooth_load: sigma(1, 1) is 0; it is greater than 0 and finite");
   REQUIRE_NOTHROW(
-      expar::smooth_load(ctx, c.view(), c.view(), sigmas.view(), mask{1, 0}, top2, sums));
+      expar::smooth_load(ctx, only(mask{1, 0}, c.view()), c.view(), sigmas.view(), top2, sums));
   REQUIRE(load(c.view(), c.view(), narrow.view(), top2) ==
           "expar: smooth_load: sigma has extent 2 in dimension 1, but the number of experts is 3");
   REQUIRE(load(c.view(), c.view(), 1, top4) ==
           "expar: smooth_load: top_k is 4; it is at least 1 and at most the 3 experts");
-  REQUIRE(load(c.view(), c.view(), 1, mask{1}, top2) ==
+  REQUIRE(load(only(mask{1}, c.view()), c.view(), 1, top2) ==
           "expar: smooth_load: valid has extent 1 in dimension 0, but the number of tokens is 2");
   REQUIRE(sentence_of([&] { expar::smooth_load(ctx, c.view(), c.view(), 1, top2, two); }) ==
           "expar: smooth_load: sums has extent 2 in dimension 0, but the number of experts is 3");

@@ -152,6 +152,22 @@ class arguments : public argument_table {
     return masked_view(std::move(v), valid);
   }
 
+  /// The two parts of only(valid, x), where x is no tensor of so many tokens itself.
+  template <class X>
+  static auto const& unmasked(X const& x) {
+    if constexpr (is_only<X>)
+      return x.tensor;
+    else
+      return x;
+  }
+  template <class X>
+  auto valid_tokens(X const& x, index_t tokens) {
+    if constexpr (is_only<X>)
+      return as_marks(input<1>("valid", x.valid, {{tokens, "the number of tokens"}}));
+    else
+      return every_token{};
+  }
+
   /// Expert ids of any signed integer type, as 32-bit numbers; a number beyond those throws.
   template <class X>
   auto ids(char const* name, X const& x, rules fits = {}) {
@@ -198,26 +214,6 @@ class arguments : public argument_table {
     auto const v = numbers(gradient_output<Rank>(ctx_, x));
     name_gradient(*this, name, v, fits);
     return v;
-  }
-  template <class X>
-  static auto const& unmasked(X const& x) {
-    if constexpr (is_only<X>)
-      return x.tensor;
-    else
-      return x;
-  }
-  template <class X>
-  auto valid_tokens(X const& x, index_t tokens) {
-    if constexpr (is_only<X>) {
-      auto const v = as_view<1>(ctx_, x.valid);
-      using Mark = element_of<decltype(v)>;
-      static_assert(std::is_same_v<Mark, bool> || std::is_same_v<Mark, std::uint8_t>,
-                    "expar: the mask of valid tokens holds bool or std::uint8_t");
-      reads("valid", v, {{tokens, "the number of tokens"}});
-      return marked_tokens<Mark>{v};
-    } else {
-      return every_token{};
-    }
   }
   template <class Id>
   static constexpr auto check_ids() {

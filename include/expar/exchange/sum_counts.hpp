@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
 #include <expar/communicator.hpp>
 #include <expar/context.hpp>
+#include <expar/detail/argument_table.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/detail/sizes.hpp>
 #include <expar/error.hpp>
@@ -29,13 +29,14 @@ struct sum_counts_fn {
     auto const ranks = static_cast<std::size_t>(comm.size());
     index_t const n = v.extents[0];
     detail::buffer<std::uint64_t> words(ctx.memory());
-    detail::buffer<T> all(ctx.memory());
+    detail::buffer<T> all(ctx.memory()), packed(ctx.memory());
     detail::agreement ask(ctx.memory());
     ask.reserve(comm.size());
     words.resize(ranks);
     detail::failure const wrong = detail::failure_of([&] {
-      detail::check_view("sum_counts: values", v);
+      detail::argument_table("sum_counts").writes("values", v);
       all.resize(detail::size_product(n, comm.size()));
+      packed.resize(n);
     });
     if (ranks == 1 && !wrong) return;
     std::uint64_t const word = wrong ? 0 : static_cast<std::uint64_t>(n) + 1;
@@ -47,7 +48,8 @@ struct sum_counts_fn {
                       words.data()[0] - 1, " values but rank ", r, " has ", words.data()[r] - 1,
                       "; all ranks must pass as many");
     if (n == 0) return;
-    all_gather(ctx, comm, v.data, all.data(), static_cast<std::size_t>(n) * sizeof(T),
+    for (index_t i = 0; i < n; ++i) packed[i] = v(i);
+    all_gather(ctx, comm, packed.data(), all.data(), static_cast<std::size_t>(n) * sizeof(T),
                ask.counts());
     // The sums stand where the values of rank 0 are, until it is known that all of them fit.
     for (index_t r = 1; r < comm.size(); ++r)
@@ -60,18 +62,18 @@ struct sum_counts_fn {
         else
           sum += all[r * n + i];
       }
-    std::copy_n(all.data(), n, v.data);
+    for (index_t i = 0; i < n; ++i) v(i) = all[i];
   }
 };
-/// Collective. Values [n] become their sums over the ranks of `comm`, in place, as
-/// sum_counts(ctx, comm, values): what a loss or a bias update reads whose load is that of several
-/// ranks. Integers of 32 bits or more, or double (importance, load, targets of biases); several
-/// statistics that stand one behind the other need one call. Ranks are summed in their order, so
-/// that every rank has the same bits. All ranks pass as many values; what is wrong on one rank
-/// throws on all, except a lack of the few hundred bytes per rank by which ranks tell each other.
-/// A tensor of rank 2 without gaps, such as a histogram, is passed as one of rank 1,
-/// make_view(data, rows * columns). Cost: one all_gather of n values of each rank, one of 8 bytes
-/// before it, and memory for n values of every rank.
+/// `sum_counts(ctx, comm, values)`, collective: values [n] become their sums over the ranks of
+/// `comm`, in place: what a loss or a bias update reads whose load is that of several ranks.
+/// Integers of 32 bits or more, or double (importance, load, targets of biases); several statistics
+/// that stand one behind the other need one call. Ranks are summed in their order, so that every
+/// rank has the same bits. All ranks pass as many values; what is wrong on one rank throws on all,
+/// except a lack of the few hundred bytes per rank by which ranks tell each other. A tensor of rank
+/// 2 without gaps, such as a histogram, is passed as one of rank 1, make_view(data, rows *
+/// columns). Cost: one all_gather of n values of each rank, one of 8 bytes before it, and memory
+/// for n values of every rank and n more.
 inline constexpr sum_counts_fn sum_counts{};
 
 }  // namespace expar::inline v0

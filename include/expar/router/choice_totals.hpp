@@ -4,6 +4,7 @@
 #include <memory_resource>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/detail/sizes.hpp>
 #include <expar/router/count_choices.hpp>
@@ -28,14 +29,13 @@ class choice_totals {
   /// counts: [experts] integers, of `tokens` tokens.
   template <class Counts>
   void add(host_context const& ctx, Counts const& counts, index_t tokens) {
-    auto const n = detail::as_view<1>(ctx, counts);
-    detail::check_counts("choice_totals: counts", n);
-    detail::check_extent("choice_totals: counts", n, 0, static_cast<index_t>(counts_.size()),
-                         "the number of experts");
-    detail::expects(tokens >= 0, "choice_totals: tokens is ", tokens, "; it is at least 0");
+    detail::arguments a(ctx, "choice_totals");
+    auto const n = detail::as_counts(a.read_any_vector(
+        "counts", counts, {{static_cast<index_t>(counts_.size()), "the number of experts"}}));
+    detail::expects(tokens >= 0, a, ": tokens is ", tokens, "; it is at least 0");
     index_t const all = detail::size_sum(tokens_, tokens);
-    detail::expects(all < detail::uncountable, "choice_totals: tokens is ", tokens, "; with the ",
-                    tokens_, " before they are more than can be counted");
+    detail::expects(all < detail::uncountable, a, ": tokens is ", tokens, "; with the ", tokens_,
+                    " before they are more than can be counted");
     for (index_t e = 0; e < n.extents[0]; ++e) {
       index_t sum = counts_[e];
       detail::add_count("choice_totals: counts", e, n(e), sum);

@@ -5,23 +5,17 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/detail/expert_ids.hpp>
 #include <expar/detail/sizes.hpp>
-#include <expar/router/token_loss.hpp>  // every_token, marks_of
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 namespace detail {
 
-template <class T, int Rank>
-void check_counts(char const* what, tensor_view<T, Rank> const& v) {
-  static_assert(std::is_integral_v<T> && sizeof(T) >= 4,
-                "expar: counts are integers of at least 32 bits");
-  check_view(what, v);
-}
-
 template <class View>
-View as_counts(View const& v) {
+auto as_counts(View const& v) {
   static_assert(std::is_integral_v<element_of<View>> && sizeof(element_of<View>) >= 4,
                 "expar: counts are integers of at least 32 bits");
   return v;
@@ -45,21 +39,16 @@ void check_countable(char const* op, index_t most) {
           ", more than an integer of ", sizeof(Count), " bytes holds");
 }
 
-/// Throws unless the first `choices` ids of each valid token are -1 or an expert, and a Count
-/// counts them all.
-template <class Count, class Id, class Valid>
-void check_leading_ids(char const* op, tensor_view<Id, 2> const& ids, index_t choices,
-                       index_t experts, Valid valid) {
-  static_assert(std::is_same_v<std::remove_cv_t<Id>, std::int32_t>,
-                "expar: expert ids are std::int32_t");
-  check_view(argument(op, "ids"), ids);
+/// The first `choices` ids of each token, all of which a Count counts.
+template <class Count>
+tensor_view<std::int32_t const, 2> leading_ids(char const* op,
+                                               tensor_view<std::int32_t const, 2> ids,
+                                               index_t choices) {
   expects(choices >= 1 && choices <= ids.extents[1], op, ": choices is ", choices,
           "; it is at least 1 and at most the ", ids.extents[1], " choices per token");
   check_countable<Count>(op, size_product(ids.extents[0], choices));
-  for (index_t t = 0; t < ids.extents[0]; ++t)
-    for (index_t j = 0; j < choices; ++j)
-      expects(!valid(t) || (ids(t, j) >= -1 && ids(t, j) < experts), op, ": ids(", t, ", ", j,
-              ") is ", ids(t, j), "; an expert id is -1 (no expert) or 0 to ", experts - 1);
+  ids.extents[1] = choices;
+  return ids;
 }
 
 /// Throws unless the offsets [n + 1] of n `things` ascend from 0 to `end`, the number of `entries`.
@@ -69,11 +58,10 @@ void check_offsets(char const* op, tensor_view<I, 1> const& offsets, char const*
   static_assert(std::is_integral_v<I> && sizeof(I) >= 4,
                 "expar: offsets are integers of at least 32 bits");
   index_t const n = offsets.extents[0];
-  check_view(argument(op, "offsets"), offsets);
   expects(n >= 1, op, ": offsets has ", n, " entries; there is one more than ", things);
   index_t low = 0;
   for (index_t b = 0; b < n; ++b) {
-    auto const at = static_cast<index_t>(offsets.data[b]);
+    auto const at = static_cast<index_t>(offsets(b));
     bool const fits = (b == 0 ? at == 0 : at >= low) && (b + 1 < n || at == end);
     expects(fits, op, ": offsets(", b, ") is ", at, "; offsets ascend from 0 to the number of ",
             entries, ", ", end);
@@ -81,39 +69,19 @@ void check_offsets(char const* op, tensor_view<I, 1> const& offsets, char const*
   }
 }
 
-/// Throws unless all ids of each valid token, from its offset to the next, are -1 or an expert.
-template <class I, class Id, class Valid>
-void check_variable_ids(char const* op, tensor_view<I, 1> const& offsets,
-                        tensor_view<Id, 1> const& ids, index_t experts, Valid valid) {
-  static_assert(std::is_same_v<std::remove_cv_t<Id>, std::int32_t>,
-                "expar: expert ids are std::int32_t");
-  check_view(argument(op, "ids"), ids);
-  for (index_t t = 0; t + 1 < offsets.extents[0]; ++t)
-    for (auto r = static_cast<index_t>(offsets.data[t]);
-         valid(t) && r < static_cast<index_t>(offsets.data[t + 1]); ++r)
-      expects(ids.data[r] >= -1 && ids.data[r] < experts, op, ": ids(", r, ") is ", ids.data[r],
-              "; an expert id is -1 (no expert) or 0 to ", experts - 1);
-}
-
 }  // namespace detail
 
 struct count_choices_fn {
   template <class Ids, class Counts>
   void operator()(host_context const& ctx, Ids const& ids, int choices, Counts&& counts) const {
-    (*this)(ctx, ids, choices, detail::every_token{}, counts);
-  }
-  template <class Ids, class Valid, class Counts>
-  void operator()(host_context const& ctx, Ids const& ids, int choices, Valid const& valid,
-                  Counts&& counts) const {
-    auto const i = detail::as_view<2>(ctx, ids);
-    auto const n = detail::as_output<1>(ctx, counts);
-    index_t const tokens = i.extents[0];
-    auto const marks = detail::marks_of("count_choices: valid", ctx, valid, tokens);
-    detail::check_counts("count_choices: counts", n);
+    detail::arguments a(ctx, "count_choices");
+    auto const i = a.masked_ids("ids", ids);
+    auto const n = detail::as_counts(a.written_any_vector("counts", counts));
     using Count = detail::element_of<decltype(n)>;
-    detail::check_leading_ids<Count>("count_choices", i, choices, n.extents[0], marks);
-    count(ctx, tokens, 16384 / choices + 1, n, [&](index_t t, index_t* mine) {
-      for (index_t j = 0; marks(t) && j < choices; ++j)
+    auto const leading = detail::leading_ids<Count>(a, i, choices);
+    detail::check_expert_ids("count_choices: ids", leading, n.extents[0], i.valid);
+    count(ctx, i.extents[0], 16384 / choices + 1, n, [&](index_t t, index_t* mine) {
+      for (index_t j = 0; i.valid(t) && j < choices; ++j)
         if (std::int32_t const id = i.row(t)[j]; id >= 0) ++mine[id];
     });
   }
@@ -122,26 +90,25 @@ struct count_choices_fn {
   requires(!std::is_arithmetic_v<Ids>) void operator()(host_context const& ctx,
                                                        Offsets const& offsets, Ids const& ids,
                                                        Counts&& counts) const {
-    (*this)(ctx, offsets, ids, detail::every_token{}, counts);
-  }
-  template <class Offsets, class Ids, class Valid, class Counts>
-  requires(!std::is_arithmetic_v<Ids>) void operator()(host_context const& ctx,
-                                                       Offsets const& offsets, Ids const& ids,
-                                                       Valid const& valid, Counts&& counts) const {
-    auto const at = detail::as_view<1>(ctx, offsets);
-    auto const i = detail::as_view<1>(ctx, ids);
-    auto const n = detail::as_output<1>(ctx, counts);
-    index_t const routes = i.extents[0], tokens = at.extents[0] - 1;
-    detail::check_offsets("count_choices", at, "tokens", routes, "routes");
-    auto const marks = detail::marks_of("count_choices: valid", ctx, valid, tokens);
-    detail::check_counts("count_choices: counts", n);
-    detail::check_countable<detail::element_of<decltype(n)>>("count_choices", routes);
-    detail::check_variable_ids("count_choices", at, i, n.extents[0], marks);
+    detail::arguments a(ctx, "count_choices");
+    auto const at = a.read_any_vector("offsets", offsets);
+    index_t const tokens = at.extents[0] > 0 ? at.extents[0] - 1 : 0;
+    auto const i = a.ids_vector("ids", a.unmasked(ids));
+    auto const valid = a.valid_tokens(ids, tokens);
+    auto const n = detail::as_counts(a.written_any_vector("counts", counts));
+    index_t const routes = i.extents[0], experts = n.extents[0];
+    detail::check_offsets(a, at, "tokens", routes, "routes");
+    detail::check_countable<detail::element_of<decltype(n)>>(a, routes);
+    for (index_t t = 0; t < tokens; ++t)
+      for (auto r = static_cast<index_t>(at(t)); valid(t) && r < static_cast<index_t>(at(t + 1));
+           ++r)
+        detail::expects(i(r) >= -1 && i(r) < experts, a, ": ids(", r, ") is ", i(r),
+                        "; an expert id is -1 (no expert) or 0 to ", experts - 1);
     index_t const grain = tokens > 0 ? 16384 / (routes / tokens + 1) + 1 : 1;
     count(ctx, tokens, grain, n, [&](index_t t, index_t* mine) {
-      auto const behind = static_cast<index_t>(at.data[t + 1]);
-      for (auto r = static_cast<index_t>(at.data[t]); marks(t) && r < behind; ++r)
-        if (std::int32_t const id = i.data[r]; id >= 0) ++mine[id];
+      auto const behind = static_cast<index_t>(at(t + 1));
+      for (auto r = static_cast<index_t>(at(t)); valid(t) && r < behind; ++r)
+        if (std::int32_t const id = i(r); id >= 0) ++mine[id];
     });
   }
 
@@ -160,23 +127,20 @@ struct count_choices_fn {
     for (index_t e = 0; e < experts; ++e) {
       index_t sum = 0;
       for (int part = 0; part < parts; ++part) sum += table[part * experts + e];
-      counts.data[e] = static_cast<Count>(sum);
+      counts(e) = static_cast<Count>(sum);
     }
   }
 };
-/// How many routes name each expert:
-///   count_choices(ctx, ids, choices, [valid,] counts)
-///     ids: [T,k] std::int32_t, -1 = no expert
-///     choices: how many leading choices of a token are counted; 1: first choices alone
-///   count_choices(ctx, offsets, ids, [valid,] counts), of variable routes
-///     offsets: [T + 1] integers; the routes of token t are ids[offsets[t]] to before
-///              ids[offsets[t + 1]]
-///     ids: [routes] std::int32_t, -1 = no expert
-/// and of both:
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out, whatever their ids
-///          are
+/// `count_choices(ctx, ids, choices, counts)`: how many routes name each expert.
+///   ids: [T,k] of a signed integer type, -1 = no expert, or only(valid, ids)
+///   choices: how many leading choices of a token are counted; 1: first choices alone
 ///   counts: [experts] integers, overwritten, of a type that counts all routes. They add up over
 ///           ranks
+/// `count_choices(ctx, offsets, ids, counts)`: the same of variable routes.
+///   offsets: [T + 1] integers; the routes of token t are ids[offsets[t]] to before
+///            ids[offsets[t + 1]]
+///   ids: [routes], or only(valid, ids), where valid is [T] as above
+/// The ids of tokens left out are not looked at.
 inline constexpr count_choices_fn count_choices{};
 
 }  // namespace expar::inline v0

@@ -4,8 +4,8 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
-#include <expar/router/token_loss.hpp>  // argument
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
@@ -26,10 +26,14 @@ struct variation {
   double mean, variance, divisor, count, freedom;
 };
 
-template <class T>
-variation variation_of(char const* op, tensor_view<T, 1> const& sums, cv_squared_options const& o) {
-  static_assert(std::is_same_v<std::remove_cv_t<T>, double>, "expar: these sums are double");
-  check_view(argument(op, "sums"), sums);
+template <class View>
+auto as_sums(View const& v) {
+  static_assert(std::is_same_v<element_of<View>, double>, "expar: these sums are double");
+  return v;
+}
+
+inline variation variation_of(char const* op, tensor_view<double const, 1> const& sums,
+                              cv_squared_options const& o) {
   expects(o.ddof == 0 || o.ddof == 1, op, ": ddof is ", o.ddof,
           "; options.ddof must be given, and is 0 or 1");
   expects(o.epsilon >= 0, op, ": epsilon is ", o.epsilon,
@@ -37,10 +41,10 @@ variation variation_of(char const* op, tensor_view<T, 1> const& sums, cv_squared
   index_t const n = sums.extents[0];
   variation v{0, 0, 0, static_cast<double>(n), static_cast<double>(n - o.ddof)};
   if (n < 2) return v;
-  for (index_t e = 0; e < n; ++e) v.mean += sums.data[e];
+  for (index_t e = 0; e < n; ++e) v.mean += sums(e);
   v.mean /= v.count;
   for (index_t e = 0; e < n; ++e) {
-    double const off = sums.data[e] - v.mean;
+    double const off = sums(e) - v.mean;
     v.variance += off * off;
   }
   v.variance /= v.freedom;
@@ -56,22 +60,13 @@ inline double variation_slope(variation const& v, double coefficient, double sum
   return coefficient * (of_variance - of_mean);
 }
 
-template <class View>
-void check_sums(char const* what, View const& sums, index_t experts) {
-  static_assert(std::is_same_v<element_of<View>, double>, "expar: these sums are double");
-  check_view(what, sums);
-  check_extent(what, sums, 0, experts, "the number of experts");
-}
-
-/// The gradient of cv_squared for its sums, which are of so many experts.
-template <class Sums>
-void make_variation_slopes(char const* op, host_context const& ctx, Sums const& sums,
-                           index_t experts, cv_squared_options const& o, buffer<double>& slopes) {
-  auto const s = as_view<1>(ctx, sums);
-  check_sums(argument(op, "sums"), s, experts);
-  variation const v = variation_of(op, s, o);
-  slopes.resize(experts);
-  for (index_t e = 0; e < experts; ++e) slopes[e] = variation_slope(v, o.coefficient, s.data[e]);
+/// The gradient of cv_squared for its sums.
+inline void make_variation_slopes(char const* op, tensor_view<double const, 1> const& sums,
+                                  cv_squared_options const& o, buffer<double>& slopes) {
+  variation const v = variation_of(op, sums, o);
+  slopes.resize(sums.extents[0]);
+  for (index_t e = 0; e < sums.extents[0]; ++e)
+    slopes[e] = variation_slope(v, o.coefficient, sums(e));
 }
 
 }  // namespace detail
@@ -80,35 +75,36 @@ struct cv_squared_fn {
   template <class Sums>
   double operator()(host_context const& ctx, Sums const& sums,
                     cv_squared_options const& options) const {
-    detail::variation const v =
-        detail::variation_of("cv_squared", detail::as_view<1>(ctx, sums), options);
+    detail::arguments a(ctx, "cv_squared");
+    auto const s = detail::as_sums(a.read_any_vector("sums", sums));
+    detail::variation const v = detail::variation_of(a, s, options);
     return v.divisor > 0 ? options.coefficient * v.variance / v.divisor : 0;
   }
 };
-/// The squared coefficient of variation of sums [n] of double: how uneven they are,
-///   L = coefficient * variance(sums) / (mean(sums)^2 + epsilon),
-/// as cv_squared(ctx, sums, options). 0 for fewer than two sums, and where the divisor is 0. It is
-/// the loss of importance and of load: sparsely-gated mixture of experts, arXiv:1701.06538. Of sums
-/// over ranks, see sum_counts, it is the whole loss on every rank, where other losses give a rank
-/// its part; the gradients on each rank are those of its own tokens.
+/// `cv_squared(ctx, sums, options)`: the squared coefficient of variation of sums [n] of double,
+/// how uneven they are,
+///   L = coefficient * variance(sums) / (mean(sums)^2 + epsilon).
+/// 0 for fewer than two sums, and where the divisor is 0. It is the loss of importance and of load:
+/// sparsely-gated mixture of experts, arXiv:1701.06538. Of sums over ranks, see sum_counts, it is
+/// the whole loss on every rank, where other losses give a rank its part; the gradients on each
+/// rank are those of its own tokens.
 inline constexpr cv_squared_fn cv_squared{};
 
 struct cv_squared_backward_fn {
   template <class Sums, class DSums>
   void operator()(host_context const& ctx, Sums const& sums, cv_squared_options const& options,
                   DSums&& d_sums) const {
-    auto const s = detail::as_view<1>(ctx, sums);
-    auto const d = detail::as_output<1>(ctx, d_sums);
-    static_assert(std::is_same_v<detail::element_of<decltype(d)>, double>,
-                  "expar: these sums are double");
-    detail::variation const v = detail::variation_of("cv_squared_backward", s, options);
-    detail::check_view("cv_squared_backward: d_sums", d);
-    detail::check_extent("cv_squared_backward: d_sums", d, 0, s.extents[0], "the number of sums");
+    detail::arguments a(ctx, "cv_squared_backward");
+    auto const s = detail::as_sums(a.read_any_vector("sums", sums));
+    auto const d = detail::as_sums(
+        a.gradient_vector("d_sums", d_sums, {{s.extents[0], "the number of sums"}}));
+    detail::variation const v = detail::variation_of(a, s, options);
     for (index_t e = 0; e < s.extents[0]; ++e)
-      d.data[e] = detail::variation_slope(v, options.coefficient, s.data[e]);
+      d.put(d(e), detail::variation_slope(v, options.coefficient, s(e)));
   }
 };
-/// Overwrites d_sums [n] of double with the gradient of cv_squared() for its sums.
+/// `cv_squared_backward(ctx, sums, options, d_sums)`: the gradient of cv_squared() to d_sums [n] of
+/// double, overwritten, or added to by add_to(d_sums).
 inline constexpr cv_squared_backward_fn cv_squared_backward{};
 
 }  // namespace expar::inline v0

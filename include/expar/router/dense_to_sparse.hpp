@@ -2,15 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
-#include <expar/router/token_loss.hpp>  // every_token, marks_of
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
@@ -18,46 +17,29 @@ namespace expar::inline v0 {
 struct count_above_fn {
   template <class Logits>
   index_t operator()(host_context const& ctx, Logits const& logits, double threshold) const {
-    return count(ctx, detail::as_view<2>(ctx, logits), threshold, detail::every_token{});
-  }
-  template <class Logits, class Valid>
-  index_t operator()(host_context const& ctx, Logits const& logits, double threshold,
-                     Valid const& valid) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    return count(ctx, z, threshold,
-                 detail::marks_of("count_above: valid", ctx, valid, z.extents[0]));
-  }
-
- private:
-  template <class T, class Valid>
-  static index_t count(host_context const& ctx, tensor_view<T, 2> z, double threshold,
-                       Valid valid) {
-    using A = accumulator_t<T>;
-    static_assert(element<std::remove_cv_t<T>>,
-                  "expar: logits are of an element type; specialize expar::element_traits for it");
-    detail::check_view("count_above: logits", z);
+    detail::arguments a(ctx, "count_above");
+    auto const z = a.masked("logits", logits);
+    using A = accumulator_t<detail::element_of<decltype(z)>>;
     index_t const tokens = z.extents[0], experts = z.extents[1];
-    detail::expects(experts <= INT32_MAX, "count_above: logits has ", experts, " experts; at most ",
-                    INT32_MAX, " are possible");
+    int const n = detail::row_size(a, "logits", experts, "experts");
     detail::buffer<std::int32_t> counts(ctx.memory());
     counts.assign(static_cast<std::size_t>(tokens), 0);
     detail::for_each_token_with<A>(ctx, tokens, experts, experts, [&](index_t t, A* s) {
-      if (!valid(t)) return;
+      if (!z.valid(t)) return;
       detail::widen_row(z.row(t), s, experts);
-      softmax_score{}(static_cast<A const*>(s), s, static_cast<int>(experts));
+      softmax_score{}(static_cast<A const*>(s), s, n);
       std::int32_t above = 0;
       for (index_t e = 0; e < experts; ++e) above += s[e] > static_cast<A>(threshold);
       counts[t] = above;
     });
     index_t total = 0;
-    for (std::int32_t const n : counts) total += n;
+    for (std::int32_t const above : counts) total += above;
     return total;
   }
 };
-/// How many scores are above a threshold, over all tokens: `count_above(ctx, logits, threshold)`,
-/// or `count_above(ctx, logits, threshold, valid)` to leave out tokens whose mark in `valid`, [T]
-/// of bool or std::uint8_t, is 0. The scores are the softmax of logits [T, experts] of any element
-/// type, as they are after the transforms of a router. Counts add up over ranks.
+/// `count_above(ctx, logits, threshold)`: how many scores are above a threshold, over all tokens.
+/// The scores are the softmax of logits [T, experts] of any element type, or only(valid, logits),
+/// as they are after the transforms of a router. Counts add up over ranks.
 inline constexpr count_above_fn count_above{};
 
 /// The top_k of a router that becomes sparse as it trains: the larger of `least` and the mean over

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
+
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/router/math.hpp>
 #include <expar/router/orthogonal_loss.hpp>
-#include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
@@ -33,9 +35,10 @@ double off_norm(host_context const& ctx, unit_rows const& u, There there) {
   return detail::square_root(sum);
 }
 
-template <class T>
-void check_diverse(char const* op, tensor_view<T, 2> const& w, diverse_loss_options const& o) {
-  check_orthogonal(op, w, {1, o.epsilon, 1});
+/// Which experts are there.
+template <class There>
+auto read_there(arguments<host_context>& a, There const& there, index_t experts) {
+  return as_marks(a.read_any_vector("there", there, {{experts, "the number of experts"}}));
 }
 
 }  // namespace detail
@@ -44,10 +47,10 @@ struct diverse_loss_fn {
   template <class Weights, class There>
   double operator()(host_context const& ctx, Weights const& weights, There const& there,
                     diverse_loss_options const& options) const {
-    auto const w = detail::as_view<2>(ctx, weights);
-    detail::check_diverse("diverse_loss", w, options);
-    auto const marks =
-        detail::marks_of("diverse_loss: there", ctx, there, w.extents[0], "the number of experts");
+    detail::arguments a(ctx, "diverse_loss");
+    auto const w = a.read("weights", weights);
+    auto const marks = detail::read_there(a, there, w.extents[0]);
+    detail::check_orthogonal(a, w.extents[0], {1, options.epsilon, 1});
     if (w.extents[0] == 0) return 0;
     detail::unit_rows const u(ctx, w, options.epsilon);
     double norms = 0;
@@ -56,12 +59,12 @@ struct diverse_loss_fn {
            options.simple * norms / static_cast<double>(u.rows);
   }
 };
-/// DynMoE's loss of the gate's matrix (arXiv:2405.14297; moe/loss.py,
-/// diverse_and_simple_gate_loss): that experts differ and that their rows stay small,
+/// `diverse_loss(ctx, weights, there, options)`: DynMoE's loss of the gate's matrix
+/// (arXiv:2405.14297; moe/loss.py, diverse_and_simple_gate_loss), that experts differ and that
+/// their rows stay small,
 ///   L = diverse * sqrt(sum over pairs r, s of experts that are there of (u[r] . u[s] - [r = s])^2)
 ///     + simple * mean over all rows of their norm,
-/// where u[r] is row r divided by max(its norm, epsilon), as diverse_loss(ctx, weights, there,
-/// options):
+/// where u[r] is row r divided by max(its norm, epsilon).
 ///   weights: [experts, hidden], any element type: one row for each expert there is room for
 ///   there: [experts] of bool or std::uint8_t; 0: the expert is not there
 inline constexpr diverse_loss_fn diverse_loss{};
@@ -70,17 +73,16 @@ struct diverse_loss_backward_fn {
   template <class Weights, class There, class DWeights>
   void operator()(host_context const& ctx, Weights const& weights, There const& there,
                   diverse_loss_options const& options, DWeights&& d_weights) const {
-    auto const w = detail::as_view<2>(ctx, weights);
-    auto const dw = detail::as_output<2>(ctx, d_weights);
-    detail::check_diverse("diverse_loss_backward", w, options);
-    auto const marks = detail::marks_of("diverse_loss_backward: there", ctx, there, w.extents[0],
-                                        "the number of experts");
-    detail::check_weight_gradient("diverse_loss_backward: d_weights", w, dw);
+    detail::arguments a(ctx, "diverse_loss_backward");
+    auto const w = a.read("weights", weights);
+    auto const marks = detail::read_there(a, there, w.extents[0]);
+    auto const dw = detail::gradient_of_rows(a, w, d_weights);
+    detail::check_orthogonal(a, w.extents[0], {1, options.epsilon, 1});
     if (w.size() == 0) return;
     detail::unit_rows const u(ctx, w, options.epsilon);
     double const norm = detail::off_norm(ctx, u, marks);
     double const unit = norm > 0 ? 2 * options.diverse / norm : 0;
-    detail::add_to_rows(ctx, dw, [&](index_t r, double* g) {
+    detail::write_rows(ctx, dw, [&](index_t r, double* g) {
       for (index_t s = 0; marks(r) && s < u.rows; ++s) {
         if (!marks(s)) continue;
         double const factor = unit * u.off(r, s);
@@ -93,8 +95,9 @@ struct diverse_loss_backward_fn {
     });
   }
 };
-/// ADDS the gradient of diverse_loss() to d_weights [experts, hidden]; the last argument, after
-/// those of the loss. Where a norm is 0, it has no gradient.
+/// `diverse_loss_backward(ctx, weights, there, options, d_weights)`: the gradient of diverse_loss()
+/// to d_weights [experts, hidden], any element type, overwritten, or added to by add_to(d_weights).
+/// Where a norm is 0, it has no gradient.
 inline constexpr diverse_loss_backward_fn diverse_loss_backward{};
 
 }  // namespace expar::inline v0

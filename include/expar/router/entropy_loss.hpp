@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/element.hpp>
 #include <expar/router/math.hpp>
 #include <expar/router/score.hpp>
@@ -45,13 +46,15 @@ struct entropy_term {
   }
 };
 
-template <class T, class Valid>
-entropy_term make_entropy_term(char const* op, tensor_view<T, 2> z, Valid valid,
-                               entropy_loss_options const& o) {
-  check_loss_logits(argument(op, "logits"), z);
-  expects(o.tokens >= 0, op, ": tokens is ", o.tokens, "; it is at least 0");
-  return {o.coefficient / token_count(o.tokens, z.extents[0], valid),
-          static_cast<int>(z.extents[1])};
+template <class Logits, class... DLogits>
+double entropy_loss_of(host_context const& ctx, char const* operation, Logits const& logits,
+                       entropy_loss_options const& o, DLogits&... d_logits) {
+  arguments a(ctx, operation);
+  auto const z = logits_of_loss(a, "logits", logits);
+  auto const dz = gradient_of_loss(a, z, d_logits...);
+  expects(o.tokens >= 0, a, ": tokens is ", o.tokens, "; it is at least 0");
+  entropy_term const term{o.coefficient / token_count(o.tokens, z), static_cast<int>(z.extents[1])};
+  return loss_of_tokens(ctx, z, term, dz);
 }
 
 }  // namespace detail
@@ -60,22 +63,15 @@ struct entropy_loss_fn {
   template <class Logits>
   double operator()(host_context const& ctx, Logits const& logits,
                     entropy_loss_options const& options) const {
-    return (*this)(ctx, logits, detail::every_token{}, options);
-  }
-  template <class Logits, class Valid>
-  double operator()(host_context const& ctx, Logits const& logits, Valid const& valid,
-                    entropy_loss_options const& options) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const marks = detail::marks_of("entropy_loss: valid", ctx, valid, z.extents[0]);
-    return detail::sum_over_tokens(ctx, z, marks,
-                                   detail::make_entropy_term("entropy_loss", z, marks, options));
+    return detail::entropy_loss_of(ctx, "entropy_loss", logits, options);
   }
 };
-/// The entropy of the router, L = coefficient * mean over tokens of -(sum over e of p log p),
-/// p = softmax(logits), as entropy_loss(ctx, logits, [valid,] options): with a positive coefficient
-/// routes become surer of their experts (Dynamic_MoE, arXiv:2403.07652), with a negative one less.
-///   logits: [T, experts], any element type; NaN and -inf have p = 0, and p log p is 0 there
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+/// `entropy_loss(ctx, logits, options)`: the entropy of the router,
+///   L = coefficient * mean over tokens of -(sum over e of p log p),  p = softmax(logits).
+/// With a positive coefficient routes become surer of their experts (Dynamic_MoE,
+/// arXiv:2403.07652), with a negative one less.
+///   logits: [T, experts], any element type, or only(valid, logits). NaN and -inf have p = 0, and
+///           p log p is 0 there
 /// Returns this call's part: the sum over its tokens, divided by options.tokens.
 inline constexpr entropy_loss_fn entropy_loss{};
 
@@ -83,21 +79,12 @@ struct entropy_loss_backward_fn {
   template <class Logits, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits,
                   entropy_loss_options const& options, DLogits&& d_logits) const {
-    (*this)(ctx, logits, detail::every_token{}, options, d_logits);
-  }
-  template <class Logits, class Valid, class DLogits>
-  void operator()(host_context const& ctx, Logits const& logits, Valid const& valid,
-                  entropy_loss_options const& options, DLogits&& d_logits) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const dz = detail::as_output<2>(ctx, d_logits);
-    auto const marks = detail::marks_of("entropy_loss_backward: valid", ctx, valid, z.extents[0]);
-    auto const term = detail::make_entropy_term("entropy_loss_backward", z, marks, options);
-    detail::check_loss_gradient("entropy_loss_backward: d_logits", z, dz);
-    detail::add_gradients(ctx, z, marks, term, dz);
+    detail::entropy_loss_of(ctx, "entropy_loss_backward", logits, options, d_logits);
   }
 };
-/// ADDS the gradient of entropy_loss() to d_logits [T, experts]; the last argument, after those of
-/// the loss. Tokens that are not valid stay as they are.
+/// `entropy_loss_backward(ctx, logits, options, d_logits)`: the gradient of entropy_loss() to
+/// d_logits [T, experts], any element type, overwritten, or added to by add_to(d_logits). That of
+/// tokens left out is 0.
 inline constexpr entropy_loss_backward_fn entropy_loss_backward{};
 
 }  // namespace expar::inline v0

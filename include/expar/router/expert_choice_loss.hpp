@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
 #include <expar/router/per_token.hpp>
@@ -18,21 +19,20 @@ struct expert_choice_loss_options {
 namespace detail {
 
 /// The softmax over the valid tokens, expert by expert.
-template <class T, class Valid>
+template <class Logits>
 struct token_softmax {
-  tensor_view<T, 2> logits;
-  Valid valid;
+  Logits const& logits;
   index_t experts;
   buffer<double> most, sum;
 
-  token_softmax(host_context const& ctx, tensor_view<T, 2> z, Valid marks)
-      : logits(z), valid(marks), experts(z.extents[1]), most(ctx.memory()), sum(ctx.memory()) {
+  token_softmax(host_context const& ctx, Logits const& z)
+      : logits(z), experts(z.extents[1]), most(ctx.memory()), sum(ctx.memory()) {
     most.assign(static_cast<std::size_t>(experts), -infinity<double>);
     sum.resize(experts);
     for (index_t t = 0; t < z.extents[0]; ++t)
-      for (index_t e = 0; valid(t) && e < experts; ++e)
+      for (index_t e = 0; z.valid(t) && e < experts; ++e)
         if (double const x = at(t, e); x > most[e]) most[e] = x;
-    sum_rows<double>(ctx, z.extents[0], experts, 0, valid, sum.data(),
+    sum_rows<double>(ctx, z.extents[0], 0, z.valid, make_view(sum.data(), experts),
                      [&](int, index_t t, double* row) { write(t, row); });
   }
 
@@ -62,33 +62,25 @@ struct expert_choice_loss_fn {
   template <class Logits>
   double operator()(host_context const& ctx, Logits const& logits,
                     expert_choice_loss_options const& options) const {
-    return (*this)(ctx, logits, detail::every_token{}, options);
-  }
-  template <class Logits, class Valid>
-  double operator()(host_context const& ctx, Logits const& logits, Valid const& valid,
-                    expert_choice_loss_options const& options) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    detail::check_loss_logits("expert_choice_loss: logits", z);
-    index_t const tokens = z.extents[0];
-    auto const marks = detail::marks_of("expert_choice_loss: valid", ctx, valid, tokens);
+    detail::arguments a(ctx, "expert_choice_loss");
+    auto const z = a.masked("logits", logits);
     if (z.size() == 0) return 0;
-    detail::token_softmax const softmax(ctx, z, marks);
+    detail::token_softmax const softmax(ctx, z);
     double squares;
-    detail::sum_rows<double>(ctx, tokens, 1, z.extents[1], marks, &squares,
+    detail::sum_rows<double>(ctx, z.extents[0], z.extents[1], z.valid, make_view(&squares, 1),
                              [&](int, index_t t, double* row) {
                                double const mean = softmax.probabilities(t, row + 1);
                                row[0] = mean * mean;
                              });
-    return options.coefficient * detail::token_count(0, tokens, marks) * squares;
+    return options.coefficient * detail::token_count(0, z) * squares;
   }
 };
-/// The loss of Mesh TensorFlow's expert choice (moe.py, _expert_selection_gating), which asks that
-/// every token be chosen as much as any other,
+/// `expert_choice_loss(ctx, logits, options)`: the loss of Mesh TensorFlow's expert choice (moe.py,
+/// _expert_selection_gating), which asks that every token be chosen as much as any other,
 ///   L = coefficient * n * sum over tokens of (mean over e of S[t,e])^2,
-/// where S is the softmax of the logits over the n valid tokens, expert by expert, as
-/// expert_choice_loss(ctx, logits, [valid,] options):
-///   logits: [T, experts] of one group, any element type; NaN and -inf have S = 0
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are in no softmax and no sum
+/// where S is the softmax of the logits over the n valid tokens, expert by expert.
+///   logits: [T, experts] of one group, any element type, or only(valid, logits): tokens left out
+///           are in no softmax and no sum. NaN and -inf have S = 0
 /// It is the coefficient where all logits are equal. Over groups, Mesh TensorFlow takes the mean: a
 /// call for each group, with a coefficient that is divided by their number.
 inline constexpr expert_choice_loss_fn expert_choice_loss{};
@@ -97,41 +89,33 @@ struct expert_choice_loss_backward_fn {
   template <class Logits, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits,
                   expert_choice_loss_options const& options, DLogits&& d_logits) const {
-    (*this)(ctx, logits, detail::every_token{}, options, d_logits);
-  }
-  template <class Logits, class Valid, class DLogits>
-  void operator()(host_context const& ctx, Logits const& logits, Valid const& valid,
-                  expert_choice_loss_options const& options, DLogits&& d_logits) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const dz = detail::as_output<2>(ctx, d_logits);
-    using D = detail::element_of<decltype(dz)>;
-    detail::check_loss_logits("expert_choice_loss_backward: logits", z);
-    index_t const tokens = z.extents[0], experts = z.extents[1];
-    auto const marks = detail::marks_of("expert_choice_loss_backward: valid", ctx, valid, tokens);
-    detail::check_loss_gradient("expert_choice_loss_backward: d_logits", z, dz);
+    detail::arguments a(ctx, "expert_choice_loss_backward");
+    auto const z = a.masked("logits", logits);
+    auto const dz = detail::gradient_of_loss(a, z, d_logits);
     if (z.size() == 0) return;
-    detail::token_softmax const softmax(ctx, z, marks);
+    index_t const tokens = z.extents[0], experts = z.extents[1];
+    detail::token_softmax const softmax(ctx, z);
     // With g[t] = dL/dS[t,e], the same for all e: dz[t,e] = S[t,e] (g[t] - sum over u of S g).
-    double const unit = 2 * options.coefficient * detail::token_count(0, tokens, marks) /
-                        static_cast<double>(experts);
+    double const unit =
+        2 * options.coefficient * detail::token_count(0, z) / static_cast<double>(experts);
     detail::buffer<double> means(ctx.memory());
     means.resize(experts);
-    detail::sum_rows<double>(ctx, tokens, experts, 0, marks, means.data(),
+    detail::sum_rows<double>(ctx, tokens, 0, z.valid, make_view(means.data(), experts),
                              [&](int, index_t t, double* row) {
                                double const g = unit * softmax.probabilities(t, row);
                                for (index_t e = 0; e < experts; ++e) row[e] *= g;
                              });
     detail::for_each_token_with<double>(ctx, tokens, experts, experts, [&](index_t t, double* row) {
-      if (!marks(t)) return;
+      if (!z.valid(t)) return dz.put_zeros(dz.row(t), experts);
       double const g = unit * softmax.probabilities(t, row);
-      D* const d = dz.row(t);
-      for (index_t e = 0; e < experts; ++e)
-        d[e] = narrow<D>(widen(d[e]) + static_cast<accumulator_t<D>>(row[e] * (g - means[e])));
+      for (index_t e = 0; e < experts; ++e) row[e] *= g - means[e];
+      dz.put_row(dz.row(t), row, experts);
     });
   }
 };
-/// ADDS the gradient of expert_choice_loss() to d_logits [T, experts]; the last argument, after
-/// those of the loss. Tokens that are not valid stay as they are.
+/// `expert_choice_loss_backward(ctx, logits, options, d_logits)`: the gradient of
+/// expert_choice_loss() to d_logits [T, experts], any element type, overwritten, or added to by
+/// add_to(d_logits). That of tokens left out is 0.
 inline constexpr expert_choice_loss_backward_fn expert_choice_loss_backward{};
 
 }  // namespace expar::inline v0

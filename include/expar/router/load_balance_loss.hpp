@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
 #include <expar/router/count_choices.hpp>
@@ -28,43 +29,40 @@ struct load_balance_options {
 namespace detail {
 
 /// `choices` of a balancing loss is never a silent choice: 0 says that nobody gave it.
-inline void check_divisor(char const* op, int choices) {
-  expects(choices >= 1, op, ": choices is ", choices,
+inline void check_divisor(argument_table const& a, int choices) {
+  expects(choices >= 1, a, ": choices is ", choices,
           "; options.choices must be given, and is at least 1");
 }
-inline void check_balance_options(char const* op, load_balance_options const& o) {
-  check_divisor(op, o.choices);
-  expects(o.tokens >= 0, op, ": tokens is ", o.tokens, "; it is at least 0");
-  expects(o.counted_tokens >= 0, op, ": counted_tokens is ", o.counted_tokens,
-          "; it is at least 0");
-}
-
-/// What one count adds to dL/dq of each token it concerns, of a loss that compares `parts` parts:
-/// coefficient * parts / (choices * counted_tokens * tokens).
-template <class Valid>
-double balance_unit(load_balance_options const& o, index_t parts, index_t tokens, Valid valid) {
-  double const n = token_count(o.tokens, tokens, valid);
+/// What one count adds to dL/dq of each token of z that it concerns, of a loss that compares
+/// `parts` parts: coefficient * parts / (choices * counted_tokens * tokens).
+template <class Logits>
+double balance_unit(argument_table const& a, load_balance_options const& o, index_t parts,
+                    Logits const& z) {
+  check_divisor(a, o.choices);
+  expects(o.tokens >= 0, a, ": tokens is ", o.tokens, "; it is at least 0");
+  expects(o.counted_tokens >= 0, a, ": counted_tokens is ", o.counted_tokens, "; it is at least 0");
+  double const n = token_count(o.tokens, z);
   double const counted = o.counted_tokens > 0 ? static_cast<double>(o.counted_tokens) : n;
   return o.coefficient * static_cast<double>(parts) / (o.choices * counted * n);
 }
 
-/// Checks, and gives the term of the loss.
-template <class Score, class T, class Counts, class Valid>
-score_sum<Score> make_balance_term(char const* op, host_context const& ctx, Score const& score,
-                                   tensor_view<T, 2> logits, Counts const& counts, Valid valid,
-                                   load_balance_options const& o, buffer<double>& slopes) {
-  auto const n = as_view<1>(ctx, counts);
-  argument const what(op, "counts");
-  check_loss_logits(argument(op, "logits"), logits);
-  check_counts(what, n);
-  index_t const experts = logits.extents[1];
-  check_extent(what, n, 0, experts, "the number of experts");
-  check_balance_options(op, o);
-  check_score(op, score, experts, logits.extents[0]);
-  double const unit = balance_unit(o, experts, logits.extents[0], valid);
+template <class Score, class Logits, class Counts, class... DLogits>
+double load_balance_loss_of(host_context const& ctx, char const* operation, Score const& score,
+                            Logits const& logits, Counts const& counts,
+                            load_balance_options const& o, DLogits&... d_logits) {
+  arguments a(ctx, operation);
+  auto const z = logits_of_loss(a, "logits", logits);
+  index_t const experts = z.extents[1];
+  auto const n =
+      as_counts(a.read_any_vector("counts", counts, {{experts, "the number of experts"}}));
+  auto const dz = gradient_of_loss(a, z, d_logits...);
+  check_score(a, score, z);
+  double const unit = balance_unit(a, o, experts, z);
+  buffer<double> slopes(ctx.memory());
   slopes.resize(experts);
-  for (index_t e = 0; e < experts; ++e) slopes[e] = unit * static_cast<double>(n.data[e]);
-  return {score, slopes.data(), static_cast<int>(experts)};
+  for (index_t e = 0; e < experts; ++e) slopes[e] = unit * static_cast<double>(n(e));
+  score_sum<Score> const term{score, slopes.data(), static_cast<int>(experts)};
+  return loss_of_tokens(ctx, z, term, dz);
 }
 
 }  // namespace detail
@@ -73,49 +71,25 @@ struct load_balance_loss_fn {
   template <class Logits, class Counts>
   double operator()(host_context const& ctx, Logits const& logits, Counts const& counts,
                     load_balance_options const& options) const {
-    return part(ctx, softmax_score{}, logits, counts, detail::every_token{}, options);
-  }
-  template <class Logits, class Counts, class Valid>
-  double operator()(host_context const& ctx, Logits const& logits, Counts const& counts,
-                    Valid const& valid, load_balance_options const& options) const {
-    return part(ctx, softmax_score{}, logits, counts, valid, options);
+    return (*this)(ctx, softmax_score{}, logits, counts, options);
   }
   template <score_policy Score, class Logits, class Counts>
   double operator()(host_context const& ctx, Score const& score, Logits const& logits,
                     Counts const& counts, load_balance_options const& options) const {
-    return part(ctx, score, logits, counts, detail::every_token{}, options);
-  }
-  template <score_policy Score, class Logits, class Counts, class Valid>
-  double operator()(host_context const& ctx, Score const& score, Logits const& logits,
-                    Counts const& counts, Valid const& valid,
-                    load_balance_options const& options) const {
-    return part(ctx, score, logits, counts, valid, options);
-  }
-
- private:
-  static constexpr char const* op = "load_balance_loss";
-  template <class Score, class Logits, class Counts, class Valid>
-  static double part(host_context const& ctx, Score const& score, Logits const& logits,
-                     Counts const& counts, Valid const& valid,
-                     load_balance_options const& options) {
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, z.extents[0]);
-    detail::buffer<double> slopes(ctx.memory());
-    auto const term = detail::make_balance_term(op, ctx, score, z, counts, marks, options, slopes);
-    return detail::sum_over_tokens(ctx, z, marks, term);
+    return detail::load_balance_loss_of(ctx, "load_balance_loss", score, logits, counts, options);
   }
 };
-/// The load balancing loss of GShard and Switch,
+/// `load_balance_loss(ctx, [score,] logits, counts, options)`: the load balancing loss of GShard
+/// and Switch,
 ///   L = coefficient * experts * sum over e of f[e] * P[e],
-///   f[e] = counts[e] / (counted_tokens * choices),  P[e] = mean over tokens of q[e],
-/// as load_balance_loss(ctx, [score,] logits, counts, [valid,] options):
+///   f[e] = counts[e] / (counted_tokens * choices),  P[e] = mean over tokens of q[e].
 ///   score: the score policy that makes q of a token's logits; softmax_score unless given. A router
 ///          that scores each expert for itself takes normalized_score; ReMoE takes relu_score
-///   logits: [T, experts], any element type, as the score gets them in the system that is meant:
-///           after the transforms of its router, see transform_logits. NaN and -inf have q = 0
+///   logits: [T, experts], any element type, or only(valid, logits), as the score gets them in the
+///           system that is meant: after the transforms of its router, see transform_logits. NaN
+///           and -inf have q = 0
 ///   counts: [experts] integers, how many routes name each expert; see count_choices. They have no
 ///           gradient
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
 /// Returns this call's part: the sum over its tokens, divided by options.tokens. Where q sums to 1
 /// and `choices` of every token are counted, a uniform load makes the loss the coefficient.
 /// Systems differ in what they count and divide by:
@@ -145,45 +119,19 @@ struct load_balance_loss_backward_fn {
   template <class Logits, class Counts, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits, Counts const& counts,
                   load_balance_options const& options, DLogits&& d_logits) const {
-    add(ctx, softmax_score{}, logits, counts, detail::every_token{}, options,
-        detail::as_output<2>(ctx, d_logits));
-  }
-  template <class Logits, class Counts, class Valid, class DLogits>
-  void operator()(host_context const& ctx, Logits const& logits, Counts const& counts,
-                  Valid const& valid, load_balance_options const& options,
-                  DLogits&& d_logits) const {
-    add(ctx, softmax_score{}, logits, counts, valid, options, detail::as_output<2>(ctx, d_logits));
+    (*this)(ctx, softmax_score{}, logits, counts, options, d_logits);
   }
   template <score_policy Score, class Logits, class Counts, class DLogits>
   void operator()(host_context const& ctx, Score const& score, Logits const& logits,
                   Counts const& counts, load_balance_options const& options,
                   DLogits&& d_logits) const {
-    add(ctx, score, logits, counts, detail::every_token{}, options,
-        detail::as_output<2>(ctx, d_logits));
-  }
-  template <score_policy Score, class Logits, class Counts, class Valid, class DLogits>
-  void operator()(host_context const& ctx, Score const& score, Logits const& logits,
-                  Counts const& counts, Valid const& valid, load_balance_options const& options,
-                  DLogits&& d_logits) const {
-    add(ctx, score, logits, counts, valid, options, detail::as_output<2>(ctx, d_logits));
-  }
-
- private:
-  static constexpr char const* op = "load_balance_loss_backward";
-  template <class Score, class Logits, class Counts, class Valid, class D>
-  static void add(host_context const& ctx, Score const& score, Logits const& logits,
-                  Counts const& counts, Valid const& valid, load_balance_options const& options,
-                  tensor_view<D, 2> dz) {
-    auto const z = detail::as_view<2>(ctx, logits);
-    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, z.extents[0]);
-    detail::buffer<double> slopes(ctx.memory());
-    auto const term = detail::make_balance_term(op, ctx, score, z, counts, marks, options, slopes);
-    detail::check_loss_gradient(detail::argument(op, "d_logits"), z, dz);
-    detail::add_gradients(ctx, z, marks, term, dz);
+    detail::load_balance_loss_of(ctx, "load_balance_loss_backward", score, logits, counts, options,
+                                 d_logits);
   }
 };
-/// ADDS the gradient of load_balance_loss() to d_logits [T, experts]; the last argument, after
-/// those of the loss. Tokens that are not valid stay as they are.
+/// `load_balance_loss_backward(ctx, [score,] logits, counts, options, d_logits)`: the gradient of
+/// load_balance_loss() to d_logits [T, experts], any element type, overwritten, or added to by
+/// add_to(d_logits). That of tokens left out is 0.
 inline constexpr load_balance_loss_backward_fn load_balance_loss_backward{};
 
 }  // namespace expar::inline v0

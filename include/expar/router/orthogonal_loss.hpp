@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <type_traits>
+#include <cstddef>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
 #include <expar/router/math.hpp>
 #include <expar/router/per_token.hpp>
-#include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
@@ -56,27 +55,22 @@ struct unit_rows {
   }
 };
 
-/// Adds to each row of d_weights what f(row, g) writes to g [width].
-template <class D, class F>
-void add_to_rows(host_context const& ctx, tensor_view<D, 2> d_weights, F&& f) {
+/// Writes to each row of d_weights what f(row, g) adds to g [width].
+template <class Gradient, class F>
+void write_rows(host_context const& ctx, Gradient const& d_weights, F&& f) {
   index_t const width = d_weights.extents[1];
   for_each_token_with<double>(ctx, d_weights.extents[0], width, width, [&](index_t r, double* g) {
     for (index_t i = 0; i < width; ++i) g[i] = 0;
     f(r, g);
-    D* const d = d_weights.row(r);
-    for (index_t i = 0; i < width; ++i)
-      d[i] = narrow<D>(widen(d[i]) + static_cast<accumulator_t<D>>(g[i]));
+    d_weights.put_row(d_weights.row(r), g, width);
   });
 }
 
-template <class T, class D>
-void check_weight_gradient(char const* what, tensor_view<T, 2> const& weights,
-                           tensor_view<D, 2> const& d_weights) {
-  static_assert(element<D>,
-                "expar: gradients are of an element type; specialize expar::element_traits for it");
-  check_output(what, d_weights);
-  check_extent(what, d_weights, 0, weights.extents[0], "the number of experts");
-  check_extent(what, d_weights, 1, weights.extents[1], "the width of a row");
+template <class Weights, class DWeights>
+auto gradient_of_rows(arguments<host_context>& a, Weights const& w, DWeights& d_weights) {
+  return a.gradient(
+      "d_weights", d_weights,
+      {{w.extents[0], "the number of experts"}, {w.extents[1], "the width of a row"}});
 }
 
 }  // namespace detail
@@ -90,15 +84,10 @@ struct orthogonal_loss_options {
 
 namespace detail {
 
-template <class T>
-void check_orthogonal(char const* op, tensor_view<T, 2> const& w,
-                      orthogonal_loss_options const& o) {
-  static_assert(element<std::remove_cv_t<T>>,
-                "expar: weights are of an element type; specialize expar::element_traits for it");
-  check_view(argument(op, "weights"), w);
+inline void check_orthogonal(char const* op, index_t experts, orthogonal_loss_options const& o) {
   expects(o.epsilon > 0, op, ": epsilon is ", o.epsilon, "; it is greater than 0");
-  expects(o.groups >= 1 && w.extents[0] % o.groups == 0, op, ": groups is ", o.groups,
-          "; it is at least 1 and divides the ", w.extents[0], " experts");
+  expects(o.groups >= 1 && experts % o.groups == 0, op, ": groups is ", o.groups,
+          "; it is at least 1 and divides the ", experts, " experts");
 }
 
 }  // namespace detail
@@ -107,8 +96,9 @@ struct orthogonal_loss_fn {
   template <class Weights>
   double operator()(host_context const& ctx, Weights const& weights,
                     orthogonal_loss_options const& options) const {
-    auto const w = detail::as_view<2>(ctx, weights);
-    detail::check_orthogonal("orthogonal_loss", w, options);
+    detail::arguments a(ctx, "orthogonal_loss");
+    auto const w = a.read("weights", weights);
+    detail::check_orthogonal(a, w.extents[0], options);
     index_t const experts = w.extents[0];
     if (experts == 0) return 0;
     detail::unit_rows const u(ctx, w, options.epsilon);
@@ -125,11 +115,10 @@ struct orthogonal_loss_fn {
     return options.coefficient * sum / static_cast<double>(experts * size);
   }
 };
-/// How far the router's rows are from being orthogonal (the training gate of ERNIE 4.5, Paddle,
-/// _cal_orthogonal_loss),
+/// `orthogonal_loss(ctx, weights, options)`: how far the router's rows are from being orthogonal
+/// (the training gate of ERNIE 4.5, Paddle, _cal_orthogonal_loss),
 ///   L = coefficient * mean over groups and pairs r, s of a group of (u[r] . u[s] - [r = s])^2,
-/// where u[r] is row r divided by max(its norm, epsilon), as orthogonal_loss(ctx, weights,
-/// options):
+/// where u[r] is row r divided by max(its norm, epsilon).
 ///   weights: [experts, hidden], any element type; the logits are x . weights[e]
 /// Cost: experts^2 / groups products of rows.
 inline constexpr orthogonal_loss_fn orthogonal_loss{};
@@ -138,15 +127,15 @@ struct orthogonal_loss_backward_fn {
   template <class Weights, class DWeights>
   void operator()(host_context const& ctx, Weights const& weights,
                   orthogonal_loss_options const& options, DWeights&& d_weights) const {
-    auto const w = detail::as_view<2>(ctx, weights);
-    auto const dw = detail::as_output<2>(ctx, d_weights);
-    detail::check_orthogonal("orthogonal_loss_backward", w, options);
-    detail::check_weight_gradient("orthogonal_loss_backward: d_weights", w, dw);
+    detail::arguments a(ctx, "orthogonal_loss_backward");
+    auto const w = a.read("weights", weights);
+    auto const dw = detail::gradient_of_rows(a, w, d_weights);
+    detail::check_orthogonal(a, w.extents[0], options);
     if (w.size() == 0) return;
     detail::unit_rows const u(ctx, w, options.epsilon);
     index_t const size = w.extents[0] / options.groups;
     double const unit = 4 * options.coefficient / static_cast<double>(w.extents[0] * size);
-    detail::add_to_rows(ctx, dw, [&](index_t r, double* g) {
+    detail::write_rows(ctx, dw, [&](index_t r, double* g) {
       for (index_t s = r / size * size; s < (r / size + 1) * size; ++s) {
         double const factor = unit * u.off(r, s);
         for (index_t i = 0; i < u.width; ++i) g[i] += factor * u.row(s)[i];
@@ -155,8 +144,8 @@ struct orthogonal_loss_backward_fn {
     });
   }
 };
-/// ADDS the gradient of orthogonal_loss() to d_weights [experts, hidden]; the last argument, after
-/// those of the loss.
+/// `orthogonal_loss_backward(ctx, weights, options, d_weights)`: the gradient of orthogonal_loss()
+/// to d_weights [experts, hidden], any element type, overwritten, or added to by add_to(d_weights).
 inline constexpr orthogonal_loss_backward_fn orthogonal_loss_backward{};
 
 }  // namespace expar::inline v0

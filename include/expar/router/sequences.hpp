@@ -7,8 +7,8 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/router/count_choices.hpp>
-#include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
@@ -16,10 +16,10 @@ namespace expar::inline v0 {
 /// How the tokens of a batch fall into sequences:
 ///   x.count(tokens)        how many sequences there are
 ///   x.of(t, tokens)        the sequence of token t
-///   x.validate(what, tokens)  throws unless it fits so many tokens
+///   x.validate(a, tokens)  throws unless it fits so many tokens; its tensors become arguments
 template <class S>
-concept sequence_policy = requires(S const s, char const* what, index_t n) {
-  s.validate(what, n);
+concept sequence_policy = requires(S const s, detail::argument_table& a, index_t n) {
+  s.validate(a, n);
   { s.count(n) } -> std::same_as<index_t>;
   { s.of(n, n) } -> std::same_as<index_t>;
 };
@@ -56,14 +56,19 @@ struct packed_sequences {
 
   index_t count(index_t /*tokens*/) const { return offsets.extents[0] - 1; }
   index_t of(index_t t, index_t /*tokens*/) const {
-    I const* const first = offsets.data;
-    I const* const behind =
-        std::upper_bound(first, first + offsets.extents[0], t,
-                         [](index_t a, I b) { return a < static_cast<index_t>(b); });
-    return behind - first - 1;
+    index_t first = 0, behind = offsets.extents[0];  // offsets before first are at most t
+    while (first < behind) {
+      index_t const middle = first + (behind - first) / 2;
+      if (static_cast<index_t>(offsets(middle)) <= t)
+        first = middle + 1;
+      else
+        behind = middle;
+    }
+    return first - 1;
   }
-  void validate(char const* what, index_t tokens) const {
-    detail::check_offsets(what, offsets, "sequences", tokens, "tokens");
+  void validate(detail::argument_table& a, index_t tokens) const {
+    a.reads("offsets", offsets);
+    detail::check_offsets(a, offsets, "sequences", tokens, "tokens");
   }
 };
 template <class I>
@@ -73,61 +78,45 @@ struct count_sequence_choices_fn {
   template <sequence_policy Sequences, class Ids, class Counts>
   void operator()(host_context const& ctx, Sequences const& sequences, Ids const& ids, int choices,
                   Counts&& counts) const {
-    (*this)(ctx, sequences, ids, choices, detail::every_token{}, counts);
-  }
-  template <sequence_policy Sequences, class Ids, class Valid, class Counts>
-  void operator()(host_context const& ctx, Sequences const& sequences, Ids const& ids, int choices,
-                  Valid const& valid, Counts&& counts) const {
-    constexpr char const* op = "count_sequence_choices";
-    auto const i = detail::as_view<2>(ctx, ids);
-    auto const n = detail::as_output<2>(ctx, counts);
-    index_t const tokens = i.extents[0], experts = n.extents[1];
-    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-    sequences.validate(op, tokens);
-    detail::argument const what(op, "counts");
-    detail::check_counts(what, n);
-    detail::check_output(what, n);
-    detail::check_extent(what, n, 0, sequences.count(tokens), "the number of sequences");
+    detail::arguments a(ctx, "count_sequence_choices");
+    auto const i = a.masked_ids("ids", ids);
+    index_t const tokens = i.extents[0];
+    sequences.validate(a, tokens);
+    auto const n = detail::as_counts(
+        a.written_any("counts", counts, {{sequences.count(tokens), "the number of sequences"}}));
+    index_t const experts = n.extents[1];
     using Count = detail::element_of<decltype(n)>;
-    detail::check_leading_ids<Count>(op, i, choices, experts, marks);
+    auto const leading = detail::leading_ids<Count>(a, i, choices);
+    detail::check_expert_ids("count_sequence_choices: ids", leading, experts, i.valid);
     for (index_t b = 0; b < n.extents[0]; ++b) std::fill_n(n.row(b), experts, Count{});
     for (index_t t = 0; t < tokens; ++t)
-      for (index_t j = 0; marks(t) && j < choices; ++j)
+      for (index_t j = 0; i.valid(t) && j < choices; ++j)
         if (std::int32_t const id = i.row(t)[j]; id >= 0) ++n.row(sequences.of(t, tokens))[id];
   }
 };
-/// count_choices() of each sequence: count_sequence_choices(ctx, sequences, ids, choices, [valid,]
-/// counts), with counts [sequences, experts], overwritten. Cost: one pass, on the caller's thread.
+/// `count_sequence_choices(ctx, sequences, ids, choices, counts)`: count_choices() of each
+/// sequence, with counts [sequences, experts], overwritten. Cost: one pass, on the caller's thread.
 inline constexpr count_sequence_choices_fn count_sequence_choices{};
 
 struct count_sequence_tokens_fn {
-  template <sequence_policy Sequences, class Lengths>
-  void operator()(host_context const& ctx, Sequences const& sequences, index_t tokens,
+  template <sequence_policy Sequences, class Tokens, class Lengths>
+  void operator()(host_context const& ctx, Sequences const& sequences, Tokens const& number,
                   Lengths&& lengths) const {
-    (*this)(ctx, sequences, tokens, detail::every_token{}, lengths);
-  }
-  template <sequence_policy Sequences, class Valid, class Lengths>
-  void operator()(host_context const& ctx, Sequences const& sequences, index_t tokens,
-                  Valid const& valid, Lengths&& lengths) const {
-    constexpr char const* op = "count_sequence_tokens";
-    auto const n = detail::as_output<1>(ctx, lengths);
-    detail::expects(tokens >= 0, op, ": tokens is ", tokens, "; it is at least 0");
-    auto const marks = detail::marks_of(detail::argument(op, "valid"), ctx, valid, tokens);
-    sequences.validate(op, tokens);
-    detail::argument const what(op, "lengths");
-    detail::check_counts(what, n);
-    detail::check_extent(what, n, 0, sequences.count(tokens), "the number of sequences");
-    using Count = detail::element_of<decltype(n)>;
-    detail::check_countable<Count>(op, tokens);
-    std::fill_n(n.data, n.extents[0], Count{});
+    detail::arguments a(ctx, "count_sequence_tokens");
+    index_t const tokens = a.unmasked(number);
+    detail::expects(tokens >= 0, a, ": tokens is ", tokens, "; it is at least 0");
+    auto const valid = a.valid_tokens(number, tokens);
+    sequences.validate(a, tokens);
+    auto const n = detail::as_counts(a.written_any_vector(
+        "lengths", lengths, {{sequences.count(tokens), "the number of sequences"}}));
+    detail::check_countable<detail::element_of<decltype(n)>>(a, tokens);
+    for (index_t b = 0; b < n.extents[0]; ++b) n(b) = 0;
     for (index_t t = 0; t < tokens; ++t)
-      if (marks(t)) ++n.data[sequences.of(t, tokens)];
+      if (valid(t)) ++n(sequences.of(t, tokens));
   }
 };
-/// How many tokens each sequence has: count_sequence_tokens(ctx, sequences, tokens, [valid,]
-/// lengths).
-///   tokens: T, of which the sequences are made
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+/// `count_sequence_tokens(ctx, sequences, tokens, lengths)`: how many tokens each sequence has.
+///   tokens: the number T of tokens of which the sequences are made, or only(valid, T)
 ///   lengths: [sequences] integers, overwritten. They add up over ranks that share sequences
 /// Cost: one pass, on the caller's thread.
 inline constexpr count_sequence_tokens_fn count_sequence_tokens{};

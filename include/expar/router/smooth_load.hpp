@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
 #include <expar/router/cv_squared.hpp>
@@ -31,38 +32,37 @@ namespace detail {
 /// The standard deviation of the noise: one number, or one per token and expert.
 struct one_sigma {
   double value;
+
   double operator()(index_t, index_t) const { return value; }
+  template <class Logits>
+  void check(char const* op, Logits const&) const {
+    expects(value > 0 && value < infinity<double>, op, ": sigma is ", value,
+            "; it is greater than 0 and finite");
+  }
 };
-template <class T>
+template <class View>
 struct each_sigma {
-  tensor_view<T, 2> values;
+  View values;
+
   double operator()(index_t t, index_t e) const {
     return static_cast<double>(widen(values.row(t)[e]));
   }
+  template <class Logits>
+  void check(char const* op, Logits const& clean) const {
+    for (index_t t = 0; t < values.extents[0]; ++t)
+      for (index_t e = 0; clean.valid(t) && e < values.extents[1]; ++e)
+        expects((*this)(t, e) > 0 && (*this)(t, e) < infinity<double>, op, ": sigma(", t, ", ", e,
+                ") is ", (*this)(t, e), "; it is greater than 0 and finite");
+  }
 };
 
-template <class Sigma, class Valid>
-auto sigma_of(char const* op, host_context const& ctx, Sigma const& sigma, index_t tokens,
-              index_t experts, Valid valid) {
+template <class Sigma>
+auto read_sigma(arguments<host_context>& a, Sigma const& sigma, rule each_token, rule each_expert) {
   if constexpr (std::is_arithmetic_v<Sigma>) {
-    double const x = static_cast<double>(sigma);
-    expects(x > 0 && x < infinity<double>, op, ": sigma is ", x,
-            "; it is greater than 0 and finite");
-    return one_sigma{x};
+    return one_sigma{static_cast<double>(sigma)};
   } else {
-    auto const s = as_view<2>(ctx, sigma);
-    using T = element_of<decltype(s)>;
-    static_assert(element<T>, "expar: sigma is of an element type, or a number");
-    argument const what(op, "sigma");
-    check_view(what, s);
-    check_extent(what, s, 0, tokens, "the number of tokens");
-    check_extent(what, s, 1, experts, "the number of experts");
-    each_sigma<std::remove_pointer_t<decltype(s.data)>> const each{s};
-    for (index_t t = 0; t < tokens; ++t)
-      for (index_t e = 0; valid(t) && e < experts; ++e)
-        expects(each(t, e) > 0 && each(t, e) < infinity<double>, op, ": sigma(", t, ", ", e,
-                ") is ", each(t, e), "; it is greater than 0 and finite");
-    return each;
+    auto const s = a.read("sigma", sigma, {each_token, each_expert});
+    return each_sigma<std::remove_const_t<decltype(s)>>{s};
   }
 }
 
@@ -84,17 +84,12 @@ struct load_token {
 };
 
 /// Reads tokens one by one; [parts] of them at once.
-template <class C, class N>
+template <class Clean, class Noisy>
 class load_reader {
  public:
-  load_reader(char const* op, host_context const& ctx, tensor_view<C, 2> clean,
-              tensor_view<N, 2> noisy, load_options const& o, int parts)
+  load_reader(char const* op, host_context const& ctx, Clean const& clean, Noisy const& noisy,
+              load_options const& o, int parts)
       : clean_(clean), noisy_(noisy), o_(o), ids_(ctx.memory()) {
-    check_loss_logits(argument(op, "clean"), clean);
-    argument const what(op, "noisy");
-    check_loss_logits(what, noisy);
-    check_extent(what, noisy, 0, clean.extents[0], "the number of tokens");
-    check_extent(what, noisy, 1, clean.extents[1], "the number of experts");
     expects(o.top_k >= 1 && o.top_k <= clean.extents[1], op, ": top_k is ", o.top_k,
             "; it is at least 1 and at most the ", clean.extents[1], " experts");
     ids_.resize(static_cast<index_t>(parts) * (o.top_k + 1));
@@ -117,8 +112,8 @@ class load_reader {
   }
 
  private:
-  tensor_view<C, 2> clean_;
-  tensor_view<N, 2> noisy_;
+  Clean const& clean_;
+  Noisy const& noisy_;
   load_options o_;
   buffer<std::int32_t> ids_;
 };
@@ -140,24 +135,18 @@ struct smooth_load_fn {
   template <class Clean, class Noisy, class Sigma, class Sums>
   void operator()(host_context const& ctx, Clean const& clean, Noisy const& noisy,
                   Sigma const& sigma, load_options const& options, Sums&& sums) const {
-    (*this)(ctx, clean, noisy, sigma, detail::every_token{}, options, sums);
-  }
-  template <class Clean, class Noisy, class Sigma, class Valid, class Sums>
-  void operator()(host_context const& ctx, Clean const& clean, Noisy const& noisy,
-                  Sigma const& sigma, Valid const& valid, load_options const& options,
-                  Sums&& sums) const {
-    auto const c = detail::as_view<2>(ctx, clean);
-    auto const h = detail::as_view<2>(ctx, noisy);
-    auto const s = detail::as_output<1>(ctx, sums);
+    detail::arguments a(ctx, "smooth_load");
+    auto const c = detail::logits_of_loss(a, "clean", clean);
     index_t const tokens = c.extents[0], experts = c.extents[1];
-    detail::load_reader reader("smooth_load", ctx, c, h, options,
-                               ctx.chunks(detail::sum_blocks, 1));
-    auto const marks = detail::marks_of("smooth_load: valid", ctx, valid, tokens);
-    auto const spread = detail::sigma_of("smooth_load", ctx, sigma, tokens, experts, marks);
-    detail::check_sums("smooth_load: sums", s, experts);
+    detail::rule const each_token{tokens, "the number of tokens"},
+        each_expert{experts, "the number of experts"};
+    auto const h = a.read("noisy", noisy, {each_token, each_expert});
+    auto const spread = detail::read_sigma(a, sigma, each_token, each_expert);
+    auto const s = detail::as_sums(a.written_any_vector("sums", sums, {each_expert}));
+    detail::load_reader reader(a, ctx, c, h, options, ctx.chunks(detail::sum_blocks, 1));
+    spread.check(a, c);
     detail::sum_rows<double>(
-        ctx, tokens, experts, reader.scratch(), marks, s.data,
-        [&](int part, index_t t, double* row) {
+        ctx, tokens, reader.scratch(), c.valid, s, [&](int part, index_t t, double* row) {
           double const* const x = row + experts;
           detail::load_token const token = reader.read(part, t, row + experts);
           for (int e = 0; e < experts; ++e) {
@@ -171,16 +160,15 @@ struct smooth_load_fn {
         });
   }
 };
-/// How many tokens each expert would get, smoothly: sums[e] = sum over tokens of the probability
-/// that e is among the top k when its noise alone is drawn again,
-///   normal_cdf((clean[t,e] - threshold[t,e]) / sigma[t,e]),
-/// as smooth_load(ctx, clean, noisy, sigma, [valid,] options, sums):
-///   clean, noisy: logits [T, experts] of any element types, without and with noise. Where either
-///                 is NaN or -inf, the probability is 0
+/// `smooth_load(ctx, clean, noisy, sigma, options, sums)`: how many tokens each expert would get,
+/// smoothly, sums[e] = sum over tokens of the probability that e is among the top k when its noise
+/// alone is drawn again,
+///   normal_cdf((clean[t,e] - threshold[t,e]) / sigma[t,e]).
+///   clean: logits [T, experts] without noise, any element type, or only(valid, clean)
+///   noisy: the same with noise. Where either is NaN or -inf, the probability is 0
 ///   sigma: the standard deviation of the noise, greater than 0 and finite: a number (V-MoE:
 ///          noise / experts), or [T, experts] (Shazeer: softplus(x W) + 0.01), of which that of
 ///          tokens that are not valid is not looked at
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
 ///   sums: [experts] of double, overwritten. They add up over ranks
 /// The threshold is a noisy logit of the token, see load_threshold; where there are too few for
 /// one, all are selected and the probability is 1. The load loss is cv_squared(ctx, sums, options).

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/context.hpp>
+#include <expar/detail/arguments.hpp>
 #include <expar/element.hpp>
 #include <expar/router/math.hpp>
 #include <expar/router/score.hpp>
@@ -45,37 +46,30 @@ struct z_term {
   }
 };
 
+template <class Logits, class... DLogits>
+double z_loss_of(host_context const& ctx, char const* operation, Logits const& logits,
+                 z_loss_options const& o, DLogits&... d_logits) {
+  arguments a(ctx, operation);
+  auto const z = logits_of_loss(a, "logits", logits);
+  auto const dz = gradient_of_loss(a, z, d_logits...);
+  expects(o.tokens >= 0, a, ": tokens is ", o.tokens, "; it is at least 0");
+  z_term const term{o.coefficient / token_count(o.tokens, z), static_cast<int>(z.extents[1])};
+  return loss_of_tokens(ctx, z, term, dz);
+}
+
 }  // namespace detail
 
 struct z_loss_fn {
   template <class Logits>
   double operator()(host_context const& ctx, Logits const& logits,
                     z_loss_options const& options = {}) const {
-    return part(ctx, detail::as_view<2>(ctx, logits), detail::every_token{}, options);
-  }
-  template <class Logits, class Valid>
-  double operator()(host_context const& ctx, Logits const& logits, Valid const& valid,
-                    z_loss_options const& options) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    return part(ctx, z, detail::marks_of("z_loss: valid", ctx, valid, z.extents[0]), options);
-  }
-
- private:
-  template <class T, class Valid>
-  static double part(host_context const& ctx, tensor_view<T, 2> z, Valid valid,
-                     z_loss_options const& o) {
-    detail::check_loss_logits("z_loss: logits", z);
-    detail::expects(o.tokens >= 0, "z_loss: tokens is ", o.tokens, "; it is at least 0");
-    double const tokens = detail::token_count(o.tokens, z.extents[0], valid);
-    detail::z_term const term{o.coefficient / tokens, static_cast<int>(z.extents[1])};
-    return detail::sum_over_tokens(ctx, z, valid, term);
+    return detail::z_loss_of(ctx, "z_loss", logits, options);
   }
 };
-/// The router z-loss of ST-MoE, L = coefficient * mean over tokens of (log sum over e of
-/// exp(logit))^2, as `z_loss(ctx, logits, options)` or `z_loss(ctx, logits, valid, options)`.
-///   logits: [T, experts], any element type; NaN and -inf are not in the sum, and a token
-///           without any other logit adds 0
-///   valid: [T] of bool or std::uint8_t; tokens whose mark is 0 are left out
+/// `z_loss(ctx, logits, options)`: the router z-loss of ST-MoE,
+///   L = coefficient * mean over tokens of (log sum over e of exp(logit))^2.
+///   logits: [T, experts], any element type, or only(valid, logits). NaN and -inf are not in the
+///           sum, and a token without any other logit adds 0
 /// Returns this call's part: the sum over its tokens, divided by options.tokens.
 inline constexpr z_loss_fn z_loss{};
 
@@ -83,31 +77,12 @@ struct z_loss_backward_fn {
   template <class Logits, class DLogits>
   void operator()(host_context const& ctx, Logits const& logits, z_loss_options const& options,
                   DLogits&& d_logits) const {
-    add(ctx, detail::as_view<2>(ctx, logits), detail::every_token{}, options,
-        detail::as_output<2>(ctx, d_logits));
-  }
-  template <class Logits, class Valid, class DLogits>
-  void operator()(host_context const& ctx, Logits const& logits, Valid const& valid,
-                  z_loss_options const& options, DLogits&& d_logits) const {
-    auto const z = detail::as_view<2>(ctx, logits);
-    add(ctx, z, detail::marks_of("z_loss_backward: valid", ctx, valid, z.extents[0]), options,
-        detail::as_output<2>(ctx, d_logits));
-  }
-
- private:
-  template <class T, class Valid, class D>
-  static void add(host_context const& ctx, tensor_view<T, 2> z, Valid valid,
-                  z_loss_options const& o, tensor_view<D, 2> dz) {
-    detail::check_loss_logits("z_loss_backward: logits", z);
-    detail::expects(o.tokens >= 0, "z_loss_backward: tokens is ", o.tokens, "; it is at least 0");
-    detail::check_loss_gradient("z_loss_backward: d_logits", z, dz);
-    double const tokens = detail::token_count(o.tokens, z.extents[0], valid);
-    detail::z_term const term{o.coefficient / tokens, static_cast<int>(z.extents[1])};
-    detail::add_gradients(ctx, z, valid, term, dz);
+    detail::z_loss_of(ctx, "z_loss_backward", logits, options, d_logits);
   }
 };
-/// ADDS the gradient of z_loss() to d_logits [T, experts]; the last argument, after those of the
-/// loss. Tokens that are not valid stay as they are.
+/// `z_loss_backward(ctx, logits, options, d_logits)`: the gradient of z_loss() to d_logits
+/// [T, experts], any element type, overwritten, or added to by add_to(d_logits). That of tokens
+/// left out is 0.
 inline constexpr z_loss_backward_fn z_loss_backward{};
 
 }  // namespace expar::inline v0
