@@ -589,9 +589,13 @@ TEST_CASE("ranks that disagree all throw the same error") {
 }
 
 TEST_CASE("ranks whose capacity or element size differ all throw the same error") {
-  std::vector<std::string> said(3), sizes(3);
+  std::vector<std::string> said(3), sizes(3), rows(3);
   expar::run_ranks(3, [&](expar::thread_communicator& comm) {
     auto const me = static_cast<std::size_t>(comm.rank());
+    rows[me] = thrown_by([&] {
+      expar::expert_parallel moe(comm, {8, 2, 4},
+                                 expar::fixed_capacity{.rows = 7 + comm.rank() / 2});
+    });
     said[me] = thrown_by([&] {
       expar::expert_parallel moe(comm, {8, 2, 4},
                                  expar::fixed_capacity{comm.rank() == 1 ? 1.5 : 1.25});
@@ -610,6 +614,10 @@ TEST_CASE("ranks whose capacity or element size differ all throw the same error"
     CHECK(s ==
           "expar: expert_parallel: capacity factor is 1.25 on rank 0 but 1.5 on rank 1; all ranks "
           "must pass the same");
+  for (auto const& s : rows)
+    CHECK(s ==
+          "expar: expert_parallel: capacity rows is 7 on rank 0 but 8 on rank 2; all ranks must "
+          "pass the same");
   for (auto const& s : sizes)
     CHECK(s ==
           "expar: dispatch: an element of a row has 4 bytes on rank 0 but 8 on rank 1; all ranks "

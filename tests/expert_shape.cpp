@@ -32,6 +32,11 @@ TEST_CASE("a shape that cannot be served is refused with the bound") {
         "expar: expert_parallel: capacity factor is 1000000000; it lies between -1000000 and "
         "1000000");
   CHECK(thrown_by([&] {
+          expar::expert_parallel moe(comm, {4, 1, 4}, expar::fixed_capacity{.rows = -3});
+        }) ==
+        "expar: expert_parallel: capacity rows is -3; it is at least 0, or -1 for the factor, and "
+        "at most 2147483647");
+  CHECK(thrown_by([&] {
           expar::run_ranks(4, [](expar::thread_communicator& four) {
             expar::expert_parallel moe(four, {3, 1, 4});
           });

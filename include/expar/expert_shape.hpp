@@ -38,8 +38,8 @@ template <class Comm, class Layout>
 void check_group(host_context const& ctx, Comm& comm, char const* what, expert_shape shape,
                  Layout layout, int site, failure const& wrong) {
   constexpr bool has_capacity = std::is_same_v<Layout, fixed_capacity>;
-  double factor = 0;
-  if constexpr (has_capacity) factor = layout.factor;
+  double factor = 0, rows = -1;
+  if constexpr (has_capacity) factor = layout.factor, rows = static_cast<double>(layout.rows);
   expects_agreement(ctx, comm, what,
                     {{"the layout (0: ragged, 1: fixed_capacity)", has_capacity ? 1.0 : 0.0},
                      {"where weights are applied (0: decode, 1: encode, 2: per row)", site + 0.0},
@@ -47,6 +47,7 @@ void check_group(host_context const& ctx, Comm& comm, char const* what, expert_s
                      {"top_k", static_cast<double>(shape.top_k)},
                      {"hidden", static_cast<double>(shape.hidden)},
                      {"capacity factor", factor},
+                     {"capacity rows", rows},
                      {"alignment", static_cast<double>(layout.alignment)}},
                     wrong);
   check_shape(what, shape, comm.size(), layout);

@@ -32,6 +32,7 @@ struct shared_shape {
   int experts, top_k, hidden, alignment;
   bool fixed;
   double factor, absent;
+  index_t rows;
   shared_shape(std::uint64_t seed, int ranks) {
     expar_test::random rng(seed);
     experts = ranks + static_cast<int>(rng.integer(0, 6));
@@ -42,6 +43,7 @@ struct shared_shape {
     double const factors[] = {1, 0, -1, -.5, .6, 1.25, 2};
     factor = factors[rng.integer(0, 6)];
     absent = rng.chance(.1) ? 1 : rng.chance(.5) ? .2 : 0;
+    rows = rng.chance(.3) ? rng.integer(0, 6) : -1;
   }
 };
 
@@ -198,8 +200,8 @@ std::string compare(std::uint64_t seed, int ranks, int batches = 1, int threads 
   expar::run_ranks(ranks, [&](expar::thread_communicator& comm) {
     shared_shape const s(seed, ranks);
     said[static_cast<std::size_t>(comm.rank())] =
-        s.fixed ? compare<T>(comm, s, expar::fixed_capacity{s.factor, s.alignment}, seed, batches,
-                             threads)
+        s.fixed ? compare<T>(comm, s, expar::fixed_capacity{s.factor, s.alignment, s.rows}, seed,
+                             batches, threads)
                 : compare<T>(comm, s, expar::ragged{s.alignment}, seed, batches, threads);
   });
   for (auto const& what : said)

@@ -108,6 +108,12 @@ TEST_CASE("a worst case that no memory can hold is an error") {
                     "expar: worst_case_rows: tokens is 576460752303423488" + beyond);
 }
 
+TEST_CASE("the worst case of so many rows per expert has those of every rank") {
+  expar::fixed_capacity const layout{.alignment = 4, .rows = 7};
+  for (index_t const tokens : {0, 1, 100})
+    REQUIRE(expar::detail::worst_case_rows({10, 4}, layout, 2, tokens) == 3 * 4 * 8);
+}
+
 TEST_CASE("a window that no memory can hold is an error") {
   REQUIRE_THROWS_WITH(expar::detail::shape_of({4, 2}, 16, {-1}),
                       "expar: make_batch: rows is -1; it lies between 0 and 72057594037927935");

@@ -27,6 +27,7 @@ namespace {
 struct problem {
   int ranks, experts, top_k, hidden, alignment = 1;
   std::optional<double> factor;
+  index_t rows = -1;
   double absent = .2;
   bool hot = false;
   std::vector<int> tokens;  // [ranks]
@@ -38,6 +39,7 @@ struct problem {
     hidden = static_cast<int>(rng.chance(.5) ? 8 * rng.integer(1, 12) : rng.integer(1, 40));
     if (rng.chance(.5)) alignment = static_cast<int>(rng.integer(2, 5));
     if (rng.chance(.5)) factor = rng.uniform(.5, 2);
+    if (rng.chance(.3)) rows = rng.integer(0, 6);
     absent = rng.chance(.1) ? 1 : .2;
     hot = rng.chance(.1);
     for (int r = 0; r < ranks; ++r)
@@ -100,7 +102,7 @@ Layout layout_of(problem const& p) {
   if constexpr (std::is_same_v<Layout, expar::ragged>)
     return {p.alignment};
   else
-    return {*p.factor, p.alignment};
+    return {*p.factor, p.alignment, p.rows};
 }
 
 template <class T, class Layout>
@@ -323,7 +325,7 @@ TEST_CASE("an exchange on virtual ranks at the edges") {
     p.tokens = {0, 0, 0};
   }
   SECTION("no tokens anywhere, with a capacity") {
-    p.tokens = {0, 0, 0}, p.factor = 1.;
+    p.tokens = {0, 0, 0}, p.factor = 1., p.rows = -1;
   }
   SECTION("no expert named") {
     p.absent = 1;
@@ -332,7 +334,7 @@ TEST_CASE("an exchange on virtual ranks at the edges") {
     p.hot = true;
   }
   SECTION("one hot expert, most of it dropped") {
-    p.hot = true, p.factor = .5;
+    p.hot = true, p.factor = .5, p.rows = -1;
   }
   SECTION("every expert") {
     p.top_k = 7;

@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/plan/capacity.hpp>
 
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <string>
+
 #include "../support/catch.hpp"
+#include "../support/thrown_by.hpp"
 
 using namespace expar::capacities;
 using expar::index_t;
@@ -123,6 +129,74 @@ TEST_CASE("without tokens, capacities are what their minimum says") {
   CHECK(maxtext(0, 4, 2, 1.25) == 1);
   CHECK(olmo_core(0, 4, 2, 1.25) == 0);
   CHECK(hunyuan(0, 4, 2) == 2);
+}
+
+TEST_CASE("capacities refuse what no number of routes follows from") {
+  using expar_test::thrown_by;
+  CHECK(thrown_by([] { megatron(4, 0, 2, 1); }) ==
+        "expar: capacities::megatron: experts is 0; it lies between 1 and 2147483647");
+  CHECK(thrown_by([] { megatron(4, 4, 0, 1); }) ==
+        "expar: capacities::megatron: top_k is 0; it lies between 1 and 2147483647");
+  CHECK(thrown_by([] { megatron(-1, 4, 2, 1); }) ==
+        "expar: capacities::megatron: tokens is -1; it lies between 0 and 2199023255552");
+  CHECK(thrown_by([] { deepspeed(4, 4, 2, -.5); }) ==
+        "expar: capacities::deepspeed: factor is -0.5; it lies between 0 and 1000000");
+  CHECK(thrown_by([] { megablocks(4, 4, 2, 1, 0); }) ==
+        "expar: capacities::megablocks: ranks is 0; it lies between 1 and 2147483647");
+  CHECK(thrown_by([] { olmo_core(4, 4, 2, 1, 0); }) ==
+        "expar: capacities::olmo_core: multiple is 0; it lies between 1 and 2147483647");
+}
+
+TEST_CASE("every capacity refuses each value that it cannot use") {
+  using function = std::function<void(index_t tokens, int experts, int k, double factor)>;
+  struct rule {
+    std::string name;
+    bool has_experts, has_k, has_factor;
+    function call;
+  };
+  rule const rules[] = {
+      {"clamped", false, false, false, [](index_t t, int, int, double) { clamped(1, t); }},
+      {"megatron", true, true, true, megatron},
+      {"deepspeed", true, true, true, [](auto... a) { deepspeed(a...); }},
+      {"mesh_tensorflow", true, false, true,
+       [](index_t t, int e, int, double f) { mesh_tensorflow(t, e, f); }},
+      {"flaxformer", true, false, true,
+       [](index_t t, int e, int, double f) { flaxformer(t, e, f); }},
+      {"vmoe", true, true, true, [](auto... a) { vmoe(a...); }},
+      {"megablocks", true, true, true, [](auto... a) { megablocks(a...); }},
+      {"fairscale", true, false, false, [](index_t t, int e, int, double) { fairscale(t, e); }},
+      {"fastmoe_gshard", true, true, true, fastmoe_gshard},
+      {"fastmoe_switch", true, false, true,
+       [](index_t t, int e, int, double f) { fastmoe_switch(t, e, f); }},
+      {"ernie", true, false, true, [](index_t t, int e, int, double f) { ernie(t, e, f); }},
+      {"nllb", true, false, false, [](index_t t, int e, int, double) { nllb(t, e); }},
+      {"nllb_evaluation", false, false, true,
+       [](index_t t, int, int, double f) { nllb_evaluation(t, f); }},
+      {"maxtext", true, true, true, maxtext},
+      {"olmo_core", true, true, true, [](auto... a) { olmo_core(a...); }},
+      {"hunyuan", true, true, false, [](index_t t, int e, int k, double) { hunyuan(t, e, k); }},
+  };
+  for (rule const& r : rules) {
+    auto const refuses = [&](char const* argument, index_t tokens, int experts, int k,
+                             double factor) {
+      CAPTURE(r.name, argument);
+      auto const said = expar_test::thrown_by([&] { r.call(tokens, experts, k, factor); });
+      CHECK(said.find("expar: capacities::" + r.name + ": " + argument + " is ") == 0);
+    };
+    for (index_t const tokens : {index_t{-1}, INT64_MIN, INT64_MAX})
+      refuses("tokens", tokens, 4, 2, 1);
+    if (r.has_experts)
+      for (int const experts : {0, -1, INT32_MIN}) refuses("experts", 4, experts, 2, 1);
+    if (r.has_k)
+      for (int const k : {0, -1, INT32_MIN}) refuses("top_k", 4, 4, k, 1);
+    double const inf = std::numeric_limits<double>::infinity();
+    if (r.has_factor)
+      for (double const factor : {-1e-300, 1.1e6, inf, -inf, inf - inf})
+        refuses("factor", 4, 4, 2, factor);
+    // The largest that they take overflow nothing.
+    r.call(index_t{1} << 42, 1, 1, 1e6);
+    r.call((index_t{1} << 42) / INT32_MAX, 1, INT32_MAX, 1e6);
+  }
 }
 
 TEST_CASE("capacities are constants where their arguments are") {

@@ -28,6 +28,16 @@ TEST_CASE("capacity follows Tutel's rule") {
   CHECK(capacity(-1, 6, 4, 2, 3, 2) == 4);
 }
 
+TEST_CASE("a capacity of so many rows has them, whatever the routes") {
+  for (double const factor : {1., 0., -4.})
+    for (expar::index_t const rows : {0, 1, 7}) {
+      CHECK(expar::capacity_of({factor, 1, rows}, 6, 4, 2, 5) == rows);
+      CHECK(expar::capacity_of({factor, 1, rows}, 0, 4, 2, 0) == rows);
+    }
+  CHECK(expar::capacity_of({.alignment = 4, .rows = 7}, 6, 4, 2, 5) == 8);
+  STATIC_REQUIRE(expar::capacity_of({.rows = 3}, 6, 4, 2, 5) == 3);
+}
+
 TEST_CASE("capacity keeps at least one row where there are tokens") {
   CHECK(capacity(.1, 6, 4, 2, 5) == 1);
   CHECK(capacity(-.1, 6, 4, 2, 5) == 1);

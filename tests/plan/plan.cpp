@@ -2,6 +2,7 @@
 #include <expar/plan/plan.hpp>
 
 #include <array>
+#include <string>
 #include <vector>
 
 #include "../support/catch.hpp"
@@ -68,7 +69,8 @@ TEST_CASE("a plan gives every route the row that the definition gives") {
     bool const with_capacity = rng.chance(.5);
     int const alignment = static_cast<int>(rng.integer(1, 5));
     double const factors[] = {1, 0, -1, .5, 2};
-    expar::fixed_capacity const capacity{factors[rng.integer(0, 4)], alignment};
+    expar::fixed_capacity const capacity{factors[rng.integer(0, 4)], alignment,
+                                         rng.chance(.7) ? -1 : rng.integer(0, 8)};
     INFO("seed " << seed);
     auto const p = with_capacity
                        ? expar::make_plan(ctx, ids.view(), experts, capacity)
@@ -151,6 +153,22 @@ TEST_CASE("first choices take their places first: Tutel's golden vectors") {
   CHECK(one.counts()[0] == 5);
 }
 
+TEST_CASE("a capacity may be a number") {
+  auto const ids = expar::make_view(tutel.data(), 6, 2);
+  auto const p = expar::make_plan(ctx, ids, 4, expar::fixed_capacity{.rows = 3});
+  CHECK(p.capacity() == 3);
+  CHECK(p.rows() == 12);
+  CHECK(p.kept(0) == 3);
+  CHECK(p.kept(3) == 0);
+  CHECK(p.row(0, 1) == 3 + 1);
+  CHECK(p.row(4, 0) == -1);
+  CHECK(expar::make_plan(ctx, ids, 4, expar::fixed_capacity{.alignment = 4, .rows = 3}).rows() ==
+        16);
+  auto const none = expar::make_plan(ctx, ids, 4, expar::fixed_capacity{.rows = 0});
+  CHECK(none.rows() == 0);
+  CHECK(none.dropped() == 12);
+}
+
 TEST_CASE("places of routes by Switch Transformer and Tutel") {
   // Switch Transformer, top 1 with capacity 1. Tutel, top 2 with a capacity factor of 1.
   std::vector<std::int32_t> const top1{0, 1, 0, 2}, top2{0, 1, 1, 0, 0, 2, 0, 1};
@@ -207,6 +225,11 @@ TEST_CASE("bad ids are named with their place and the bound") {
   CHECK_THROWS_WITH(
       expar::make_plan(ctx, expar::make_view(none, 1, 2), 4, expar::fixed_capacity{1, 0}),
       "expar: plan: alignment is 0; it is at least 1");
+  for (expar::index_t const rows : {expar::index_t{-2}, expar::index_t{1} << 31})
+    CHECK_THROWS_WITH(
+        expar::make_plan(ctx, expar::make_view(none, 1, 2), 4, expar::fixed_capacity{.rows = rows}),
+        "expar: plan: capacity rows is " + std::to_string(rows) +
+            "; it is at least 0, or -1 for the factor, and at most 2147483647");
 }
 
 TEST_CASE("a capacity that gives more rows than memory can hold is refused") {

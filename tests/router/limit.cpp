@@ -10,7 +10,7 @@ namespace {
 
 /// What group_limited leaves, by its definition: sort each run, sum, sort the runs.
 std::vector<double> limited(std::vector<double> const& z, std::vector<double> keys, int groups,
-                            int top_groups, int best_of) {
+                            int top_groups, int best_of, double other) {
   auto const size = static_cast<std::ptrdiff_t>(keys.size()) / groups;
   for (std::size_t e = 0; e < keys.size(); ++e)
     if (!(z[e] > -router_test::inf) || std::isnan(keys[e])) keys[e] = -router_test::inf;
@@ -24,9 +24,11 @@ std::vector<double> limited(std::vector<double> const& z, std::vector<double> ke
     sums.emplace_back(-sum, g);
   }
   std::sort(sums.begin(), sums.end());
-  for (int i = top_groups; i < groups; ++i)
-    std::fill_n(keys.begin() + sums[static_cast<std::size_t>(i)].second * size, size,
-                -router_test::inf);
+  for (int i = top_groups; i < groups; ++i) {
+    auto const first = keys.begin() + sums[static_cast<std::size_t>(i)].second * size;
+    std::replace_if(
+        first, first + size, [](double key) { return key > -router_test::inf; }, other);
+  }
   return keys;
 }
 
@@ -43,11 +45,13 @@ TEST_CASE("the best groups keep their keys, the others have none", "[router]") {
     std::vector<double> bias;
     for (std::size_t e = 0; e < z.size(); ++e)
       bias.push_back(rng.chance(.1) ? router_test::qnan : static_cast<double>(rng.integer(-2, 2)));
-    expar::group_limited const limit{groups, top_groups, best_of};
+    bool const zero = rng.chance(.5);
+    expar::group_limited const limit{groups, top_groups, best_of, zero};
     std::vector<double> s(z.size()), plain(z.size());
     expar::sigmoid_score{}(z.data(), s.data(), groups * size);
     expar::biased_key{}(z.data(), s.data(), bias.data(), plain.data(), groups * size);
-    auto const expected = limited(z, plain, groups, top_groups, best_of);
+    auto const expected =
+        limited(z, plain, groups, top_groups, best_of, zero ? 0 : -router_test::inf);
     std::vector<double> keys = plain,
                         scratch(static_cast<std::size_t>(limit.scratch(groups * size, 1)) + 1, 77);
     for (std::size_t e = 0; e < z.size(); ++e)
@@ -68,12 +72,23 @@ TEST_CASE("of groups with equal sums the lower one stays", "[router]") {
   REQUIRE(keys == std::vector<double>{1, 1, 1, 1, none, none});
 }
 
+TEST_CASE("experts of other groups may have a key of 0", "[router]") {
+  double const none = -router_test::inf;
+  std::vector<double> keys{-1, -1.5, -2, none, router_test::qnan, -3}, sums(3);
+  expar::group_limited{3, 1, 2, true}.limit(keys.data(), 6, sums.data());
+  REQUIRE(keys[5] == 0);
+  REQUIRE(expar::detail::masked(keys[4]));
+  keys[4] = none;
+  REQUIRE(keys == std::vector<double>{0, 0, -2, none, none, 0});
+}
+
 TEST_CASE("groups have room for k", "[router]") {
-  auto const sentence = [](int top_k) {
+  auto const sentence = [](int top_k, bool zero_others = false) {
     return router_test::sentence_of([&] {
-      expar::group_limited{4, 2, 1}.validate("route", 8, top_k, 1);
+      expar::group_limited{4, 2, 1, zero_others}.validate("route", 8, top_k, 1);
     });
   };
+  REQUIRE(sentence(8, true) == "nothing was thrown");
   REQUIRE(sentence(4) == "nothing was thrown");
   REQUIRE(sentence(5) == "expar: route: top_k is 5, but 2 groups have only 4 experts");
 }

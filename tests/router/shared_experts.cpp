@@ -40,7 +40,8 @@ TEMPLATE_TEST_CASE("shared experts are choices behind those of the router", "[ro
   for (int round = 0; round < 100; ++round) {
     int const tokens = static_cast<int>(rng.integer(0, 8)), k = static_cast<int>(rng.integer(0, 5));
     expar::shared_experts shared{10, static_cast<int>(rng.integer(0, 3))};
-    if (rng.chance(.5)) shared.kind = sum_over_scale, shared.scale = rng.uniform(.5, 3);
+    if (rng.chance(.5)) shared.kind = sum_over_scale;
+    if (rng.chance(.7)) shared.scale = rng.uniform(.5, 3);
     auto const from = random_routes<TestType>(rng, tokens, k, 10);
     expar::routes<TestType> to(tokens, k + shared.count);
     expar::append_shared(ctx, shared, from, to);
@@ -55,7 +56,7 @@ TEMPLATE_TEST_CASE("shared experts are choices behind those of the router", "[ro
         REQUIRE(to.ids(t, k + i) == 10 + i);
         REQUIRE_THAT(
             static_cast<double>(expar::widen(to.weights(t, k + i))),
-            WithinAbs(shared.kind == sum_over_scale ? sum / shared.scale : 1, precision * 10));
+            WithinAbs((shared.kind == sum_over_scale ? sum : 1) / shared.scale, precision * 10));
       }
     }
   }
@@ -135,8 +136,9 @@ TEST_CASE("shared experts refuse what does not fit", "[router]") {
   REQUIRE(append({0, 1}, from, to) == "expar: append_shared: experts is 0; it is at least 1");
   REQUIRE(append({4, -1}, from, to) ==
           "expar: append_shared: count is -1; it is at least 0, and the last id a 32-bit number");
-  REQUIRE(append({4, 1, sum_over_scale, 0}, from, to) ==
-          "expar: append_shared: scale is 0; weights are divided by it");
+  for (auto const kind : {sum_over_scale, expar::shared_experts::weight::one})
+    REQUIRE(append({4, 1, kind, 0}, from, to) ==
+            "expar: append_shared: scale is 0; weights are divided by it");
   REQUIRE(append({4, 1}, from, wide) ==
           "expar: append_shared: out ids has extent 4 in dimension 1, but the number of all "
           "choices is 3");

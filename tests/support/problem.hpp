@@ -134,6 +134,7 @@ inline problem make_problem(std::uint64_t seed, int ranks) {
     double const factors[] = {1.0, 0.0, -1.0, -0.5, 0.6, 1.25, 2.0};
     p.capacity =
         expar::fixed_capacity{factors[rng.integer(0, 6)], static_cast<int>(rng.integer(1, 3))};
+    if (rng.chance(0.3)) p.capacity->rows = rng.integer(0, 6);
   } else {
     p.alignment = static_cast<int>(rng.chance(0.5) ? 1 : rng.integer(2, 5));
   }

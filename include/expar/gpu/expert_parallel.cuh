@@ -44,15 +44,12 @@ class expert_parallel {
 
  public:
   /// Throws if top_k is not 1 .. experts, hidden < 1, or if there are fewer experts than ranks.
-  /// With fixed_capacity the factor is positive, and the capacity follows from the most tokens of a
-  /// rank: of all ranks where one process drives them all, else all ranks have equally many.
+  /// A fixed_capacity has rows, or a positive factor: then the capacity follows from the most
+  /// tokens of a rank: of all ranks where one process drives them all, else all have equally many.
   explicit expert_parallel(Group& group, expert_shape shape, Layout layout = {})
       : group_(&group), shape_(shape), layout_(layout), place_{shape.experts, group.size()} {
     expar::detail::check_shape("expert_parallel", shape, group.size(), layout);
-    if constexpr (has_capacity)
-      expar::detail::expects(layout.factor > 0, "expert_parallel: capacity factor is ",
-                             layout.factor,
-                             "; on a device it is positive, since others need the counts");
+    if constexpr (has_capacity) detail::check_factor("expert_parallel", layout);
   }
 
   expert_shape const& shape() const noexcept { return shape_; }

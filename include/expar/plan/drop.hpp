@@ -123,11 +123,11 @@ struct drop_to_capacity_fn {
 /// Returns the capacity that would have kept everything: the largest number of routes of an expert.
 ///
 /// make_plan() on `kept` gives rows to these routes alone. Its layout then pads: ragged{m} each
-/// expert to a multiple of m, fixed_capacity{0, capacity} each expert to the capacity (as long as
-/// one route is kept). Rows without a route are zero, where Megatron's pad_to_capacity has tokens
-/// of weight 0. A dropped route has a gradient of 0 for its weight; weights that are to add up to 1
-/// without the dropped ones: renormalize_kept(). Where a system limits each group, sequence or
-/// batch row, call this on the rows of each.
+/// expert to a multiple of m, fixed_capacity{.rows = capacity} each expert to the capacity. Rows
+/// without a route are zero, where Megatron's pad_to_capacity has tokens of weight 0. A dropped
+/// route has a gradient of 0 for its weight; weights that are to add up to 1 without the dropped
+/// ones: renormalize_kept(). Where a system limits each group, sequence or batch row, call this on
+/// the rows of each.
 ///
 /// Memory: some 28 bytes per route from the context. Cost: a few passes over the routes, and a
 /// partial sort of those of experts that are over capacity; never a full sort. Throws where shapes

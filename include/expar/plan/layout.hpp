@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
+
 #include <expar/config.hpp>
 #include <expar/detail/sizes.hpp>
 #include <expar/error.hpp>
@@ -16,10 +18,11 @@ struct ragged {
 
 /// [experts, capacity, hidden]: every expert has the same number of rows, what exceeds it is
 /// dropped and counted, what is unused is zero. First choices of all tokens take their place before
-/// second choices. The capacity follows Tutel, see capacity_of().
+/// second choices. The capacity is `rows`, or follows Tutel where that is -1; see capacity_of().
 struct fixed_capacity {
   double factor = 1.0;
   int alignment = 1;
+  index_t rows = -1;
 };
 
 namespace detail {
@@ -31,6 +34,8 @@ constexpr void check_layout(char const* what, fixed_capacity layout) {
   expects(layout.alignment >= 1, what, ": alignment is ", layout.alignment, "; it is at least 1");
   expects(layout.factor > -1e6 && layout.factor < 1e6, what, ": capacity factor is ", layout.factor,
           "; it lies between -1000000 and 1000000");
+  expects(layout.rows >= -1 && layout.rows <= INT32_MAX, what, ": capacity rows is ", layout.rows,
+          "; it is at least 0, or -1 for the factor, and at most ", INT32_MAX);
 }
 
 }  // namespace detail
@@ -39,14 +44,15 @@ EXPAR_HD constexpr index_t round_up(index_t n, index_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-/// Rows per expert by the rule of Tutel (tutel/impls/fast_dispatch.py, extract_critical), where
-/// `tokens` and `most` are maxima over the ranks: the tokens of a rank, and the routes that a rank
-/// has for one expert. With s = ceil(tokens / experts):
+/// Rows per expert: layout.rows, or by the rule of Tutel (tutel/impls/fast_dispatch.py,
+/// extract_critical), where `tokens` and `most` are maxima over the ranks: the tokens of a rank,
+/// and the routes that a rank has for one expert. With s = ceil(tokens / experts):
 ///   factor > 0: top_k * int(factor * s)
 ///   factor = 0: most, so that nothing is dropped
 ///   factor < 0: min(most, top_k * int(-factor * s))
-/// then rounded up to a multiple of `alignment`. Where tokens exist, the bound is at least 1. What
-/// no index can count is PTRDIFF_MAX. On the host, throws where a number is out of its range.
+/// then rounded up to a multiple of `alignment`. Where tokens exist, the bound by a factor is at
+/// least 1. What no index can count is PTRDIFF_MAX. On the host, throws where a number is out of
+/// its range.
 EXPAR_HD constexpr index_t capacity_of(fixed_capacity layout, index_t tokens, int experts,
                                        int top_k, index_t most) {
 #if !defined(__CUDA_ARCH__)
@@ -62,7 +68,7 @@ EXPAR_HD constexpr index_t capacity_of(fixed_capacity layout, index_t tokens, in
       detail::size_product(top_k, each < 0x1p62 ? static_cast<index_t>(each) : detail::uncountable);
   if (bound < 1 && tokens > 0) bound = 1;
   bool const takes_most = layout.factor == 0 || (layout.factor < 0 && most < bound);
-  index_t const n = takes_most ? most : bound;
+  index_t const n = layout.rows >= 0 ? layout.rows : takes_most ? most : bound;
   return detail::size_product(n / layout.alignment + (n % layout.alignment != 0), layout.alignment);
 }
 

@@ -24,11 +24,13 @@ concept limit_policy = requires(L const l, float* keys, int experts) {
 /// A few groups alone: the experts are `groups` runs of equal length, a run counts as the sum of
 /// its `best_of` largest keys (of those it has, where fewer can be selected), and the experts
 /// outside of the `top_groups` best runs are not selected. Equal sums: the lower run. DeepSeek-V2
-/// takes best_of = 1, DeepSeek-V3 takes 2.
+/// takes best_of = 1, DeepSeek-V3 takes 2. With `zero_others` those experts have key 0 instead, and
+/// are selected before experts of the best runs whose keys are below 0 (A.X K2, Mistral 4).
 struct group_limited {
   int groups;
   int top_groups;
   int best_of = 2;
+  bool zero_others = false;
 
   EXPAR_HD constexpr int scratch(int /*experts*/, int /*top_k*/) const { return groups; }
 
@@ -46,6 +48,12 @@ struct group_limited {
     return before < top_groups;
   }
 
+  /// What the key of an expert outside of the best runs becomes.
+  template <class A>
+  EXPAR_HD A other(A key) const {
+    return zero_others && !detail::masked(key) ? A(0) : -detail::infinity<A>;
+  }
+
   template <class A>
   EXPAR_HD void limit(A* keys, int experts, A* sums) const {
     int const size = experts / groups;
@@ -55,7 +63,7 @@ struct group_limited {
     }
     for (int g = 0; g < groups; ++g)
       if (!keeps(sums, g))
-        for (int i = 0; i < size; ++i) keys[g * size + i] = -detail::infinity<A>;
+        for (int i = 0; i < size; ++i) keys[g * size + i] = other(keys[g * size + i]);
   }
 
   void validate(char const* what, int experts, int top_k, index_t /*tokens*/) const {
@@ -66,7 +74,7 @@ struct group_limited {
     detail::expects(best_of >= 1 && best_of <= experts / groups, what, ": best_of is ", best_of,
                     "; it is at least 1 and at most the ", experts / groups, " experts of a group");
     index_t const left = index_t{top_groups} * (experts / groups);
-    detail::expects(top_k <= left, what, ": top_k is ", top_k, ", but ", top_groups,
+    detail::expects(zero_others || top_k <= left, what, ": top_k is ", top_k, ", but ", top_groups,
                     " groups have only ", left, " experts");
   }
 

@@ -16,9 +16,9 @@ namespace expar::inline v0 {
 /// Experts that every token takes, as choices behind those of the router: `count` of them, whose
 /// ids follow those of the `experts` routed ones.
 struct shared_experts {
-  /// Their weight: 1, where the routed weights are final (flashinfer, routing_deepseek.cu), or the
-  /// sum of the token's routed weights, without those of ids of -1, divided by `scale`, where the
-  /// output is multiplied by `scale` later (sglang, topk.py).
+  /// Their weight, divided by `scale`, which multiplies the output later: 1, or the sum of the
+  /// token's routed weights, without those of ids of -1 (sglang, topk.py). FlashInfer, where the
+  /// routed weights are final, has 1 and no scale (routing_deepseek.cu).
   enum class weight { one, sum_over_scale };
 
   int experts;
@@ -33,8 +33,7 @@ inline void check_shared(char const* what, shared_experts const& s) {
   expects(s.experts >= 1, what, ": experts is ", s.experts, "; it is at least 1");
   expects(s.count >= 0 && s.count <= INT32_MAX - s.experts, what, ": count is ", s.count,
           "; it is at least 0, and the last id a 32-bit number");
-  expects(s.kind == shared_experts::weight::one || s.scale < 0 || s.scale > 0, what, ": scale is ",
-          s.scale, "; weights are divided by it");
+  expects(s.scale < 0 || s.scale > 0, what, ": scale is ", s.scale, "; weights are divided by it");
 }
 
 }  // namespace detail
@@ -68,8 +67,8 @@ struct append_shared_fn {
           to_ids.row(t)[j] = ids.row(t)[j];
           to.row(t)[j] = narrow<W>(static_cast<accumulator_t<W>>(x));
         }
-        A const weight =
-            shared.kind == shared_experts::weight::one ? A(1) : sum / static_cast<A>(shared.scale);
+        A const weight = (shared.kind == shared_experts::weight::one ? A(1) : sum) /
+                         static_cast<A>(shared.scale);
         for (int i = 0; i < shared.count; ++i) {
           to_ids.row(t)[k + i] = shared.experts + i;
           to.row(t)[k + i] = narrow<W>(static_cast<accumulator_t<W>>(weight));

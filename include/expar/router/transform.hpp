@@ -25,24 +25,26 @@ concept transform_policy = requires(T const t, float z, int e) {
   t.slope(z, e);
 };
 
-/// cap * tanh(z / cap), so that no logit is larger than cap. Grok-2 (cap 30), Gemma-2. Logits that
-/// are far beyond the cap all become the cap, and tie.
+/// cap * tanh(z / cap), so that no logit is larger than cap; with a cap of 0, z itself. Grok-2 (cap
+/// 30), Gemma-2. Logits that are far beyond the cap all become the cap, and tie.
 struct soft_cap {
   double cap;
 
   template <class A>
   EXPAR_HD A of(A z, int /*expert*/) const {
+    if (!(cap > 0)) return z;
     A const c = static_cast<A>(cap);
     return detail::multiply(c, detail::hyperbolic_tangent(detail::divide(z, c)));
   }
   template <class A>
   EXPAR_HD A slope(A z, int /*expert*/) const {
+    if (!(cap > 0)) return A(1);
     A const t = detail::hyperbolic_tangent(detail::divide(z, static_cast<A>(cap)));
     return detail::multiply(detail::add(A(1), -t), detail::add(A(1), t));
   }
   void validate(char const* what, int /*experts*/, int /*top_k*/, index_t /*tokens*/) const {
-    detail::expects(cap > 0 && cap < detail::infinity<double>, what, ": cap is ", cap,
-                    "; it is above 0 and finite");
+    detail::expects(cap >= 0 && cap < detail::infinity<double>, what, ": cap is ", cap,
+                    "; it is at least 0 (no cap) and finite");
   }
 };
 
@@ -83,14 +85,15 @@ struct expert_range {
 };
 
 /// The experts of the token's class alone, so that scores are those among them: experts bounds[c]
-/// to bounds[c + 1] - 1 for a token of class c = classes[token]. ERNIE-4.5-VL, whose text and
-/// vision experts have gates of their own, side by side in the logits.
+/// to bounds[c + 1] - 1 for a token of class c = classes[token], all experts where that is -1.
+/// ERNIE-4.5-VL, whose text and vision experts have gates of their own, side by side in the logits.
 struct experts_of_class {
   tensor_view<std::int32_t const, 1> classes;  // [T]
   tensor_view<std::int32_t const, 1> bounds;   // [classes + 1], ascending
 
   EXPAR_HD constexpr expert_range at(index_t token) const {
     std::int32_t const of = classes(token);
+    if (of < 0) return {0, INT32_MAX};
     return {bounds(of), bounds(of + 1)};
   }
   void validate(detail::argument_table& a, int /*experts*/, int /*top_k*/, index_t tokens) const {
@@ -104,8 +107,8 @@ struct experts_of_class {
                       ": bounds(", c, ") of classes is ", bounds(c), "; bounds ascend from 0 to ",
                       experts);
     for (index_t t = 0; t < tokens; ++t)
-      detail::expects(classes(t) >= 0 && classes(t) < count, what, ": classes(", t, ") is ",
-                      classes(t), "; a class is 0 to ", count - 1);
+      detail::expects(classes(t) >= -1 && classes(t) < count, what, ": classes(", t, ") is ",
+                      classes(t), "; a class is -1 (all experts) or 0 to ", count - 1);
   }
 };
 
@@ -128,15 +131,19 @@ struct row_addend {
 }  // namespace detail
 
 /// z + addend[token, expert], numbers of the caller: noise drawn elsewhere, or the logits of the
-/// layer before (MoE++). They get no gradient here: theirs is that of the logits.
+/// layer before (MoE++). A single row counts for every token: a bias of each expert that scores
+/// see. They get no gradient here: theirs is that of the logits, or its sum over the tokens.
 template <class T>
 struct add_rows {
   tensor_view<T const, 2> addend;
 
-  EXPAR_HD constexpr detail::row_addend<T> at(index_t token) const { return {addend.row(token)}; }
+  EXPAR_HD constexpr detail::row_addend<T> at(index_t token) const {
+    return {addend.row(addend.extents[0] == 1 ? 0 : token)};
+  }
   void validate(detail::argument_table& a, int experts, int /*top_k*/, index_t tokens) const {
     a.reads("addend", addend,
-            {{tokens, "the number of tokens"}, {experts, "the number of experts"}});
+            {{addend.extents[0] == 1 ? 1 : tokens, "the number of tokens"},
+             {experts, "the number of experts"}});
   }
 };
 template <class T>

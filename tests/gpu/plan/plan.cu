@@ -64,6 +64,7 @@ void require_same_in_all_layouts(expar::gpu::context const& ctx, problem const& 
   require_same(ctx, p, expar::ragged{}, plan);
   require_same(ctx, p, expar::ragged{4}, plan);
   require_same(ctx, p, expar::fixed_capacity{.75, 2}, plan);
+  require_same(ctx, p, expar::fixed_capacity{.factor = 0, .rows = 3}, plan);
 }
 
 }  // namespace
@@ -163,6 +164,10 @@ TEST_CASE("a plan on the device says what it cannot do") {
   REQUIRE_THROWS_WITH(expar::gpu::make_plan(ctx, v, 2, fixed_capacity{0}),
                       "expar: plan: capacity factor is 0; on a device it is positive, since others "
                       "need the counts");
+  REQUIRE_THROWS_WITH(
+      expar::gpu::make_plan(ctx, v, 2, fixed_capacity{.rows = -2}),
+      "expar: plan: capacity rows is -2; it is at least 0, or -1 for the factor, and "
+      "at most 2147483647");
   REQUIRE_THROWS_WITH(expar::gpu::make_plan(ctx, v, 2, expar::ragged{0}),
                       "expar: plan: alignment is 0; it is at least 1");
 }

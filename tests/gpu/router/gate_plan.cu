@@ -58,6 +58,7 @@ void require_same(std::uint64_t seed, Router const& r, int tokens, expar::gpu::c
   };
   require(expar::ragged{static_cast<int>(rng.integer(1, 9))});
   require(expar::fixed_capacity{rng.uniform(.5, 2), static_cast<int>(rng.integer(1, 4))});
+  require(expar::fixed_capacity{.rows = rng.integer(0, 9)});
 }
 
 }  // namespace

@@ -58,10 +58,11 @@ constexpr auto sigmoid_biased(int experts, int k) {
 constexpr auto softmax_biased(int experts, int k) {
   return expar::router({experts, k}, expar::softmax_score{}, expar::biased_key{});
 }
-constexpr auto grouped(int experts, int k, int groups, int top_groups, int best_of) {
+constexpr auto grouped(int experts, int k, int groups, int top_groups, int best_of,
+                       bool zero_others = false) {
   return expar::router({experts, k}, expar::sigmoid_score{}, expar::biased_key{},
-                       expar::group_limited{groups, top_groups, best_of}, expar::scale{2.5},
-                       expar::renormalize{.epsilon = .5});
+                       expar::group_limited{groups, top_groups, best_of, zero_others},
+                       expar::scale{2.5}, expar::renormalize{.epsilon = .5});
 }
 
 /// Policies of the user's own that say no more than they must.
@@ -116,7 +117,9 @@ TEST_CASE("device routes have the bytes of the host: groups in double") {
                            {2048, 8, 8, 4, 2, 5}};
   std::uint64_t seed = 60;
   for (auto const& [experts, k, groups, top_groups, best_of, tokens] : shapes)
-    require_same<double, double>(seed++, grouped(experts, k, groups, top_groups, best_of), tokens);
+    for (bool const zero_others : {false, true})
+      require_same<double, double>(
+          seed++, grouped(experts, k, groups, top_groups, best_of, zero_others), tokens);
 }
 
 TEST_CASE("what lanes cannot hold is routed by a thread per token") {

@@ -113,7 +113,7 @@ void compare(std::uint64_t seed, int rounds, int most_experts) {
       int const size = experts / groups;
       int const top_groups = static_cast<int>(rng.integer((k + size - 1) / size, groups));
       for (int best_of = 1; best_of <= (size < 3 ? size : 3); ++best_of) {
-        e::group_limited const limit{groups, top_groups, best_of};
+        e::group_limited const limit{groups, top_groups, best_of, rng.chance(.5)};
         check(e::sigmoid_score{}, e::biased_key{}, limit, e::renormalize{1e-20}, e::scale{2.5});
         check(e::softmax_score{}, e::score_key{}, limit);
         // Two limits, of which blocks may fit the one and not the other.

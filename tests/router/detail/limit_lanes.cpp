@@ -17,7 +17,7 @@ void require_lanes(std::uint64_t seed) {
     int const groups = static_cast<int>(rng.integer(1, 12));
     int const size = static_cast<int>(rng.integer(2, 9)), experts = groups * size;
     expar::group_limited const step{groups, static_cast<int>(rng.integer(1, groups)),
-                                    static_cast<int>(rng.integer(1, 2))};
+                                    static_cast<int>(rng.integer(1, 2)), rng.chance(.5)};
     std::vector<A> keys(static_cast<std::size_t>(experts * lanes));
     std::vector<std::vector<A>> rows(lanes);
     for (int l = 0; l < lanes; ++l)

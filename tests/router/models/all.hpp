@@ -48,10 +48,11 @@ void for_each(int k, tables const& t, F f) {
   f("jamba", m::jamba(shape));
   f("grok_1", m::grok_1(shape));
   f("grok_2", m::grok_2(shape));
-  f("grok_2_biased", m::grok_2_biased(shape));
+  f("grok_2_biased", m::grok_2_biased(shape, noise));
   f("dbrx", m::dbrx(shape, 3));
   f("megablocks", m::megablocks(shape));
   f("deepseek_v2", m::deepseek_v2(grouped));
+  f("mistral_4", m::mistral_4(grouped));
   f("ernie_4_5", m::ernie_4_5(shape));
   f("ernie_4_5_vl", m::ernie_4_5_vl(shape, classes));
   f("ernie_4_5_vl", m::ernie_4_5_vl(shape, classes, expar::sigmoid_score{}));
@@ -59,11 +60,14 @@ void for_each(int k, tables const& t, F f) {
   f("gemma_4", m::gemma_4(shape, factors));
   f("pangu_pro", m::pangu_pro(shape, k));
   f("hunyuan_large", m::hunyuan_large(shape));
+  f("hunyuan_a13b", m::hunyuan_a13b(shape));
+  f("zaya", m::zaya(shape));
   f("grove_moe", m::grove_moe(shape));
   f("moe_plus_plus", m::moe_plus_plus(shape, {6, 8}));
   f("moe_plus_plus", m::moe_plus_plus(shape, {6, 8}, noise));
 
   f("deepseek_v3", m::deepseek_v3(grouped));
+  f("a_x_k2", m::a_x_k2(grouped));
   f("glm_4_5", m::glm_4_5(scaled));
   f("kimi_k2", m::kimi_k2(scaled));
   f("moonlight", m::moonlight(scaled));
@@ -77,16 +81,18 @@ void for_each(int k, tables const& t, F f) {
   f("deepseek_v4_hash", m::deepseek_v4_hash(scaled, table));
   f("laguna", m::laguna(scaled, 30));
   f("laguna", m::laguna(scaled, 30, expar::sqrt_softplus_score{}));
+  f("kolibri_1", m::kolibri_1(shape));
   f("klear", m::klear(shape));
 
   f("gpt_oss", m::gpt_oss(shape));
   f("granite_moe", m::granite_moe(shape));
   f("jetmoe", m::jetmoe(shape));
   f("aria", m::aria(shape));
+  f("cohere2_moe", m::cohere2_moe(shape));
+  f("cohere2_moe_sigmoid", m::cohere2_moe_sigmoid(shape));
   f("yuan_2", m::yuan_2(shape));
   f("llama_4", m::llama_4(shape));
   f("fastmoe_naive", m::fastmoe_naive(shape));
-  f("fastmoe_faster", m::fastmoe_faster(shape, classes));
   f("noisy_top_k", m::noisy_top_k(shape, noise));
   f("smoe_dropout", m::smoe_dropout(shape, noise));
 

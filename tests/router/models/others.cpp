@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/router/models/others.hpp>
 
+#include <expar/router/models/softmax.hpp>
 #include <expar/router/route.hpp>
 
 #include "support.hpp"
@@ -40,6 +41,19 @@ TEST_CASE("values for choose_tokens and append_shared", "[router][models]") {
   STATIC_REQUIRE(models::shared_experts_flashinfer(8, 1).kind ==
                  expar::shared_experts::weight::one);
   STATIC_REQUIRE(models::shared_experts_sglang(8, 1, 2.5).kind ==
-                 expar::shared_experts::weight::sum_over_scale);
+                 expar::shared_experts::weight::one);
   STATIC_REQUIRE(models::shared_experts_sglang(8, 1, 2.5).scale == 2.5);
+}
+
+TEST_CASE("SGLang's shared expert counts once when the output is scaled", "[router][models]") {
+  router_test::matrix<double> z(std::vector<row_type>{{0, 0}});
+  expar::host_context const ctx;
+  auto const weight_behind = [&](auto const& router) {
+    expar::routes<double> routes(1, 1), all(1, 2);
+    expar::route(ctx, router, z.view(), routes);
+    expar::append_shared(ctx, models::shared_experts_sglang(2, 1, 2.5), routes, all);
+    return all.weights(0, 1);
+  };
+  REQUIRE(weight_behind(models::qwen2_moe({2, 1})) == .4);  // not normalized: routed weight 1 / 2
+  REQUIRE(weight_behind(models::mixtral({2, 1})) == .4);
 }

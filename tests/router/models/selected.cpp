@@ -43,13 +43,26 @@ TEST_CASE("Llama 4 weighs its tokens by the sigmoid", "[router][models]") {
   STATIC_REQUIRE(decltype(models::gpt_oss())::site == expar::weight_site::output);
 }
 
-TEST_CASE("FasterGate selects among what topology allows", "[router][models]") {
-  std::vector<std::int32_t> const classes{0}, bounds{0, 4, 8};
-  expar::experts_of_class const reachable{expar::make_view(classes.data(), 1),
-                                          expar::make_view(bounds.data(), 3)};
-  compare(models::fastmoe_faster({8, 2}, reachable), [](row_type const& z, row_type const&) {
-    ids_type const ids = top(row_type(z.begin(), z.begin() + 4), 2);
-    return choice{ids, softmax_of(z, ids)};
+TEST_CASE("the softmax of experts that are chosen elsewhere: FasterGate", "[router][models]") {
+  // The token may leave its node, experts 0 and 1: the best of those, then the best of all.
+  router_test::matrix<double> z(std::vector<row_type>{{0, -1, 3, 2}});
+  ids_type const ids{0, 2};
+  expar::router const r({4, 2}, expar::logit_score{},
+                        expar::given_ids{expar::make_view(ids.data(), 1, 2)},
+                        expar::softmax_weights{});
+  expar::routes<double> routes(1, 2);
+  expar::route(expar::host_context{}, r, z.view(), routes);
+  REQUIRE(routes.ids(0, 0) == 0);
+  REQUIRE(routes.ids(0, 1) == 2);
+  REQUIRE_THAT(routes.weights(0, 0), Catch::Matchers::WithinAbs(.0474259, 1e-7));
+  REQUIRE_THAT(routes.weights(0, 1), Catch::Matchers::WithinAbs(.9525741, 1e-7));
+}
+
+TEST_CASE("Cohere2-MoE weighs the largest logits by one of two functions", "[router][models]") {
+  compare(models::cohere2_moe(), softmax_of_top(2));
+  compare(models::cohere2_moe_sigmoid({64, 8}), [](row_type const& z, row_type const&) {
+    ids_type const ids = top(z, 8);
+    return choice{ids, over_sum(gather(sigmoid(z), ids))};
   });
 }
 

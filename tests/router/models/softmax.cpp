@@ -46,11 +46,13 @@ TEST_CASE("Grok-2 caps its logits", "[router][models]") {
   });
 }
 
-TEST_CASE("Grok-2 with a correction bias", "[router][models]") {
-  compare(models::grok_2_biased({8, 2}, 3), [](row_type z, row_type const& bias) {
-    for (double& x : z)
-      if (!masked(x)) x = 3 * std::tanh(x / 3);
-    ids_type const ids = top(keys(z, softmax(z), bias), 2);
+TEST_CASE("Grok-2 has its correction bias inside the softmax", "[router][models]") {
+  std::vector<double> const bias{.5, -1, 0, .25, 2, -.5, 1, -2};
+  expar::add_rows const add{expar::make_view(bias.data(), 1, 8)};
+  compare(models::grok_2_biased({8, 2}, add, 3), [&](row_type z, row_type const&) {
+    for (std::size_t e = 0; e < 8; ++e)
+      if (!masked(z[e])) z[e] = 3 * std::tanh(z[e] / 3) + bias[e];
+    ids_type const ids = top(z, 2);
     return choice{ids, gather(softmax(z), ids)};
   });
 }
@@ -76,6 +78,19 @@ TEST_CASE("DeepSeek-V2 takes groups by their best expert", "[router][models]") {
         ids_type const ids = top(in_groups(keys(z, p), 8, 3, 1), 6);
         return choice{ids, times(gather(p, ids), 16)};
       });
+}
+
+TEST_CASE("Mistral 4 divides by the sum, perhaps in groups", "[router][models]") {
+  compare(models::mistral_4(), [](row_type const& z, row_type const&) {
+    row_type const p = softmax(z);
+    ids_type const ids = top(keys(z, p), 4);
+    return choice{ids, over_sum(gather(p, ids), 1e-20)};
+  });
+  compare(models::mistral_4({32, 6, 8, 2, 1.5}), [](row_type const& z, row_type const&) {
+    row_type const p = softmax(z);
+    ids_type const ids = top(in_groups(keys(z, p), 8, 2, 2, 0), 6);
+    return choice{ids, times(over_sum(gather(p, ids), 1e-20), 1.5)};
+  });
 }
 
 TEST_CASE("ERNIE-4.5 and LongCat select by probability and bias", "[router][models]") {
@@ -142,6 +157,26 @@ TEST_CASE("Hunyuan-Large divides where there is more than one", "[router][models
   compare(models::hunyuan_large({16, 3}), softmax_then(3, [](row_type const& w) {
             return over_sum_at_least(w, std::ldexp(1., -23));
           }));
+  compare(models::hunyuan_a13b({64, 8}), softmax_then(8, [](row_type const& w) {
+            return over_sum_at_least(w, std::ldexp(1., -23));
+          }));
+}
+
+TEST_CASE("ZAYA1 may choose no expert, which is its last", "[router][models]") {
+  auto const by = [](row_type const& z, row_type const& bias) {
+    row_type const p = softmax(z);
+    ids_type const ids = top(keys(z, p, bias), 1);
+    return choice{ids, times(gather(p, ids), ids[0] == 16 ? 0 : 1)};
+  };
+  compare(models::zaya(), by);
+  row_type z(17), bias(17);
+  z[16] = 1;
+  REQUIRE(by(z, bias).ids[0] == 16);
+  router_test::matrix<double> logits(std::vector<row_type>{z});
+  expar::routes<double> routes(1, 1);
+  expar::route(expar::host_context{}, models::zaya(), logits.view(), bias, routes);
+  REQUIRE(routes.ids(0, 0) == 16);
+  REQUIRE(routes.weights(0, 0) == 0);
 }
 
 TEST_CASE("GroveMoE selects by sigmoid and weighs by softmax", "[router][models]") {

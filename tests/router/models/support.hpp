@@ -72,8 +72,10 @@ inline ids_type top(row_type const& key, int k) {
     if (masked(key[at(id)])) id = -1;
   return order;
 }
-/// Keys of the best groups alone, by the sum of the best_of largest keys of each.
-inline row_type in_groups(row_type key, int groups, int top_groups, int best_of) {
+/// Keys of the best groups alone, by the sum of the best_of largest keys of each; those of the
+/// others, where they are not masked, become `other`.
+inline row_type in_groups(row_type key, int groups, int top_groups, int best_of,
+                          double other = -inf) {
   std::size_t const size = key.size() / static_cast<std::size_t>(groups);
   row_type sums;
   for (std::size_t g = 0; g < key.size(); g += size) {
@@ -90,7 +92,8 @@ inline row_type in_groups(row_type key, int groups, int top_groups, int best_of)
   std::stable_sort(order.begin(), order.end(),
                    [&](auto a, auto b) { return sums[at(a)] > sums[at(b)]; });
   for (std::size_t i = static_cast<std::size_t>(top_groups); i < order.size(); ++i)
-    for (std::size_t e = 0; e < size; ++e) key[at(order[i]) * size + e] = -inf;
+    for (std::size_t e = 0; e < size; ++e)
+      if (double& x = key[at(order[i]) * size + e]; x > -inf) x = other;
   return key;
 }
 

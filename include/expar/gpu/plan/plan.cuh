@@ -77,7 +77,8 @@ struct place_grid {
 };
 
 inline void check_factor(char const* what, fixed_capacity layout) {
-  expar::detail::expects(layout.factor > 0, what, ": capacity factor is ", layout.factor,
+  expar::detail::expects(layout.rows >= 0 || layout.factor > 0, what, ": capacity factor is ",
+                         layout.factor,
                          "; on a device it is positive, since others need the counts");
 }
 
@@ -275,9 +276,8 @@ struct make_plan_fn {
 /// `make_plan(ctx, ids, experts, layout)`, or with a route_plan to reuse as the last argument,
 /// assigns a row to every route, as expar::make_plan(), in one launch and without waiting. ids:
 /// [T,k] int32 on the device, rows may be pitched, -1 = no expert. An id that is not -1 .. experts
-/// - 1 counts as no expert, and read_sync() reports how many there were. The factor of a
-/// fixed_capacity is positive: the capacity then follows from the shape alone. experts: at most
-/// 12000.
+/// - 1 counts as no expert, and read_sync() reports how many there were. A fixed_capacity has rows,
+/// or a positive factor: the capacity then follows from the shape alone. experts: at most 12000.
 inline constexpr make_plan_fn make_plan{};
 
 /// Bytes of a workspace_memory in which make_plan() makes the plan of any batch of up to `tokens`

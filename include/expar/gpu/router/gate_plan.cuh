@@ -70,9 +70,9 @@ struct gate_plan_fn {
 /// `gate_plan(ctx, router, logits, bias, layout, routes, plan)`: route() and make_plan() of its ids
 /// in one launch, without waiting. The bias may be left out if the router's key takes none. Writes
 /// routes.ids and routes.weights [T, top_k], and makes the plan with the integers of the host's
-/// make_plan() for these ids. layout: ragged, or fixed_capacity with a positive factor. experts: at
-/// most 12000. Scratch, where route() would take any, and all arrays of the plan are kept in it, so
-/// that a plan which has grown to its largest batch allocates no more.
+/// make_plan() for these ids. layout: ragged, or fixed_capacity with rows or a positive factor.
+/// experts: at most 12000. Scratch, where route() would take any, and all arrays of the plan are
+/// kept in it, so that a plan which has grown to its largest batch allocates no more.
 inline constexpr gate_plan_fn gate_plan{};
 
 /// Bytes of a workspace_memory in which gate_plan() makes the plan of any batch of up to `tokens`

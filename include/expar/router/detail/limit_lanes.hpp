@@ -10,7 +10,8 @@ inline namespace EXPAR_VECTORS {
 
 inline constexpr int most_groups = 64;
 
-/// Keys [experts][lanes] of groups that are not among the best become -inf, as group_limited says.
+/// Keys [experts][lanes] of groups that are not among the best become -inf, or 0 where they are no
+/// -inf, as group_limited says.
 /// At most most_groups, judged by their best 1 or 2.
 template <class A>
 void limit_lanes(group_limited const& step, A* keys, int experts) {
@@ -41,8 +42,11 @@ void limit_lanes(group_limited const& step, A* keys, int experts) {
     }
     mask const keeps = before < static_cast<typename p::integer>(step.top_groups);
     A* const run = keys + index_t{g} * size * lanes;
-    for (int i = 0; i < size; ++i)
-      select(keeps, p::load(run + index_t{i} * lanes), none).store(run + index_t{i} * lanes);
+    for (int i = 0; i < size; ++i) {
+      p const key = p::load(run + index_t{i} * lanes);
+      p const other = step.zero_others ? select(key.v > none.v, p::all(0), none) : none;
+      select(keeps, key, other).store(run + index_t{i} * lanes);
+    }
   }
 }
 

@@ -44,13 +44,11 @@ constexpr expert_choice expert_choice_mesh_tensorflow(int experts, int capacity)
 constexpr shared_experts shared_experts_flashinfer(int experts, int count) {
   return {.experts = experts, .count = count, .kind = shared_experts::weight::one};
 }
-/// The same with the sum of the routed weights divided by the scale that multiplies the output
-/// later (SGLang, topk.py).
+/// The same with weight 1 / scale, for SGLang, which multiplies the output by the scale later: the
+/// sum of the routed weights over the scale where they are normalized, else 1 over the scale
+/// (topk.py, remap_topk_for_per_rank_shared_slots).
 constexpr shared_experts shared_experts_sglang(int experts, int count, double scale) {
-  return {.experts = experts,
-          .count = count,
-          .kind = shared_experts::weight::sum_over_scale,
-          .scale = scale};
+  return {.experts = experts, .count = count, .kind = shared_experts::weight::one, .scale = scale};
 }
 
 }  // namespace expar::inline v0::models

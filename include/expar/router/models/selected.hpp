@@ -25,6 +25,17 @@ constexpr auto aria(router_shape shape = {.experts = 64, .top_k = 6}) {
   return gpt_oss(shape);
 }
 
+/// Cohere2-MoE (Command A+): w = softmax(z[ids]). Source: Hugging Face transformers, cohere2_moe,
+/// with expert_selection_fn "softmax".
+constexpr auto cohere2_moe(router_shape shape = {.experts = 8, .top_k = 2}) {
+  return gpt_oss(shape);
+}
+/// The same with expert_selection_fn "sigmoid" and norm_topk_prob: w = sigmoid(z[ids]) /
+/// sum(sigmoid(z[ids])).
+constexpr auto cohere2_moe_sigmoid(router_shape shape = {.experts = 8, .top_k = 2}) {
+  return router(shape, logit_score{}, score_key{}, sigmoid_weights{}, renormalize{});
+}
+
 /// Yuan 2.0-M32: w = softmax(z[ids]), z from attention_logits(). Source: Yuan2,
 /// ParallelAttention_router.
 constexpr auto yuan_2(router_shape shape = {.experts = 32, .top_k = 2}) {
@@ -40,11 +51,6 @@ constexpr auto llama_4(router_shape shape = {.experts = 16, .top_k = 1}) {
 /// FastMoE's NaiveGate: w = softmax(z[ids]). Source: fmoe/gates/naive_gate.py.
 constexpr auto fastmoe_naive(router_shape shape) {
   return gpt_oss(shape);
-}
-/// FastMoE's FasterGate: the same among the experts of the token's class, which topology makes.
-/// Source: fmoe/gates/faster_gate.py.
-constexpr auto fastmoe_faster(router_shape shape, experts_of_class reachable) {
-  return router(shape, reachable, logit_score{}, score_key{}, softmax_weights{});
 }
 
 /// Noisy top-k of Shazeer et al. 2017: w = softmax(h[ids]), h = z + noise; see learned_noise.

@@ -49,9 +49,11 @@ constexpr auto grok_2(router_shape shape = {.experts = 8, .top_k = 2}, double ca
   return router(shape, soft_cap{cap}, softmax_score{}, score_key{});
 }
 
-/// Grok-2 with SGLang's correction bias: selected by p + bias.
-constexpr auto grok_2_biased(router_shape shape = {.experts = 8, .top_k = 2}, double cap = 30) {
-  return router(shape, soft_cap{cap}, softmax_score{}, biased_key{});
+/// Grok-2 with SGLang's correction bias, which is one row: p = softmax(cap * tanh(z / cap) + bias),
+/// so that weights have it too. Source: SGLang, layers/moe/router.py.
+template <class T>
+constexpr auto grok_2_biased(router_shape shape, add_rows<T> bias, double cap = 30) {
+  return router(shape, soft_cap{cap}, bias, softmax_score{}, score_key{});
 }
 
 /// DBRX: w = p[ids] / norm(p[ids]), the norm of order `norm`, of which 1 is the released one.
@@ -72,6 +74,16 @@ constexpr auto deepseek_v2(
     grouped_shape shape = {.experts = 160, .top_k = 6, .groups = 8, .top_groups = 3, .scale = 16}) {
   return router(shape, softmax_score{}, score_key{},
                 group_limited{shape.groups, shape.top_groups, 1}, scale{shape.scale});
+}
+
+/// Mistral 4: among the experts of the groups whose two largest probabilities have the largest sum
+/// (others have key 0), w = scale * p[ids] / (sum(p[ids]) + 1e-20). The released model has one
+/// group. Source: Hugging Face transformers, mistral4.
+constexpr auto mistral_4(grouped_shape shape = {
+                             .experts = 128, .top_k = 4, .groups = 1, .top_groups = 1}) {
+  return router(shape, softmax_score{}, score_key{},
+                group_limited{shape.groups, shape.top_groups, 2, true},
+                renormalize{.epsilon = 1e-20}, scale{shape.scale});
 }
 
 /// ERNIE-4.5 (text): selected by p + bias, w = p[ids] / max(sum(p[ids]), 1e-12).
@@ -117,6 +129,19 @@ constexpr auto hunyuan_large(router_shape shape = {.experts = 16, .top_k = 1}) {
   return router(
       shape, softmax_score{}, score_key{},
       renormalize{.epsilon = 0x1p-23, .kind = renormalize::guard::at_least, .single = false});
+}
+
+/// HunYuan-A13B: the formula of hunyuan_large; an expert takes capacities::hunyuan() routes.
+/// Source: Hugging Face transformers, hunyuan_v1_moe.
+constexpr auto hunyuan_a13b(router_shape shape) {
+  return hunyuan_large(shape);
+}
+
+/// ZAYA1: selected by p + bias, w = p[id], and 0 for the last expert, which is none: 16 experts and
+/// that one. Source: Hugging Face transformers, zaya.
+constexpr auto zaya(router_shape shape = {.experts = 17, .top_k = 1}) {
+  return router(shape, softmax_score{}, biased_key{},
+                zero_weights_of{shape.experts - 1, shape.experts});
 }
 
 /// GroveMoE: selected by sigmoid(z), w = p[ids] / sum(p[ids]).

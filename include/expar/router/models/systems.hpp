@@ -149,7 +149,7 @@ constexpr auto flashinfer_top_k(router_shape shape) {
 
 /// Megatron-LM's forced load balancing (apply_random_logits): normal numbers in place of the
 /// logits; see random_logits. With a bias of each expert on top (apply_biased_logits), an add_rows
-/// of pitch 0 behind them. Any router does: this one is softmax of the selected.
+/// of one row behind them. Any router does: this one is softmax of the selected.
 template <class Random>
 constexpr auto forced_random(router_shape shape, Random numbers) {
   return router(shape, numbers, logit_score{}, score_key{}, softmax_weights{});

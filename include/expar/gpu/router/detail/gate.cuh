@@ -75,7 +75,7 @@ __device__ inline int first_bit(unsigned long long bits) {
   return __ffsll(static_cast<long long>(bits)) - 1;
 }
 
-/// Leaves the keys of the best groups, and -inf elsewhere, in the row and in registers.
+/// Leaves the keys of the best groups, and what others become, in the row and in registers.
 template <class Layout, class A>
 __device__ void limit_groups(group_limited const& key, int experts, int lane, A* row, A* sums,
                              A (&keys)[Layout::values]) {
@@ -95,7 +95,7 @@ __device__ void limit_groups(group_limited const& key, int experts, int lane, A*
     if constexpr (Layout::lanes < 32) drops &= (1u << Layout::lanes) - 1;
     for (; drops != 0; drops &= drops - 1) {
       A* const run = row + (g0 + __ffs(static_cast<int>(drops)) - 1) * size;
-      for (int i = lane; i < size; i += Layout::lanes) run[i] = -expar::detail::infinity<A>;
+      for (int i = lane; i < size; i += Layout::lanes) run[i] = key.other(run[i]);
     }
   }
   __syncwarp();
