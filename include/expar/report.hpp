@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <span>
@@ -74,7 +73,7 @@ struct gather_report_fn {
         own[1] += static_cast<index_t>(earlier(e));
         own[static_cast<std::size_t>(4 + e)] += static_cast<index_t>(earlier(e));
       }
-      own[3] = *std::max_element(own.begin() + 3, own.end());
+      for (std::size_t e = 4; e < own.size(); ++e) own[3] = own[e] > own[3] ? own[e] : own[3];
       for (int peer = 0; peer < comm.size(); ++peer) {
         index_t rows = 0;
         for (int i = 0; i < place.count(peer); ++i) rows += plan.kept(place.first(peer) + i);

@@ -23,6 +23,12 @@ TEST_CASE("select: the first few of any number stand at the front, and sorting o
     std::sort(found.begin(), found.begin() + count, before);
     std::sort(found.begin() + count, found.end(), before);
     REQUIRE(found == expected);
+    if (n > 0) {
+      auto moved = given;
+      auto const rank = static_cast<int>(rng.integer(0, n - 1));
+      REQUIRE(expar::detail::element_of_rank(moved.data(), n, rank, before) ==
+              expected[static_cast<std::size_t>(rank)]);
+    }
     expar::detail::sort(sorted.data(), n, before);
     REQUIRE(sorted == expected);
   }

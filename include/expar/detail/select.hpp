@@ -23,23 +23,41 @@ void make_heap(At at, index_t n, Before before) {
   for (index_t root = n / 2 - 1; root >= 0; --root) sink(at, n, root, before);
 }
 
-/// Moves the `count` elements of all [n] that come first to the front, in no order.
+/// Moves the `few` elements of n that come first to the front, the last of them to the very front.
+template <class At, class Before>
+void select_few(At at, index_t n, index_t few, Before before) {
+  make_heap(at, few, before);
+  for (index_t i = few; few > 0 && i < n; ++i)
+    if (before(at(i), at(0))) {
+      std::swap(at(i), at(0));
+      sink(at, few, 0, before);
+    }
+}
+/// From the other end.
+template <class T, class Before>
+void select_last_few(T* all, index_t n, index_t few, Before before) {
+  select_few([all, n](index_t i) -> T& { return all[n - 1 - i]; }, n, few,
+             [before](T const& a, T const& b) { return before(b, a); });
+}
+
+/// Moves the `count` elements of all [n] that come first to the front, in no order. O(n log n) at
+/// worst, and about n comparisons where few of many are moved.
 template <class T, class Before>
 void move_first_to_front(T* all, index_t n, index_t count, Before before) {
-  // The heap is of the smaller part: its root is the one that leaves next.
-  auto const select = [n](auto at, index_t few, auto earlier) {
-    make_heap(at, few, earlier);
-    for (index_t i = few; few > 0 && i < n; ++i)
-      if (earlier(at(i), at(0))) {
-        std::swap(at(i), at(0));
-        sink(at, few, 0, earlier);
-      }
-  };
   if (count <= n / 2)
-    select([all](index_t i) -> T& { return all[i]; }, count, before);
+    select_few([all](index_t i) -> T& { return all[i]; }, n, count, before);
   else
-    select([all, n](index_t i) -> T& { return all[n - 1 - i]; }, n - count,
-           [before](T const& a, T const& b) { return before(b, a); });
+    select_last_few(all, n, n - count, before);
+}
+/// The element of all [n] that has `rank` others before it; moves them.
+template <class T, class Before>
+T element_of_rank(T* all, index_t n, index_t rank, Before before) {
+  if (rank < n / 2) {
+    select_few([all](index_t i) -> T& { return all[i]; }, n, rank + 1, before);
+    return all[0];
+  }
+  select_last_few(all, n, n - rank, before);
+  return all[n - 1];
 }
 
 template <class T, class Before>

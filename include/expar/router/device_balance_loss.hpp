@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -111,7 +110,7 @@ double device_balance_loss_of(host_context const& ctx, char const* operation, Sc
   check_score(a, score, z);
   double const unit = balance_unit(a, o, devices, z);
   buffer<double> slopes(ctx.memory());
-  slopes.assign(static_cast<std::size_t>(std::max(experts, devices)), 0);
+  slopes.assign(static_cast<std::size_t>(experts > devices ? experts : devices), 0);
   for (index_t e = 0; e < experts; ++e) ++slopes[of(e)];
   for (index_t d = 0; d < devices; ++d)
     expects(slopes[d] * static_cast<double>(devices) == static_cast<double>(experts), a,

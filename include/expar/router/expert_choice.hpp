@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/detail/select.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
 #include <expar/router/per_token.hpp>
@@ -128,8 +128,8 @@ struct choose_tokens_fn {
       return keys[a] > keys[b] || (keys[a] == keys[b] && a < b);
     };
     index_t const taken = n < capacity ? n : capacity;
-    if (taken < n) std::nth_element(order, order + taken, order + n, before);
-    std::sort(order, order + taken, before);
+    move_first_to_front(order, n, taken, before);
+    sort(order, taken, before);
     for (index_t slot = 0; slot < capacity; ++slot) ids[slot] = slot < taken ? order[slot] : -1;
   }
 };

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <tuple>
 #include <type_traits>
@@ -54,7 +53,7 @@ struct load_loss_backward_fn {
       double* const of_noisy = of_clean + experts;
       double* const of_sigma = of_noisy + experts;
       for (index_t t = first; t < last; ++t) {
-        std::fill_n(of_clean, 3 * experts, 0.);
+        for (index_t i = 0; i < 3 * experts; ++i) of_clean[i] = 0;
         if (c.valid(t)) {
           detail::load_token const token = reader.read(part, t, x);
           for (int e = 0; e < experts; ++e) {

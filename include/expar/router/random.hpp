@@ -7,7 +7,6 @@
 #include <expar/config.hpp>
 #include <expar/detail/argument_table.hpp>
 #include <expar/detail/arithmetic.hpp>
-#include <expar/detail/in_place.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
 #include <expar/router/math.hpp>

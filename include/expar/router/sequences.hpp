@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <concepts>
 #include <cstdint>
 #include <type_traits>
@@ -88,7 +87,8 @@ struct count_sequence_choices_fn {
     using Count = detail::element_of<decltype(n)>;
     auto const leading = detail::leading_ids<Count>(a, i, choices);
     detail::check_expert_ids("count_sequence_choices: ids", leading, experts, i.valid);
-    for (index_t b = 0; b < n.extents[0]; ++b) std::fill_n(n.row(b), experts, Count{});
+    for (index_t b = 0; b < n.extents[0]; ++b)
+      for (index_t e = 0; e < experts; ++e) n.row(b)[e] = Count{};
     for (index_t t = 0; t < tokens; ++t)
       for (index_t j = 0; i.valid(t) && j < choices; ++j)
         if (std::int32_t const id = i.row(t)[j]; id >= 0) ++n.row(sequences.of(t, tokens))[id];

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -9,6 +8,7 @@
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/detail/buffer.hpp>
+#include <expar/detail/select.hpp>
 #include <expar/element.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
@@ -69,7 +69,8 @@ struct quantile_bias_fn {
     detail::buffer<std::int32_t> ids(ctx.memory());
     index_t const grain = 4096 / (experts + 1) + 1, room = experts + top_k + 1;
     cutoffs.resize(n);
-    scratch.resize(std::max(room * ctx.chunks(n, grain), n * ctx.chunks(experts, 1)));
+    index_t const by_token = room * ctx.chunks(n, grain), by_expert = n * ctx.chunks(experts, 1);
+    scratch.resize(by_token > by_expert ? by_token : by_expert);
     ids.resize(index_t{top_k + 1} * ctx.chunks(n, grain));
     ctx.for_each_chunk(n, grain, [&](int part, index_t first, index_t last) {
       A* const keys = scratch.data() + part * room;
@@ -92,11 +93,9 @@ struct quantile_bias_fn {
           if (!(column[i] == column[i])) column[i] = detail::infinity<A>;
         }
         A at = detail::infinity<A>;
-        if (n > 0) {
-          std::nth_element(column, column + rank, column + n,
-                           [](A left, A right) { return left > right; });
-          at = column[rank];
-        }
+        if (n > 0)
+          at = detail::element_of_rank(column, n, rank,
+                                       [](A left, A right) { return left > right; });
         bool const finite = at > -detail::infinity<A> && at < detail::infinity<A>;
         to(e) =
             narrow<D>(static_cast<accumulator_t<D>>(finite ? -at : static_cast<A>(widen(b(e)))));

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include <expar/context.hpp>
@@ -59,7 +58,7 @@ struct add_quantile_histogram_fn {
     index_t most = 0;
     for (index_t e = 0; e < experts; ++e)
       for (index_t i = 0; i < h.extents[1]; ++i)
-        most = std::max(most, static_cast<index_t>(h.row(e)[i]));
+        if (auto const n = static_cast<index_t>(h.row(e)[i]); n > most) most = n;
     detail::check_countable<detail::element_of<decltype(h)>>(a, detail::size_sum(most, tokens));
     auto const n = static_cast<std::int32_t>(h.extents[1]);
     A const lower = static_cast<A>(bins.lower);
