@@ -2,7 +2,6 @@
 #pragma once
 
 #include <exception>
-#include <memory>
 #include <memory_resource>
 #include <mutex>
 #include <type_traits>
@@ -32,7 +31,7 @@ class host_context {
       : memory_(memory) {
     detail::expects(threads >= 1, "host_context: threads is ", threads, "; at least 1 is needed");
     if (threads == 1) return;
-    team_ = std::make_shared<detail::thread_team>(threads);
+    team_ = detail::shared_team(threads);
     bind(*team_);
   }
 
@@ -86,7 +85,7 @@ class host_context {
     run_ = [](void* p, int tasks, task t) { static_cast<E*>(p)->run(tasks, t); };
   }
 
-  std::shared_ptr<detail::thread_team> team_;
+  detail::shared_team team_;
   void* pool_ = nullptr;
   void (*run_)(void*, int, task) = nullptr;
   int threads_ = 1;

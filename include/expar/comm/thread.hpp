@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
-#include <memory>
 #include <mutex>
 #include <thread>  // and with it durations and clocks: <chrono> would bring calendars and streams
 #include <vector>

@@ -5,6 +5,7 @@
 #include <condition_variable>  // and the clock, without the calendars of <chrono>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <expar/executor.hpp>
@@ -105,6 +106,31 @@ class thread_team {
   std::atomic<int> active_{0};
   std::atomic<unsigned long> epoch_{0};
   std::atomic<bool> stopping_{false};
+
+  friend class shared_team;
+  std::atomic<int> owners_{1};
+};
+
+/// A team that lives as long as one of its owners; std::shared_ptr would bring streams with it.
+class shared_team {
+ public:
+  shared_team() = default;
+  explicit shared_team(int threads) : team_(new thread_team(threads)) {}
+  shared_team(shared_team const& other) noexcept : team_(other.team_) {
+    if (team_ != nullptr) team_->owners_.fetch_add(1, std::memory_order_relaxed);
+  }
+  shared_team& operator=(shared_team other) noexcept {
+    std::swap(team_, other.team_);
+    return *this;
+  }
+  ~shared_team() {
+    if (team_ != nullptr && team_->owners_.fetch_sub(1, std::memory_order_acq_rel) == 1)
+      delete team_;
+  }
+  thread_team& operator*() const noexcept { return *team_; }
+
+ private:
+  thread_team* team_ = nullptr;
 };
 
 }  // namespace expar::inline v0::detail
