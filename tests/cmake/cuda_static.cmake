@@ -24,7 +24,7 @@ endfunction()
 # --- every header that needs nvcc, alone -----------------------------------------------------------
 file(GLOB_RECURSE cuda_headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/include"
   "${PROJECT_SOURCE_DIR}/include/expar/*.cuh" "${PROJECT_SOURCE_DIR}/include/expar/comm/nccl*.hpp")
-if(NOT NCCL_FOUND)
+if(NOT TARGET expar::nccl)
   list(FILTER cuda_headers EXCLUDE REGEX "/nccl[^/]*$")
 endif()
 file(WRITE "${scratch}/alone/empty.cu" "")
