@@ -38,6 +38,7 @@ foreach(header IN LISTS cuda_headers)
   endif()
   expar_static_test(alone.${name} ${nvcc} ${include} ${code} -include "${header}"
     -c "${scratch}/alone/empty.cu" -o "${scratch}/alone/${name}.o")
+  set_tests_properties(cuda_static.alone.${name} PROPERTIES LABELS alone)
 endforeach()
 
 # --- expar.hpp brings no CUDA with it, not even where nvcc compiles it -------------------------------
