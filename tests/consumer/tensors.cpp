@@ -152,6 +152,7 @@ int main() {
   bool same = bits == mine::layer<mine::strided>() && bits == mine::layer<mine::mdspan_shaped>();
 #ifdef WITH_EIGEN
   same = same && bits == mine::layer<mine::eigen>();
+  std::printf("Eigen's too: ");
 #endif
   std::printf("%s\n", same ? "the same bits for every tensor" : "other bits for another tensor");
   return same ? 0 : 1;
