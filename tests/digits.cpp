@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "../examples/digits/demo.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 
@@ -178,4 +179,22 @@ TEST_CASE("digits: the report is one page without references to others") {
   for (char const* part : {"nan", "src=", "href=", "inf%"})
     REQUIRE(page.find(part) == std::string::npos);
   REQUIRE(page.find("</main></html>") != std::string::npos);
+}
+
+TEST_CASE("digits: a line of progress fits 80 columns, and covers the one before it") {
+  auto const width = [](std::string const& line) {  // no character begins with 10 in binary
+    return std::count_if(line.begin(), line.end(), [](char c) { return (c & 0xc0) != 0x80; });
+  };
+  for (int epochs : {1, 7, 40, 400, 1000}) {
+    digits::progress const live(epochs, true), printed(epochs, false);
+    auto const first = width(live.line(1, 2.302585, .1, .04));
+    CHECK(first <= 80);
+    for (int done = 1; done <= epochs; done += 1 + epochs / 50) {
+      CAPTURE(epochs, done);
+      CHECK(width(live.line(done, 2.3 / done, done / 1001., done * 7.77)) == first);
+      CHECK(width(printed.line(done, 2.3 / done, done / 1001., done * 7.77)) <= 80);
+    }
+  }
+  CHECK(digits::progress(40, false).line(40, .01234, .97, 12.34) ==
+        "epoch 40/40  loss 0.0123  test accuracy  97.00%    12.3 s");
 }

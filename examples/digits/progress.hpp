@@ -33,23 +33,34 @@ class stopwatch {
 /// then.
 class progress {
  public:
-  explicit progress(int epochs) : epochs_(epochs), live_(stdout_is_terminal()) {}
+  explicit progress(int epochs, bool live = stdout_is_terminal()) : epochs_(epochs), live_(live) {}
 
   void show(int done, double loss, double accuracy) const {
     bool const last = done == epochs_;
     if (!live_ && !last && done % (epochs_ < 10 ? 1 : epochs_ / 10) != 0) return;
-    double const seconds = watch_.seconds(), left = seconds / done * (epochs_ - done);
-    std::printf("%sepoch %*d/%d  %s loss %.4f  test accuracy %6.2f%%  %5.1f s", live_ ? "\r" : "",
-                epochs_ > 99 ? 3 : 2, done, epochs_, live_ ? bar(done).c_str() : "", loss,
-                100 * accuracy, seconds);
-    if (live_) std::printf(last ? "             " : ", %.1f s left ", left);
-    if (!live_ || last) std::printf("\n");
+    std::printf("%s%s%s", live_ ? "\r" : "", line(done, loss, accuracy, watch_.seconds()).c_str(),
+                live_ && !last ? "" : "\n");
     std::fflush(stdout);
   }
 
+  /// On a terminal lines have one width, so that one covers the other and none wraps at 80 columns:
+  /// the bar takes what the figures leave.
+  std::string line(int done, double loss, double accuracy, double seconds) const {
+    bool const running = live_ && done != epochs_;
+    if (running) seconds *= (epochs_ - done) / static_cast<double>(done);
+    char epoch[48], figures[96];
+    int const used =
+        std::snprintf(epoch, sizeof epoch, "epoch %*d/%d  ", epochs_ > 99 ? 3 : 2, done, epochs_) +
+        std::snprintf(figures, sizeof figures, "loss %.4f  test accuracy %6.2f%%  %6.1f s%s", loss,
+                      100 * accuracy, seconds,
+                      running ? " left"
+                      : live_ ? "     "
+                              : "");
+    return epoch + (live_ ? bar(done, 77 - used) + "  " : "") + figures;
+  }
+
  private:
-  std::string bar(int done) const {
-    constexpr int length = 24;
+  std::string bar(int done, int length) const {
     std::string text;
     for (int i = 0; i < length; ++i) text += i < done * length / epochs_ ? "━" : "╌";
     return text;

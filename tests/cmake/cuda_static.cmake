@@ -24,7 +24,7 @@ endfunction()
 # --- every header that needs nvcc, alone -----------------------------------------------------------
 file(GLOB_RECURSE cuda_headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/include"
   "${PROJECT_SOURCE_DIR}/include/expar/*.cuh" "${PROJECT_SOURCE_DIR}/include/expar/comm/nccl*.hpp")
-if(NOT NCCL_FOUND)
+if(NOT TARGET expar::nccl)
   list(FILTER cuda_headers EXCLUDE REGEX "/nccl[^/]*$")
 endif()
 file(WRITE "${scratch}/alone/empty.cu" "")
@@ -38,6 +38,7 @@ foreach(header IN LISTS cuda_headers)
   endif()
   expar_static_test(alone.${name} ${nvcc} ${include} ${code} -include "${header}"
     -c "${scratch}/alone/empty.cu" -o "${scratch}/alone/${name}.o")
+  set_tests_properties(cuda_static.alone.${name} PROPERTIES LABELS alone)
 endforeach()
 
 # --- expar.hpp brings no CUDA with it, not even where nvcc compiles it -------------------------------

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+# expar::expar, and for each component that is asked for and whose dependency is found one more
+# target: mpi, cuda, nccl.
+
+include(CMakeFindDependencyMacro)
+find_dependency(Threads)
+include("${CMAKE_CURRENT_LIST_DIR}/expar-targets.cmake")
+
+# find_dependency would give up the whole package for a component that is optional.
+foreach(expar_component IN LISTS expar_FIND_COMPONENTS)
+  set(expar_${expar_component}_FOUND FALSE)
+  set(expar_missing "")
+  if(expar_component STREQUAL "mpi")
+    find_package(MPI QUIET COMPONENTS CXX)
+    if(NOT MPI_CXX_FOUND)
+      set(expar_missing "MPI for C++")
+    endif()
+  elseif(expar_component MATCHES "^(cuda|nccl)$")
+    find_package(CUDAToolkit QUIET)
+    if(NOT CUDAToolkit_FOUND)
+      set(expar_missing "the CUDA Toolkit")
+    elseif(expar_component STREQUAL "nccl")
+      list(APPEND CMAKE_MODULE_PATH "${CMAKE_CURRENT_LIST_DIR}")
+      find_package(NCCL QUIET)
+      list(POP_BACK CMAKE_MODULE_PATH)
+      if(NCCL_FOUND)
+        include("${CMAKE_CURRENT_LIST_DIR}/expar-cuda-targets.cmake")
+      else()
+        set(expar_missing "NCCL")
+      endif()
+    endif()
+  else()
+    set(expar_missing "no such component")
+  endif()
+
+  if(NOT expar_missing)
+    include("${CMAKE_CURRENT_LIST_DIR}/expar-${expar_component}-targets.cmake")
+    set(expar_${expar_component}_FOUND TRUE)
+  elseif(expar_FIND_REQUIRED_${expar_component})
+    set(expar_FOUND FALSE)
+    if(expar_missing STREQUAL "no such component")
+      set(expar_NOT_FOUND_MESSAGE
+        "expar has no component '${expar_component}'; it has mpi, cuda and nccl.")
+    else()
+      set(expar_NOT_FOUND_MESSAGE
+        "The component ${expar_component} of expar needs ${expar_missing}, which was not found.")
+    endif()
+  endif()
+endforeach()
+unset(expar_component)
+unset(expar_missing)
