@@ -4,8 +4,14 @@
 
 cmake_minimum_required(VERSION 3.25)
 
-# They take no second tensor, or write into an object of the library's own.
-set(without_pairs make_plan)
+# They write no tensor of the caller's, or take no other.
+set(without_pairs
+  # a number, a plan, a report or routes of the library's own
+  make_plan gather_report route_sparsity route_variable to_variable routes_of_tokens
+  count_above cosine_scale_backward score_bins cv_squared device_balance_loss diverse_loss entropy_loss expert_choice_loss load_balance_loss
+  orthogonal_loss sequence_balance_loss z_loss
+  # bytes, and one tensor in place
+  all_to_all all_gather sum_counts)
 
 file(GLOB_RECURSE headers "${ROOT}/include/expar/*.hpp" "${ROOT}/include/expar/*.cuh")
 file(GLOB overlaps "${ROOT}/tests/overlaps/*.cpp")

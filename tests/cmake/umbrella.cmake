@@ -1,26 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-# Preprocesses expar.hpp and looks at what it includes. LANGUAGE cu: as CUDA, where the compiler
-# includes its runtime by itself.
+# Preprocesses HEADER, by default expar.hpp, and looks at what it includes. LANGUAGE cu: as CUDA,
+# where the compiler includes its runtime by itself.
 
 if(NOT DEFINED LANGUAGE)
   set(LANGUAGE c++)
 endif()
+if(NOT DEFINED HEADER)
+  set(HEADER expar.hpp)
+endif()
 execute_process(COMMAND "${COMPILER}" -std=c++20 "-I${INCLUDE}" -E -x ${LANGUAGE}
-    "${INCLUDE}/expar/expar.hpp"
+    "${INCLUDE}/expar/${HEADER}"
   OUTPUT_VARIABLE text ERROR_VARIABLE errors RESULT_VARIABLE result)
 if(NOT result EQUAL 0)
-  message(FATAL_ERROR "expar.hpp does not pass the preprocessor:\n${errors}")
+  message(FATAL_ERROR "${HEADER} does not pass the preprocessor:\n${errors}")
 endif()
 
 # Every host header, so that the umbrella cannot fall behind.
-file(GLOB_RECURSE headers RELATIVE "${INCLUDE}" "${INCLUDE}/expar/*.hpp")
-list(FILTER headers EXCLUDE REGEX "^expar/(comm/(mpi|nccl[a-z_]*)\\.|interop/|gpu/)")
-foreach(header IN LISTS headers)
-  string(FIND "${text}" "${header}\"" place)
-  if(place EQUAL -1)
-    message(SEND_ERROR "expar.hpp does not include ${header}")
-  endif()
-endforeach()
+if(HEADER STREQUAL "expar.hpp")
+  file(GLOB_RECURSE headers RELATIVE "${INCLUDE}" "${INCLUDE}/expar/*.hpp")
+  list(FILTER headers EXCLUDE REGEX "^expar/(comm/(mpi|nccl[a-z_]*)\\.|interop/|gpu/)")
+  foreach(header IN LISTS headers)
+    string(FIND "${text}" "${header}\"" place)
+    if(place EQUAL -1)
+      message(SEND_ERROR "expar.hpp does not include ${header}")
+    endif()
+  endforeach()
+endif()
 
 set(foreigners cuda_fp16 cuda_bf16 cub/ thrust/ cooperative_groups expar/gpu/ mpi.h nccl.h Eigen torch)
 if(LANGUAGE STREQUAL "c++")
@@ -29,7 +34,7 @@ endif()
 foreach(foreign IN LISTS foreigners)
   string(REGEX MATCH "# [0-9]+ \"[^\"]*/${foreign}[^\"]*\"" place "${text}")
   if(place)
-    message(SEND_ERROR "expar.hpp includes a header of others: ${place}")
+    message(SEND_ERROR "${HEADER} includes a header of others: ${place}")
   endif()
 endforeach()
 
@@ -39,7 +44,7 @@ if(NOT DEFINED BUDGET)
 endif()
 string(REGEX MATCHALL "\n" lines "${text}")
 list(LENGTH lines lines)
-message(STATUS "expar.hpp is ${lines} lines after the preprocessor; the budget is ${BUDGET}")
+message(STATUS "${HEADER} is ${lines} lines after the preprocessor; the budget is ${BUDGET}")
 if(lines GREATER BUDGET)
-  message(SEND_ERROR "expar.hpp has outgrown its budget: include less, or argue for a larger one")
+  message(SEND_ERROR "${HEADER} has outgrown its budget: include less, or argue for a larger one")
 endif()
