@@ -81,12 +81,14 @@ static std::string work(mine::crew::member comm) {
   constexpr int experts = 5, top_k = 2, hidden = 7;
   int const tokens = 3 * comm.rank();  // none on the first rank
 
-  std::string const law = expar::broken_communicator_law(ctx, comm);
+  std::string law = expar::broken_communicator_law(ctx, comm);
   if (!law.empty()) return law;
 
   mine::sheet<double> x(tokens, hidden), out(tokens, hidden);
   mine::choices routes{{tokens, top_k}, {tokens, top_k}};
-  if (char const* broken = expar::broken_tensor_law<2>(x)) return broken;
+  law = expar::broken_tensor_law<2>(x, {tokens, hidden},
+                                    [&](int t, int h) -> double& { return x.at(t, h); });
+  if (!law.empty()) return law;
   for (int t = 0; t < tokens; ++t) {
     for (int h = 0; h < hidden; ++h) x.at(t, h) = 100 * comm.rank() + 10 * t + h;
     routes.ids.at(t, 0) = t % experts, routes.weights.at(t, 0) = 0.25;

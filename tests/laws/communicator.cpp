@@ -1,170 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/laws.hpp>
+#include <expar/laws/communicator.hpp>
 
-#include <array>
-#include <cstdint>
 #include <cstring>
-#include <functional>
-#include <memory>
-#include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include <expar/comm/self.hpp>
 #include <expar/comm/thread.hpp>
-#include <expar/element.hpp>
 
-#include "support/catch.hpp"
+#include "../support/catch.hpp"
 
-namespace {
-
-using expar::broken_tensor_law;
 using expar::byte_counts;
 using expar::host_context;
-using expar::index_t;
-using expar::make_view;
-using expar::tensor_view;
 using expar::thread_communicator;
-
-// A tensor that shows whatever a test wants it to show.
-struct shown {
-  std::function<tensor_view<float, 2>()> writable;
-  std::function<tensor_view<float const, 2>()> readable;
-};
-
-std::string law_of(shown& t) {
-  char const* const law = broken_tensor_law<2>(t);
-  return law == nullptr ? "none" : law;
-}
-
-}  // namespace
-
-template <>
-struct expar::tensor_traits<shown> {
-  static tensor_view<float, 2> view(shown& t) { return t.writable(); }
-  static tensor_view<float const, 2> view(shown const& t) { return t.readable(); }
-};
-
-namespace {
-
-struct mutable_only {
-  float* where;
-};
-struct changes_type {
-  float* where;
-};
-
-}  // namespace
-
-template <>
-struct expar::tensor_traits<mutable_only> {
-  static tensor_view<float, 1> view(mutable_only& t) { return make_view(t.where, 4); }
-};
-template <>
-struct expar::tensor_traits<changes_type> {
-  static tensor_view<float, 1> view(changes_type& t) { return make_view(t.where, 4); }
-  static tensor_view<std::int32_t const, 1> view(changes_type const& t) {
-    return make_view(reinterpret_cast<std::int32_t const*>(t.where), 4);
-  }
-};
-
-TEST_CASE("laws: tensors that keep them, and their elements") {
-  std::vector<float> values(60);
-  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
-  auto const before = values;
-
-  CHECK(broken_tensor_law<1>(values) == nullptr);
-  std::vector<float> const frozen(5);
-  CHECK(broken_tensor_law<1>(frozen) == nullptr);
-  std::span<float> span(values);
-  CHECK(broken_tensor_law<1>(span) == nullptr);
-  std::vector<float> none;
-  CHECK(broken_tensor_law<1>(none) == nullptr);
-  std::array<std::int32_t, 300> ids{};
-  CHECK(broken_tensor_law<1>(ids) == nullptr);
-  std::vector<expar::half> halves(1000);
-  CHECK(broken_tensor_law<1>(halves) == nullptr);
-
-  auto pitched = make_view(values.data(), 6, 7, 10);
-  CHECK(broken_tensor_law<2>(pitched) == nullptr);
-  tensor_view<float, 3> cube{values.data(), {3, 4, 5}, {20, 5, 1}};
-  CHECK(broken_tensor_law<3>(cube) == nullptr);
-  tensor_view<float, 2> backwards{values.data() + 50, {6, 7}, {-10, 1}};
-  CHECK(broken_tensor_law<2>(backwards) == nullptr);
-  // Rows that are only read may lie on top of each other.
-  tensor_view<float const, 2> broadcast{values.data(), {6, 7}, {0, 1}};
-  CHECK(broken_tensor_law<2>(broadcast) == nullptr);
-
-  CHECK(values == before);
-}
-
-TEST_CASE("laws: each broken law of a tensor is named") {
-  std::vector<float> values(100, 1.5f), others(100, 2.5f);
-  auto const before = values;
-  tensor_view<float, 2> view = make_view(values.data(), 4, 5);
-  shown t{[&] { return view; }, [&] { return tensor_view<float const, 2>(view); }};
-  REQUIRE(law_of(t) == "none");
-
-  SECTION("steady: a view of a copy that is made anew") {
-    std::vector<std::unique_ptr<std::vector<float>>> copies;
-    t.writable = [&] {
-      copies.push_back(std::make_unique<std::vector<float>>(values));
-      return make_view(copies.back()->data(), 4, 5);
-    };
-    CHECK(law_of(t) == "steady: two views of one tensor show the same data, extents and strides");
-  }
-  SECTION("const: another place") {
-    t.readable = [&] { return tensor_view<float const, 2>(make_view(others.data(), 4, 5)); };
-    CHECK(law_of(t) ==
-          "const: the view of a const tensor shows the same data, extents and strides");
-  }
-  SECTION("const: other extents") {
-    t.readable = [&] { return tensor_view<float const, 2>(make_view(values.data(), 5, 4)); };
-    CHECK(law_of(t) ==
-          "const: the view of a const tensor shows the same data, extents and strides");
-  }
-  SECTION("extents") {
-    view.extents[0] = -4;
-    CHECK(law_of(t) == "extents: no extent is negative");
-  }
-  SECTION("data") {
-    view.data = nullptr;
-    CHECK(law_of(t) == "data: a tensor with elements has an address");
-    view.extents[0] = 0;
-    CHECK(law_of(t) == "none");
-  }
-  SECTION("contiguous: columns first") {
-    view.strides[0] = 1, view.strides[1] = 4;
-    CHECK(law_of(t) == "contiguous: in the last dimension neighbours are 1 element apart");
-  }
-  SECTION("distinct: rows on top of each other") {
-    view.strides[0] = 0;
-    CHECK(law_of(t) == "distinct: every index has an element of its own");
-    view.strides[0] = 4;
-    CHECK(law_of(t) == "distinct: every index has an element of its own");
-    view.strides[0] = -3, view.data += 50;
-    CHECK(law_of(t) == "distinct: every index has an element of its own");
-  }
-  SECTION("storage: a view that refreshes its data from elsewhere") {
-    t.readable = [&] {
-      std::memcpy(values.data(), before.data(), values.size() * sizeof(float));
-      return tensor_view<float const, 2>(view);
-    };
-    CHECK(law_of(t) == "storage: what is written through one view is read through the next");
-  }
-  CHECK(values == before);
-}
-
-TEST_CASE("laws: a const tensor has a view, and of the same elements") {
-  float values[4]{};
-  mutable_only a{values};
-  CHECK(std::string(broken_tensor_law<1>(a)) ==
-        "const: a const tensor has a view, of the same elements");
-  changes_type b{values};
-  CHECK(std::string(broken_tensor_law<1>(b)) ==
-        "const: a const tensor has a view, of the same elements");
-}
 
 namespace {
 
@@ -312,12 +161,12 @@ bool begins(std::string const& text, std::string const& with) {
 
 }  // namespace
 
-TEST_CASE("laws: a communicator of one member function keeps them") {
+TEST_CASE("broken_communicator_law: a communicator of one member function keeps them") {
   for (int ranks : {1, 2, 3, 5})
     for (auto const& law : answers(ranks, flawed::none)) CHECK(law == "");
 }
 
-TEST_CASE("laws: a broken law of a communicator is named on every rank") {
+TEST_CASE("broken_communicator_law: a broken law of a communicator is named on every rank") {
   struct expectation {
     flawed::mistake which;
     char const* law;
@@ -347,7 +196,7 @@ TEST_CASE("laws: a broken law of a communicator is named on every rank") {
   CHECK(said[2] == said[0]);
 }
 
-TEST_CASE("laws: a communicator whose numbers are wrong") {
+TEST_CASE("broken_communicator_law: a communicator whose numbers are wrong") {
   for (auto const& law : answers(3, flawed::rank_too_large))
     CHECK(law == "rank: rank() is 3; it lies in 0 .. size() - 1 = 2");
   for (auto const& law : answers(2, flawed::size_zero))
@@ -433,7 +282,7 @@ static_assert(expar::window_communicator<flawed_above>);
 
 }  // namespace
 
-TEST_CASE("laws: tiers 1 and 3 are examined where a communicator brings them") {
+TEST_CASE("broken_communicator_law: tiers 1 and 3 are examined where a communicator brings them") {
   struct expectation {
     flawed_above::mistake which;
     char const* law;
