@@ -3,7 +3,8 @@
 #include <expar/expar.hpp>
 
 int main(int argc, char** argv) {
-  MPI_Init(&argc, &argv);
+  int provided = 0;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
   bool lawful = false;
   {
     expar::mpi_communicator comm(MPI_COMM_WORLD);

@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/laws/communicator.hpp>
 
+#include <algorithm>
+#include <array>
+#include <chrono>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include <expar/comm/self.hpp>
 #include <expar/comm/thread.hpp>
 
 #include "../support/catch.hpp"
 
+using expar::broken_communicator_law;
 using expar::byte_counts;
 using expar::host_context;
 using expar::thread_communicator;
@@ -29,10 +35,14 @@ class flawed {
     loses_last_byte,
     fills_gaps,
     writes_input,
-    drops_long_segments,
+    truncates_at_64_kib,
+    writes_behind,
+    writes_before,
+    writes_later,
     skips_small_exchanges,
     late_by_one,
     throws_on_one_rank,
+    waits_for_ever,
     says_rank_0,
     rank_too_large,
     size_zero,
@@ -50,6 +60,8 @@ class flawed {
     return which_ == size_zero ? 0 : comm_->size();
   }
 
+  int calls() const { return calls_; }
+
   void all_to_all_v(host_context const& on, void const* in, byte_counts counts, byte_counts from,
                     void* out, byte_counts out_counts, byte_counts to) {
     auto const ranks = static_cast<std::size_t>(comm_->size());
@@ -57,11 +69,17 @@ class flawed {
     auto const result = static_cast<unsigned char*>(out);
     std::vector<std::size_t> packed(ranks, 0), placed(to.begin(), to.end());
     std::size_t total = 0;
+    ++calls_;
     if (which_ == throws_on_one_rank && comm_->rank() == 1) {
       comm_->all_to_all_v(on, in, counts, from, out, out_counts, to);
       throw std::runtime_error("no route to host");
     }
     switch (which_) {
+      case waits_for_ever:
+        // As a send that nobody receives: rank 0 waits, and the others wait for rank 0.
+        if (comm_->rank() == 0 && counts[0] != 0 && calls_ > 3)
+          for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+        break;
       case size_differs: {
         // Rank 0 forgets the last rank, which gets nothing from it and sends it nothing.
         std::vector<std::size_t> c(ranks, 0), o(ranks, 0), f(ranks, 0), t(ranks, 0);
@@ -106,9 +124,19 @@ class flawed {
       case writes_input:
         if (counts[0] > 0) const_cast<unsigned char*>(first)[from[0]] = 0;
         break;
-      case drops_long_segments:
+      case truncates_at_64_kib:
         for (std::size_t p = 0; p < ranks; ++p)
-          if (out_counts[p] > 60000) std::memset(result + to[p] + 60000, 0, out_counts[p] - 60000);
+          if (out_counts[p] > 65536) std::memset(result + to[p] + 65536, 0, out_counts[p] - 65536);
+        break;
+      case writes_behind:
+        result[to[last_of(to)] + out_counts[last_of(to)]] = 0;
+        break;
+      case writes_before:
+        result[-1] = 0;
+        break;
+      case writes_later:
+        if (later_ != nullptr) *later_ = 0;
+        later_ = out_counts[0] != 0 ? result + to[0] : nullptr;
         break;
       case late_by_one:
         // Delivers what the exchange before this one delivered there, if it was as long.
@@ -137,9 +165,15 @@ class flawed {
     return inside;
   }
 
+  static std::size_t last_of(byte_counts to) {
+    return static_cast<std::size_t>(std::max_element(to.begin(), to.end()) - to.begin());
+  }
+
   thread_communicator* comm_;
   mistake which_;
   std::vector<std::vector<unsigned char>> before_;
+  unsigned char* later_ = nullptr;
+  int calls_ = 0;
 };
 
 static_assert(expar::variable_communicator<flawed>);
@@ -150,7 +184,7 @@ std::vector<std::string> answers(int ranks, flawed::mistake which) {
   expar::run_ranks(ranks, [&](thread_communicator& comm) {
     host_context const on;
     flawed bad(comm, which);
-    said[static_cast<std::size_t>(comm.rank())] = expar::broken_communicator_law(on, bad);
+    said[static_cast<std::size_t>(comm.rank())] = broken_communicator_law(on, bad);
   });
   return said;
 }
@@ -180,9 +214,11 @@ TEST_CASE("broken_communicator_law: a broken law of a communicator is named on e
       {flawed::loses_last_byte, ""},
       {flawed::fills_gaps, "gaps: on rank "},
       {flawed::writes_input, "input: on rank "},
-      {flawed::drops_long_segments, "segments: the segment from rank "},
-      {flawed::skips_small_exchanges,
-       "nothing: the only byte of an exchange, from rank 2 to rank 0, is lost"},
+      {flawed::truncates_at_64_kib, "segments: the segment from rank "},
+      {flawed::writes_behind, "gaps: on rank 0 a byte behind out is written"},
+      {flawed::writes_before, "gaps: on rank 0 a byte before out is written"},
+      {flawed::writes_later, "late: on rank 0 a byte is written after the end of its call"},
+      {flawed::skips_small_exchanges, "nothing: the segment from rank 2 holds on rank 0 other"},
       {flawed::late_by_one, "segments: the segment from rank "},
       {flawed::says_rank_0, "order: segment "},
       {flawed::size_differs, "order: size() is 2 on rank 0 but 3 on rank 1"},
@@ -194,6 +230,82 @@ TEST_CASE("broken_communicator_law: a broken law of a communicator is named on e
   CHECK(begins(said[0], law));
   CHECK(said[1] == said[0]);
   CHECK(said[2] == said[0]);
+}
+
+TEST_CASE("broken_communicator_law: what is cut off above 64 KiB is missed on 1 and 2 ranks too") {
+  for (int ranks : {1, 2})
+    for (auto const& law : answers(ranks, flawed::truncates_at_64_kib))
+      CHECK(law ==
+            "segments: the segment from rank 0 holds on rank 0 other bytes than that rank sends");
+}
+
+TEST_CASE("broken_communicator_law: an order that is wrong is not used") {
+  expar::run_ranks(3, [](thread_communicator& comm) {
+    flawed bad(comm, flawed::swaps_blocks);
+    std::string const law = broken_communicator_law(host_context(), bad);
+    if (!begins(law, "order: ") || bad.calls() != 3)  // one for the order, two to agree
+      throw std::runtime_error(law);
+  });
+}
+
+TEST_CASE(
+    "broken_communicator_law: a communicator that never returns is named on the ranks that wait") {
+  // Its threads stay in it, so that it outlives the test.
+  static host_context const on;
+  static auto& group = *new expar::detail::thread_group(2, std::chrono::seconds(5));
+  static auto& ranks =
+      *new std::array{thread_communicator(group, 0), thread_communicator(group, 1)};
+  static auto& comms = *new std::array{flawed(ranks[0], flawed::waits_for_ever),
+                                       flawed(ranks[1], flawed::waits_for_ever)};
+  std::vector<std::string> said(2);
+  std::vector<std::thread> threads;
+  for (std::size_t rank : {0u, 1u})
+    threads.emplace_back([&said, rank] {
+      said[rank] = broken_communicator_law(on, comms[rank], std::chrono::seconds(2));
+    });
+  for (auto& thread : threads) thread.join();
+  CHECK(said[0] == "segments: the communicator does not return on rank 0 within 2000 ms");
+  CHECK(said[1] == "segments: the communicator does not return on rank 1 within 2000 ms");
+}
+
+namespace {
+
+// One rank that puts its work off, beyond the end of the law.
+struct forgetful : expar::self_communicator {
+  std::vector<std::pair<void*, std::size_t>> given;
+  void all_to_all_v(host_context const&, void const*, byte_counts, byte_counts, void* out,
+                    byte_counts out_counts, byte_counts) {
+    given.emplace_back(out, out_counts[0]);
+  }
+};
+
+// One rank that notes who calls it.
+struct noting : expar::self_communicator {
+  std::thread::id mutable caller;
+  void all_to_all_v(host_context const& on, void const* in, byte_counts counts, byte_counts from,
+                    void* out, byte_counts out_counts, byte_counts to) const {
+    caller = std::this_thread::get_id();
+    self_communicator::all_to_all_v(on, in, counts, from, out, out_counts, to);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("broken_communicator_law: what a broken communicator was given stays alive") {
+  forgetful comm;
+  CHECK(broken_communicator_law(host_context(), comm) ==
+        "order: segment 0 on rank 0 holds other bytes than a rank sends");
+  REQUIRE(comm.given.size() == 3);
+  for (auto [out, bytes] : comm.given) std::memset(out, 0, bytes);
+}
+
+TEST_CASE(
+    "broken_communicator_law: only without a deadline the caller's thread is the one that calls") {
+  noting comm;
+  CHECK(broken_communicator_law(host_context(), comm) == "");
+  CHECK(comm.caller != std::this_thread::get_id());
+  CHECK(broken_communicator_law(host_context(), comm, std::chrono::milliseconds(0)) == "");
+  CHECK(comm.caller == std::this_thread::get_id());
 }
 
 TEST_CASE("broken_communicator_law: a communicator whose numbers are wrong") {
@@ -280,7 +392,35 @@ class flawed_above {
 
 static_assert(expar::window_communicator<flawed_above>);
 
+// Collectives of a fixed size and nothing else.
+struct fixed_alone {
+  thread_communicator* comm;
+  bool reversed;
+  int size() const noexcept { return comm->size(); }
+  int rank() const noexcept { return reversed ? size() - 1 - comm->rank() : comm->rank(); }
+  void all_to_all(host_context const& on, void const* in, void* out, std::size_t bytes) {
+    comm->all_to_all(on, in, out, bytes);
+  }
+  void all_gather(host_context const& on, void const* in, void* out, std::size_t bytes) {
+    comm->all_gather(on, in, out, bytes);
+  }
+  void barrier(host_context const& on) { comm->barrier(on); }
+};
+
 }  // namespace
+
+TEST_CASE("broken_communicator_law: tier 1 alone") {
+  for (bool reversed : {false, true}) {
+    std::vector<std::string> said(3);
+    expar::run_ranks(3, [&](thread_communicator& ranks) {
+      fixed_alone comm{&ranks, reversed};
+      said[static_cast<std::size_t>(ranks.rank())] = broken_communicator_law(host_context(), comm);
+    });
+    for (auto const& law : said)
+      CHECK(law ==
+            (reversed ? "order: segment 0 on rank 0 comes from the rank whose rank() is 2" : ""));
+  }
+}
 
 TEST_CASE("broken_communicator_law: tiers 1 and 3 are examined where a communicator brings them") {
   struct expectation {
@@ -292,8 +432,7 @@ TEST_CASE("broken_communicator_law: tiers 1 and 3 are examined where a communica
       {flawed_above::own_block_first,
        "all_to_all: the segment from rank 0 holds on rank 1 what rank 1 sends to rank 1"},
       {flawed_above::transposes_gather, "all_gather: the segment from rank "},
-      {flawed_above::writes_behind,
-       "all_to_all: on rank 0 a byte behind the last block is written"},
+      {flawed_above::writes_behind, "all_to_all: on rank 0 a byte behind out is written"},
       {flawed_above::own_memory, "window: the segment from rank "},
       {flawed_above::phase_throws, "window: the communicator throws on rank 0: not today"},
       {flawed_above::short_window, "window: size_bytes() is 65 on rank 0 of a window of 64 bytes"},
@@ -304,7 +443,7 @@ TEST_CASE("broken_communicator_law: tiers 1 and 3 are examined where a communica
   expar::run_ranks(3, [&said, mistake](thread_communicator& comm) {
     host_context const on;
     flawed_above bad(comm, mistake);
-    said[static_cast<std::size_t>(comm.rank())] = expar::broken_communicator_law(on, bad);
+    said[static_cast<std::size_t>(comm.rank())] = broken_communicator_law(on, bad);
   });
   CAPTURE(static_cast<int>(which), said);
   CHECK(begins(said[0], law));

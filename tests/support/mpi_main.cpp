@@ -38,7 +38,7 @@ std::string expar_test::said_before_mpi_init() {
 int main(int argc, char** argv) {
   said_before_init = construction_says();
   int provided = 0;
-  MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
   int rank = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
 

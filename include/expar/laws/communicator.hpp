@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <memory>
+#include <mutex>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include <expar/communicator.hpp>
@@ -20,75 +25,146 @@ inline std::uint8_t mixed_byte(std::uint64_t x) {
   return static_cast<std::uint8_t>(x >> 56);
 }
 
-/// Runs the laws of one communicator in a fixed order. It never stops early, so that all ranks take
-/// part in the same operations whatever one of them finds.
+/// Memory for a communicator to read or to write, between margins: what it writes outside is found,
+/// and harms nothing.
+class guarded_bytes {
+ public:
+  enum filling : unsigned char { sent = 0x5A, received = 0xA5 };
+
+  guarded_bytes(filling fill, std::size_t size, std::size_t margin = 4096)
+      : size_(size), margin_(margin), fill_(fill), bytes_(size + 2 * margin, std::byte{fill}) {}
+
+  std::byte* data() { return bytes_.data() + margin_; }
+  std::size_t size() const { return size_; }
+  bool operator==(guarded_bytes const&) const = default;
+  void wipe(std::byte* first, std::size_t bytes) const { std::memset(first, fill_, bytes); }
+  void wipe() { wipe(bytes_.data(), bytes_.size()); }
+
+  /// Where a byte is written since all were wiped, or null.
+  char const* touched() const {
+    std::byte const *const first = bytes_.data(), fill{fill_};
+    if (*first == fill && std::memcmp(first, first + 1, bytes_.size() - 1) == 0) return nullptr;
+    std::size_t at = 0;
+    while (first[at] == fill) ++at;
+    return at < margin_ ? "before" : at < margin_ + size_ ? "between the segments of" : "behind";
+  }
+
+ private:
+  std::size_t size_, margin_;
+  filling fill_;
+  std::vector<std::byte> bytes_;
+};
+
+/// Runs the laws of one communicator in a fixed order. It stops early only where the ranks agree
+/// to, so that all of them take part in the same operations whatever one of them finds.
 template <class Comm, class Context>
 class communicator_examiner {
   static constexpr bool has_v = variable_communicator<Comm, Context>;
   static constexpr bool has_fixed = native_collectives<Comm, Context>;
   static constexpr bool has_windows = window_communicator<Comm, Context>;
-  static constexpr std::byte untouched{0xA5};
 
  public:
   communicator_examiner(Context const& on, Comm& comm)
       : on_(on), comm_(comm), rank_(comm.rank()), size_(comm.size()) {}
 
-  std::string run() {
-    if (size_ < 1) return sentence{"rank: size() is ", size_, "; it is at least 1"}.c_str();
-    if (rank_ < 0 || rank_ >= size_)
-      return sentence{"rank: rank() is ", rank_, "; it lies in 0 .. size() - 1 = ", size_ - 1}
-          .c_str();
-    if (comm_.rank() != rank_ || comm_.size() != size_)
-      return "rank: rank() and size() do not change";
-    if constexpr (has_v) {
-      attempt("order", [&] { order(); });
-      for (int round = 0; round < rounds; ++round)
-        for (int data : {round, round + 2 * rounds})
-          attempt("segments", [&] { segments(round, data); });
-      attempt("nothing", [&] { nothing(); });
-      attempt("nothing", [&] { one_byte(); });
+  void run() {
+    attempt("rank", [&] { examine(); });
+    done_ = true;
+  }
+
+  /// Waits for run() on another thread, as long as its calls return in time. Says whether they did.
+  bool wait_for_run(std::chrono::milliseconds deadline) {
+    using clock = std::chrono::steady_clock;
+    auto since = clock::now();
+    for (int seen = step_; !done_ && !given_up_;) {
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+      if (int const step = step_; step != seen) seen = step, since = clock::now();
+      given_up_ = clock::now() - since > deadline;
     }
-    if constexpr (has_fixed)
-      for (int round = 0; round < rounds; ++round) {
-        attempt("all_to_all", [&] { fixed_all_to_all(round, fixed_bytes(round)); });
-        attempt("all_gather", [&] { fixed_all_gather(round, fixed_bytes(round)); });
-        attempt("barrier", [&] { comm_.barrier(on_); });
-      }
-    if constexpr (has_windows) {
-      // They live until the ranks agree: a rank whose phase throws may still be written to.
-      std::vector<decltype(comm_.allocate_window(std::size_t{}))> memory;
-      memory.reserve(2);
-      for (std::size_t bytes : {std::size_t{64}, std::size_t{5000}}) window(memory, bytes);
-      return agree();
-    } else {
-      return agree();
-    }
+    if (!done_)
+      broken(doing_.load(), ": the communicator does not return on rank ", rank_, " within ",
+             deadline.count(), " ms");
+    return done_;
+  }
+  std::string answer() {
+    std::lock_guard const lock(mutex_);
+    return found_.text;
   }
 
  private:
-  static constexpr int rounds = 8;
+  static constexpr int rounds = 8, one_long = 8, nothing = 9, one_byte = 10;
   static constexpr std::uint32_t seal = 0x6c617773u;
 
   /// What a rank found first; ranks exchange it as bytes.
   struct finding {
     std::uint32_t stamp = seal;
     int law = no_law, rank = 0;
-    char text[240]{};
+    char text[error::room]{};
   };
   static constexpr int no_law = 1 << 30;
 
   static std::size_t at(int i) { return static_cast<std::size_t>(i); }
   std::size_t ranks() const { return at(size_); }
 
+  void examine() {
+    if (size_ < 1) return broken("rank: size() is ", size_, "; it is at least 1");
+    if (rank_ < 0 || rank_ >= size_)
+      return broken("rank: rank() is ", rank_, "; it lies in 0 .. size() - 1 = ", size_ - 1);
+    if (comm_.rank() != rank_ || comm_.size() != size_)
+      return broken("rank: rank() and size() do not change");
+    // A law that is broken is not built upon: a wrong order, or a byte too many where null is next.
+    if constexpr (has_v || has_fixed) {
+      attempt("order", [&] { order(); });
+      if (found_anywhere()) return;
+    }
+    if constexpr (has_v) {
+      for (int round = 0; round < rounds; ++round)
+        for (int data : {round, round + 2 * rounds})
+          attempt("segments", [&] { segments("segments", round, data); });
+      attempt("segments", [&] { segments("segments", one_long, one_long); });
+      if (found_anywhere()) return;
+      attempt("nothing", [&] { segments("nothing", nothing, nothing); });
+      attempt("nothing", [&] { segments("nothing", one_byte, one_byte); });
+      if (found_anywhere()) return;
+    }
+    if constexpr (has_fixed) {
+      int round = 0;
+      for (unsigned bytes : {8u, 1u, 0u, 70001u, 64u, 3u, 1000u, 16u}) fixed(round++, bytes);
+      if (found_anywhere()) return;
+    }
+    if constexpr (has_windows) {
+      // They live until the ranks agree: a rank whose phase throws may still be written to.
+      std::vector<decltype(comm_.allocate_window(std::size_t{}))> memory;
+      memory.reserve(2);
+      for (std::size_t bytes : {std::size_t{64}, std::size_t{5000}}) window(memory, bytes);
+      if (found_anywhere()) keep(std::move(memory));
+    }
+  }
+
+  template <class T>
+  T& keep(T object) {
+    auto const kept = std::make_shared<T>(std::move(object));
+    kept_.push_back(kept);
+    return *kept;
+  }
+  template <class... Sizes>
+  guarded_bytes& buffer(guarded_bytes::filling fill, Sizes... sizes) {
+    buffers_.push_back(&keep(guarded_bytes(fill, sizes...)));
+    return *buffers_.back();
+  }
+
   template <class... Parts>
   void broken(Parts const&... parts) {
+    std::lock_guard const lock(mutex_);
     if (found_.law != no_law) return;
     found_.law = step_, found_.rank = rank_;
-    std::snprintf(found_.text, sizeof found_.text, "%s", sentence{parts...}.c_str());
+    constexpr int room = sizeof found_.text - 1;
+    std::snprintf(found_.text, sizeof found_.text, "%.*s", room, sentence{parts...}.c_str());
   }
   template <class F>
   bool attempt(char const* law, F f) {
-    ++step_;
+    if (given_up_) return false;
+    doing_ = law, ++step_;
     try {
       f();
       return true;
@@ -108,132 +184,112 @@ class communicator_examiner {
     std::uint64_t const where = k * 64 + static_cast<std::uint64_t>(round);
     return static_cast<std::byte>(static_cast<std::uint8_t>(mixed_byte(where) + pair));
   }
-  // A quarter of the segments is empty; one round has segments beyond every eager limit.
-  static std::size_t bytes_of(int round, int from, int to) {
+  // A quarter of the segments is empty. In the long round a rank sends itself and the next rank
+  // more than 1 MiB: beyond every eager limit, and beyond 16 bits.
+  std::size_t bytes_of(int round, int from, int to) const {
     auto const pair = static_cast<std::uint64_t>(round * 7919 + from * 104729 + to * 1299709);
     std::size_t const kind = mixed_byte(pair), more = mixed_byte(pair + 0x10000000);
-    if (kind < 64) return 0;
-    if (round == 3 && kind < 128) return 70001 + more;
-    return kind < 128 ? 1 + more % 8 : kind < 192 ? 1 + more : 16 * more + 3;
+    if (round == nothing) return 0;
+    if (round == one_byte) return from == size_ - 1 && to == 0 ? 1 : 0;
+    if (round == one_long && (to - from + size_) % size_ < 2) return margin(round) - more;
+    return kind < 64 ? 0 : kind < 128 ? 1 + more % 8 : kind < 192 ? 1 + more : 16 * more + 3;
   }
-  static std::size_t fixed_bytes(int round) {
-    constexpr std::size_t sizes[rounds] = {8, 1, 0, 40007, 64, 3, 1000, 16};
-    return sizes[round];
-  }
+  // No segment of a round is longer.
+  static std::size_t margin(int round) { return round == one_long ? (1u << 20) + 4096 : 4096; }
 
   struct segment_list {
     std::vector<std::size_t> counts, displacements;
     std::size_t total = 0;
   };
   // Places the segments in an order that changes from round to round, with gaps between.
-  segment_list lay_out(int round, bool sending) const {
+  segment_list const& lay_out(int round, bool sending) {
+    bool const spread = round >= 1 && round <= one_long;
     segment_list s{std::vector<std::size_t>(ranks()), std::vector<std::size_t>(ranks()),
-                   at(round % 3)};
+                   spread ? at(round % 3) : 0};
     for (int i = 0; i < size_; ++i) {
       int const peer = round % 2 == 0 ? i : (size_ - 1 - i + round) % size_;
       s.counts[at(peer)] = sending ? bytes_of(round, rank_, peer) : bytes_of(round, peer, rank_);
       s.displacements[at(peer)] = s.total;
-      s.total += s.counts[at(peer)] + (round == 0 ? 0 : at((peer * 5 + round) % 7));
+      s.total += s.counts[at(peer)] + (spread ? at((peer * 5 + round) % 7) : 0);
     }
-    return s;
+    return keep(std::move(s));
   }
 
   // Says what stands in a wrong segment: the bytes that another pair exchanged, if it is that.
-  void wrong_segment(char const* law, int round, int from, std::byte const* got,
+  bool check_segment(char const* law, int round, int from, int to, std::byte const* got,
                      std::size_t bytes) {
+    auto const holds = [&](int s, int r) {
+      std::size_t k = 0;
+      while (k < bytes && got[k] == byte_of(round, s, r, k)) ++k;
+      return k == bytes;
+    };
+    if (holds(from, to)) return true;
     for (int s = 0; s < size_; ++s)
-      for (int r = 0; r < size_; ++r) {
-        std::size_t k = 0;
-        while (k < bytes && got[k] == byte_of(round, s, r, k)) ++k;
-        if (k == bytes)
-          return broken(law, ": the segment from rank ", from, " holds on rank ", rank_,
-                        " what rank ", s, " sends to rank ", r);
-      }
+      for (int r = 0; r < size_; ++r)
+        if (holds(s, r))
+          broken(law, ": the segment from rank ", from, " holds on rank ", rank_, " what rank ", s,
+                 " sends to rank ", r);
     broken(law, ": the segment from rank ", from, " holds on rank ", rank_,
            " other bytes than that rank sends");
+    return false;
   }
-  void check_segment(char const* law, int round, int from, int to, std::byte const* got,
-                     std::size_t bytes) {
-    for (std::size_t k = 0; k < bytes; ++k)
-      if (got[k] != byte_of(round, from, to, k)) return wrong_segment(law, round, from, got, bytes);
-  }
-
-  void order() requires has_v {
-    std::vector<std::size_t> const counts(ranks(), 2 * sizeof(int));
-    std::vector<std::size_t> places(ranks());
-    for (int p = 0; p < size_; ++p) places[at(p)] = at(p) * 2 * sizeof(int);
-    std::vector<int> in(2 * ranks()), out(2 * ranks(), -1);
-    for (int p = 0; p < size_; ++p) in[2 * at(p)] = rank_, in[2 * at(p) + 1] = size_;
-    comm_.all_to_all_v(on_, in.data(), counts, places, out.data(), counts, places);
-    for (int p = 0; p < size_; ++p) {
-      int const said = out[2 * at(p)], size = out[2 * at(p) + 1];
-      if (said != p)
-        broken("order: segment ", p, " on rank ", rank_, " comes from the rank whose rank() is ",
-               said);
-      if (size != size_)
-        broken("order: size() is ", size_, " on rank ", rank_, " but ", size, " on rank ", p);
-    }
-  }
-
-  void segments(int shape, int round) requires has_v {
-    segment_list const sent = lay_out(shape, true), got = lay_out(shape, false);
-    std::vector<std::byte> in(sent.total, untouched), out(got.total, untouched);
-    std::vector<bool> covered(got.total, false);
+  // Right segments are wiped, so that what else is written stands out, now and later.
+  template <class Call>
+  void exchange(char const* law, char const* rest, int data, std::size_t margin,
+                segment_list const& sent, segment_list const& got, bool gathers, Call call) {
+    guarded_bytes& in = buffer(guarded_bytes::sent, sent.total, margin);
+    guarded_bytes& out = buffer(guarded_bytes::received, got.total, margin);
     for (int p = 0; p < size_; ++p)
       for (std::size_t k = 0; k < sent.counts[at(p)]; ++k)
-        in[sent.displacements[at(p)] + k] = byte_of(round, rank_, p, k);
-    std::vector<std::byte> const before = in;
-    comm_.all_to_all_v(on_, in.data(), sent.counts, sent.displacements, out.data(), got.counts,
-                       got.displacements);
+        in.data()[sent.displacements[at(p)] + k] = byte_of(data, rank_, gathers ? 0 : p, k);
+    guarded_bytes const before = in;
+    call(in.data(), out.data());
+    if (in != before) broken("input: on rank ", rank_, " the communicator writes what it sends");
+    in.wipe();
     for (int p = 0; p < size_; ++p) {
-      check_segment("segments", round, p, rank_, out.data() + got.displacements[at(p)],
-                    got.counts[at(p)]);
-      for (std::size_t k = 0; k < got.counts[at(p)]; ++k)
-        covered[got.displacements[at(p)] + k] = true;
+      std::byte* const first = out.data() + got.displacements[at(p)];
+      if (check_segment(law, data, p, gathers ? 0 : rank_, first, got.counts[at(p)]))
+        out.wipe(first, got.counts[at(p)]);
     }
-    for (std::size_t k = 0; k < out.size(); ++k)
-      if (!covered[k] && out[k] != untouched)
-        return broken("gaps: on rank ", rank_,
-                      " a byte of out that belongs to no segment is written");
-    if (in != before) broken("input: on rank ", rank_, " all_to_all_v writes its input");
+    if (char const* const where = out.touched())
+      broken(rest, ": on rank ", rank_, " a byte ", where, " out is written");
   }
 
-  void nothing() requires has_v {
-    std::vector<std::size_t> const none(ranks(), 0);
-    comm_.all_to_all_v(on_, nullptr, none, none, nullptr, none, none);
-  }
-  // Only the last rank has something, for the first.
-  void one_byte() requires has_v {
-    std::vector<std::size_t> const none(ranks(), 0);
-    std::vector<std::size_t> sent(ranks(), 0), got(ranks(), 0);
-    std::byte in{}, out = untouched;
-    in = byte_of(0, size_ - 1, 0, 0);
-    if (rank_ == size_ - 1) sent[0] = 1;
-    if (rank_ == 0) got[ranks() - 1] = 1;
-    comm_.all_to_all_v(on_, sent[0] != 0 ? &in : nullptr, sent, none, rank_ == 0 ? &out : nullptr,
-                       got, none);
-    if (rank_ == 0 && out != in)
-      broken("nothing: the only byte of an exchange, from rank ", size_ - 1, " to rank 0, is lost");
+  void order() {
+    int const mine[2] = {rank_, size_};
+    std::vector<std::byte> const all = gather(mine, sizeof mine);
+    for (int p = 0; p < size_; ++p) {
+      int theirs[2];
+      std::memcpy(theirs, all.data() + at(p) * sizeof theirs, sizeof theirs);
+      if (theirs[0] < 0 || theirs[0] >= theirs[1])
+        broken("order: segment ", p, " on rank ", rank_, " holds other bytes than a rank sends");
+      if (theirs[0] != p)
+        broken("order: segment ", p, " on rank ", rank_, " comes from the rank whose rank() is ",
+               theirs[0]);
+      if (theirs[1] != size_)
+        broken("order: size() is ", size_, " on rank ", rank_, " but ", theirs[1], " on rank ", p);
+    }
   }
 
-  void fixed_all_to_all(int round, std::size_t bytes) requires has_fixed {
-    std::vector<std::byte> in(bytes * ranks()), out(bytes * ranks() + 1, untouched);
-    for (int p = 0; p < size_; ++p)
-      for (std::size_t k = 0; k < bytes; ++k) in[at(p) * bytes + k] = byte_of(round, rank_, p, k);
-    comm_.all_to_all(on_, in.data(), out.data(), bytes);
-    for (int p = 0; p < size_; ++p)
-      check_segment("all_to_all", round, p, rank_, out.data() + at(p) * bytes, bytes);
-    if (out[bytes * ranks()] != untouched)
-      broken("all_to_all: on rank ", rank_, " a byte behind the last block is written");
+  void segments(char const* law, int round, int data) requires has_v {
+    segment_list const &sent = lay_out(round, true), &got = lay_out(round, false);
+    exchange(law, "gaps", data, margin(round), sent, got, false, [&](void const* in, void* out) {
+      comm_.all_to_all_v(on_, sent.total == 0 ? nullptr : in, sent.counts, sent.displacements,
+                         got.total == 0 ? nullptr : out, got.counts, got.displacements);
+    });
   }
-  void fixed_all_gather(int round, std::size_t bytes) requires has_fixed {
-    std::vector<std::byte> in(bytes), out(bytes * ranks() + 1, untouched);
-    for (std::size_t k = 0; k < bytes; ++k) in[k] = byte_of(round + rounds, rank_, 0, k);
-    comm_.all_gather(on_, in.data(), out.data(), bytes);
-    for (int p = 0; p < size_; ++p)
-      check_segment("all_gather", round + rounds, p, 0, out.data() + at(p) * bytes, bytes);
-    if (out[bytes * ranks()] != untouched)
-      broken("all_gather: on rank ", rank_, " a byte behind the last block is written");
+
+  void fixed(int round, std::size_t bytes) requires has_fixed {
+    segment_list const blocks = equal_blocks(bytes, bytes), copies = equal_blocks(bytes, 0);
+    attempt("all_to_all", [&] {
+      exchange("all_to_all", "all_to_all", round, bytes + 64, blocks, blocks, false,
+               [&](void const* in, void* out) { comm_.all_to_all(on_, in, out, bytes); });
+    });
+    attempt("all_gather", [&] {
+      exchange("all_gather", "all_gather", round + rounds, bytes + 64, copies, blocks, true,
+               [&](void const* in, void* out) { comm_.all_gather(on_, in, out, bytes); });
+    });
+    attempt("barrier", [&] { comm_.barrier(on_); });
   }
 
   template <class Windows>
@@ -242,7 +298,8 @@ class communicator_examiner {
     std::size_t const before = all.size();
     attempt("window", [&] { all.push_back(comm_.allocate_window(bytes)); });
     bool sound = all.size() > before;  // a rank without a window takes part in what follows
-    std::vector<std::byte> reach(ranks()), table(ranks() * ranks());
+    std::vector<std::byte> reach(ranks());
+    std::vector<std::byte> table(ranks() * ranks());
     if (sound) {
       auto const view = all.back().view();
       if (all.back().size_bytes() != bytes)
@@ -263,96 +320,135 @@ class communicator_examiner {
       if (sound && reach[at(rank_)] == std::byte{0})
         broken("window: rank ", rank_, " cannot reach its own part");
     }
-    attempt("window", [&] { gather(reach.data(), table.data(), ranks()); });
+    attempt("window", [&] { table = gather(reach.data(), ranks()); });
+    auto const block = [&](int p, int s) {
+      return static_cast<std::byte*>(all.back().view().peer(p, at(s) * share));
+    };
     bool ordered = true;  // what others do to a window comes before or after what this rank does
     for (int round = 0; round < 3; ++round) {
       for (int p = 0; p < size_; ++p)
-        if (ordered && reach[at(p)] != std::byte{0}) {
-          auto* const theirs =
-              static_cast<std::byte*>(all.back().view().peer(p, at(rank_) * share));
-          for (std::size_t k = 0; k < share; ++k) theirs[k] = byte_of(round, rank_, p, k);
-        }
+        if (ordered && reach[at(p)] != std::byte{0})
+          for (std::size_t k = 0; k < share; ++k) block(p, rank_)[k] = byte_of(round, rank_, p, k);
       ordered = attempt("window", [&] { comm_.exchange_phase(on_); }) && ordered;
       for (int p = 0; p < size_; ++p)
         if (ordered && reach[at(rank_)] != std::byte{0} &&
             table[at(p) * ranks() + at(rank_)] != std::byte{0})
-          check_segment("window", round, p, rank_,
-                        static_cast<std::byte const*>(all.back().view().peer(rank_, at(p) * share)),
-                        share);
+          check_segment("window", round, p, rank_, block(rank_, p), share);
       ordered = attempt("window", [&] { comm_.exchange_phase(on_); }) && ordered;
     }
   }
 
-  // Block s of `out` becomes the `bytes` bytes of rank s.
-  void gather(void const* in, std::byte* out, std::size_t bytes) {
+  segment_list equal_blocks(std::size_t bytes, std::size_t step) const {
+    segment_list s{std::vector<std::size_t>(ranks(), bytes), {}, step * (ranks() - 1) + bytes};
+    for (std::size_t p = 0; p < ranks(); ++p) s.displacements.push_back(p * step);
+    return s;
+  }
+  // Block s of the result is the `bytes` bytes at `mine` of rank s, if the communicator delivers
+  // it.
+  std::vector<std::byte> gather(void const* mine, std::size_t bytes) {
+    guarded_bytes& in = buffer(guarded_bytes::sent, bytes * ranks());
+    guarded_bytes& out = buffer(guarded_bytes::received, bytes * ranks());
+    for (std::size_t p = 0; p < ranks(); ++p) std::memcpy(in.data() + p * bytes, mine, bytes);
     if constexpr (has_v) {
-      std::vector<std::size_t> const counts(ranks(), bytes);
-      std::vector<std::size_t> places(ranks());
-      std::vector<std::byte> copies(ranks() * bytes);
-      for (std::size_t p = 0; p < ranks(); ++p) {
-        places[p] = p * bytes;
-        std::memcpy(copies.data() + p * bytes, in, bytes);
-      }
-      comm_.all_to_all_v(on_, copies.data(), counts, places, out, counts, places);
-    } else if constexpr (has_fixed) {
-      comm_.all_gather(on_, in, out, bytes);
+      segment_list const& all = keep(equal_blocks(bytes, bytes));
+      comm_.all_to_all_v(on_, in.data(), all.counts, all.displacements, out.data(), all.counts,
+                         all.displacements);
+    } else {
+      comm_.all_gather(on_, in.data(), out.data(), bytes);
     }
+    std::vector<std::byte> const result(out.data(), out.data() + out.size());
+    in.wipe(), out.wipe();
+    return result;
   }
 
   // Every rank tells every other what it found, and takes the first. A communicator so broken that
   // findings get lost loses them in two rounds as well, and then each rank says what it knows.
-  std::string agree() {
-    if constexpr (has_v || has_fixed)
-      for (int round = 0; round < 2; ++round) {
-        std::vector<finding> all(ranks());
-        ++step_;
-        try {
-          gather(&found_, reinterpret_cast<std::byte*>(all.data()), sizeof(finding));
-        } catch (std::exception const& e) {
-          broken("order: the communicator throws on rank ", rank_, ": ", e.what());
-        } catch (...) {
-          broken("order: the communicator throws on rank ", rank_);
-        }
-        for (finding const& f : all)
-          if (f.stamp == seal &&
-              (f.law < found_.law || (f.law == found_.law && f.rank < found_.rank)))
-            found_ = f;
+  bool found_anywhere() {
+    for (guarded_bytes const* b : buffers_)
+      if (b->touched())
+        broken("late: on rank ", rank_, " a byte is written after the end of its call");
+    for (int round = 0; round < 2; ++round) {
+      std::vector<std::byte> all(ranks() * sizeof(finding));
+      attempt("order", [&] { all = gather(&found_, sizeof found_); });
+      for (std::size_t p = 0; p < ranks(); ++p) {
+        finding f;
+        std::memcpy(&f, all.data() + p * sizeof f, sizeof f);
+        f.text[sizeof f.text - 1] = '\0';
+        std::lock_guard const lock(mutex_);
+        if (f.stamp == seal &&
+            (f.law < found_.law || (f.law == found_.law && f.rank < found_.rank)))
+          found_ = f;
       }
-    found_.text[sizeof found_.text - 1] = '\0';
-    return found_.text;
+    }
+    return found_.law != no_law;
   }
 
   Context const& on_;
   Comm& comm_;
-  int rank_, size_, step_ = 0;
+  int rank_, size_;
   finding found_;
+  std::vector<std::shared_ptr<void>> kept_;  // what `comm` was given: a broken one may still use it
+  std::vector<guarded_bytes*> buffers_;
+  std::mutex mutex_;  // of found_: the thread that waits gives up while run() goes on
+  std::atomic<char const*> doing_{""};
+  std::atomic<int> step_{0};
+  std::atomic<bool> done_{false}, given_up_{false};
 };
+
+/// Never frees it.
+inline void keep_for_ever(std::shared_ptr<void> memory) {
+  static std::mutex mutex;
+  static auto& all = *new std::vector<std::shared_ptr<void>>;
+  std::lock_guard const lock(mutex);
+  all.push_back(std::move(memory));
+}
 
 }  // namespace detail
 
-/// Empty if `comm` keeps the laws of a communicator, else the law that it breaks and where:
+/// `broken_communicator_law(ctx, comm)`: empty if `comm` keeps the laws of a communicator, else the
+/// law that it breaks and where:
 ///   rank        0 <= rank() < size(), and neither changes
 ///   order       segment s comes from the rank whose rank() is s; size() is the same on all ranks
 ///   segments    all_to_all_v delivers every byte, of segments of any size and order
-///   gaps        it writes nothing between the segments
+///   gaps        it writes nothing before, between and behind the segments
 ///   input       it does not write what it sends
+///   late        it writes nothing after it has returned
 ///   nothing     it works where a rank or all ranks send nothing, with null buffers
 ///   all_to_all, all_gather
-///               (where it brings them) block s comes from rank s; nothing behind is written
+///               (where it brings them) block s comes from rank s; nothing else is written
 ///   window      (tier 3) after exchange_phase a rank sees what its peers wrote, in every phase
-/// All of it happens several times, with other sizes and with other data of the same sizes.
+/// All of it happens several times, with other sizes and with other data of the same sizes. The
+/// buffers lie between guard bytes, and those that a broken communicator was given are never freed.
 /// Collective: every rank calls it, and every rank gets the same answer as far as a broken
-/// communicator can carry one. Each rank's buffers hold about 100 kB per rank. For communicators of
-/// host memory.
+/// communicator can carry one. A rank's buffers hold about 10 MB, and 0.5 MB for each rank. For
+/// communicators of host memory.
+///
+/// It calls `comm` on a thread of its own, one call at a time (over MPI: MPI_THREAD_SERIALIZED),
+/// and names a call that does not return within `deadline`. Its thread then stays in `comm`: keep
+/// `ctx`, `comm` and what they use until the process ends, which it does without MPI_Finalize. A
+/// `deadline` of 0 calls on the caller's thread, and waits for ever.
 template <class Comm, class Context>
-std::string broken_communicator_law(Context const& on, Comm& comm) {
+std::string broken_communicator_law(Context const& ctx, Comm& comm,
+                                    std::chrono::milliseconds deadline = std::chrono::minutes(1)) {
   static_assert(communicator<Comm>,
                 "expar: this type is not a communicator: rank() and size() return "
                 "int and do not throw");
   static_assert(
       traits_of<Comm>().space != memory_space::device,
       "expar: the laws read and write buffers, so the communicator must work on host memory");
-  return detail::communicator_examiner<Comm, Context>(on, comm).run();
+  auto const examiner = std::make_shared<detail::communicator_examiner<Comm, Context>>(ctx, comm);
+  if (deadline == deadline.zero()) {
+    examiner->run();
+  } else {
+    std::thread caller([examiner] { examiner->run(); });
+    if (examiner->wait_for_run(deadline))
+      caller.join();
+    else
+      caller.detach();
+  }
+  std::string const law = examiner->answer();
+  if (!law.empty()) detail::keep_for_ever(examiner);
+  return law;
 }
 
 }  // namespace expar::inline v0

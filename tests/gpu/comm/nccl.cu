@@ -97,7 +97,7 @@ TEST_CASE("nccl_communicator: the laws, on ranks of a stand-in for NCCL") {
   nccl_world world(ranks);
   std::vector<std::unique_ptr<staged>> comms;
   for (int r = 0; r < ranks; ++r)
-    comms.push_back(std::make_unique<staged>(world.comm(r), at(ranks) * 80000));
+    comms.push_back(std::make_unique<staged>(world.comm(r), (3u << 20) + at(ranks) * 80000));
   std::vector<std::string> broken(at(ranks));
   on_ranks(ranks, [&](int r) {
     broken[at(r)] = expar::broken_communicator_law(expar::host_context{}, *comms[at(r)]);
