@@ -140,7 +140,7 @@ struct count_choices_fn {
 ///   offsets: [T + 1] integers; the routes of token t are ids[offsets[t]] to before
 ///            ids[offsets[t + 1]]
 ///   ids: [routes], or only(valid, ids), where valid is [T] as above
-/// The ids of tokens left out are not looked at.
+/// The ids of tokens left out may be any numbers of 32 bits.
 inline constexpr count_choices_fn count_choices{};
 
 }  // namespace expar::inline v0
