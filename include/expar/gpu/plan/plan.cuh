@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include <expar/detail/arguments.hpp>
 #include <expar/gpu/detail/buffer.cuh>
 #include <expar/gpu/detail/carver.cuh>
 #include <expar/gpu/detail/launch.cuh>
