@@ -567,7 +567,7 @@ TEST_CASE("an exchange on virtual ranks says what is wrong before it enqueues an
                       Catch::Matchers::StartsWith("expar: combine: out has extent 8"));
   REQUIRE_THROWS_WITH(
       moe.combine(batch, views{x, expar::make_view(batch.y(1).data, 2, 4)}),
-      "expar: combine: out overlaps the rows that it reads in memory; the operation cannot work "
+      "expar: combine: out overlaps y in memory; the operation cannot work "
       "in place (rank 1)");
   expert_parallel one(group, {3, 1, 4});
   REQUIRE_THROWS_WITH(one.combine(batch, views{x, x}),

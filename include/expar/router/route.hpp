@@ -31,16 +31,21 @@ void validate_steps(argument_table& a, router<Steps...> const& r, index_t tokens
   }
 }
 
+template <class Router>
+void check_router(argument_table& a, Router const& r, index_t tokens, bool entries) {
+  expects(r.top_k >= 1, a, ": top_k is ", r.top_k, "; it is at least 1");
+  expects(r.top_k <= r.experts, a, ": top_k is ", r.top_k, ", but there are only ", r.experts,
+          " experts");
+  validate_steps(a, r, tokens, entries);
+}
+
 /// The logits [T, experts] of a router, whose values and tensors are checked with them.
 template <class Context, class Router, class Logits>
 auto read_logits(arguments<Context>& a, Router const& r, Logits const& logits,
                  bool entries = Context::space == memory_space::host) {
   auto const z =
       a.read("logits", logits, {any_extent, {r.experts, "the router's number of experts"}});
-  expects(r.top_k >= 1, a, ": top_k is ", r.top_k, "; it is at least 1");
-  expects(r.top_k <= r.experts, a, ": top_k is ", r.top_k, ", but there are only ", r.experts,
-          " experts");
-  validate_steps(a, r, z.extents[0], entries);
+  check_router(a, r, z.extents[0], entries);
   return z;
 }
 

@@ -369,7 +369,8 @@ void gate(context const& ctx, char const* place, gate_arguments<Router, T, B, W>
 template <class T, class Router>
 void check_sizes(char const* what, Router const& r, index_t tokens) {
   expar::detail::expects(tokens >= 0, what, ": tokens is ", tokens, "; it is not negative");
-  expar::detail::check_router(what, what, r, make_view<T const>(nullptr, 0, r.experts));
+  expar::detail::argument_table a(what);
+  expar::detail::check_router(a, r, 0, false);
 }
 /// What sizes of a launch follow from, where there are no tensors yet.
 template <class T, class Router>
