@@ -15,6 +15,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// Experts choose tokens: each expert takes the `capacity` tokens with the largest scores.
@@ -208,3 +209,4 @@ struct choose_tokens_backward_fn {
 inline constexpr choose_tokens_backward_fn choose_tokens_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END
