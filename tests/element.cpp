@@ -6,6 +6,10 @@
 #include <cstring>
 #include <limits>
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #include "support/catch.hpp"
 #include "support/random.hpp"
 
@@ -251,3 +255,20 @@ TEST_CASE("element: narrowing to e4m3 gives the nearest code, the even one of tw
     CHECK(agrees(-x));
   }
 }
+
+#if defined(__SSE2__)
+TEST_CASE("subnormal codes keep their bits where the processor flushes subnormal floats") {
+  constexpr unsigned flush = 0x8040;  // results to 0, and operands
+  std::uint32_t kept_half = 0, kept_e4m3 = 0;
+  unsigned const mode = _mm_getcsr();
+  _mm_setcsr(mode | flush);
+  for (std::uint16_t code = 1; code < 0x400; ++code)
+    kept_half += expar::narrow<half>(expar::widen(half{code})).bits == code &&
+                 float_of(0x33800000) * static_cast<float>(code) == expar::widen(half{code});
+  for (std::uint8_t code = 1; code < 8; ++code)
+    kept_e4m3 += expar::narrow<float8_e4m3>(expar::widen(float8_e4m3{code})).bits == code;
+  _mm_setcsr(mode);
+  CHECK(kept_half == 1023);
+  CHECK(kept_e4m3 == 7);
+}
+#endif

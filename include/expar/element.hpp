@@ -68,11 +68,15 @@ struct element_traits<half> {
   using accumulator = float;
   EXPAR_HD static constexpr float widen(half x) {
     std::uint32_t const magnitude = x.bits & 0x7fffu;
-    // Scaling by 2^112 moves the exponent from bias 15 to bias 127 and normalizes subnormals.
-    float const scaled = __builtin_bit_cast(float, magnitude << 13) * 0x1p112f;
+    // Rebias. Subnormal: one exponent higher the mantissa stands behind 2^-14. No operand is a
+    // subnormal float, which processors may be told to take for 0.
+    std::uint32_t const lowest = 0u - static_cast<std::uint32_t>(magnitude < 0x400u);
+    float const finite =
+        __builtin_bit_cast(float, (magnitude << 13) + 0x38000000u + (lowest & 0x800000u)) -
+        __builtin_bit_cast(float, lowest & 0x38800000u);
     std::uint32_t const special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
     std::uint32_t const sign = (x.bits & 0x8000u) << 16;
-    return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, scaled) | special | sign);
+    return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, finite) | special | sign);
   }
   EXPAR_HD static constexpr half narrow(float x) {
     auto const u = __builtin_bit_cast(std::uint32_t, x);
@@ -82,9 +86,9 @@ struct element_traits<half> {
     std::uint32_t const normal =
         (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
     // Subnormal: adding 0.5 aligns the bits of the result with the bottom of the mantissa.
-    std::uint32_t const small = __builtin_bit_cast(
+    std::uint32_t const aligned = __builtin_bit_cast(
         std::uint32_t, __builtin_bit_cast(float, magnitude < 0x38800000u ? magnitude : 0u) + 0.5f);
-    std::uint32_t const subnormal = small - 0x3f000000u;
+    std::uint32_t const subnormal = aligned - 0x3f000000u;
     std::uint32_t const overflow = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
     std::uint32_t const finite = magnitude < 0x38800000u ? subnormal : normal;
     return {static_cast<std::uint16_t>(sign | (magnitude >= 0x477ff000u ? overflow : finite))};
@@ -111,10 +115,10 @@ struct element_traits<float8_e4m3> {
     // As for binary16: rebias and round at bit 20, or align the bottom bit by adding 2^14.
     std::uint32_t const normal =
         (magnitude - 0x3c000000u + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20;
-    std::uint32_t const small = __builtin_bit_cast(
+    std::uint32_t const aligned = __builtin_bit_cast(
         std::uint32_t,
         __builtin_bit_cast(float, magnitude < 0x3c800000u ? magnitude : 0u) + 0x1p14f);
-    std::uint32_t const subnormal = small - 0x46800000u;
+    std::uint32_t const subnormal = aligned - 0x46800000u;
     std::uint32_t const beyond = magnitude > 0x7f800000u ? 0x7fu : 0x7eu;
     std::uint32_t const finite = magnitude < 0x3c800000u ? subnormal : normal;
     std::uint32_t const kept = magnitude > 0x7f800000u ? 0u : sign;  // one code for every NaN

@@ -7,6 +7,8 @@
 #include <exception>
 #include <initializer_list>
 
+#include <expar/config.hpp>
+
 namespace expar::inline v0 {
 
 /// A wrong value, or a rank or transport that failed. The sentence names the operation, the
@@ -45,10 +47,10 @@ class part {
     { s.c_str() } -> std::convertible_to<char const*>;
   }
   part(String const& s) : part(s.c_str()) {}
-  template <std::signed_integral I>
-  part(I n) : kind_(integer_kind), integer_(n) {}
-  template <std::unsigned_integral I>
-  part(I n) : kind_(natural_kind), natural_(n) {}
+  template <std::signed_integral Integer>
+  part(Integer n) : kind_(integer_kind), integer_(n) {}
+  template <std::unsigned_integral Integer>
+  part(Integer n) : kind_(natural_kind), natural_(n) {}
   part(double x) : kind_(real_kind), real_(x) {}
 
   /// Appends it to text of `length` characters, as far as there is room, and gives the new length.

@@ -4,6 +4,8 @@
 #include <concepts>
 #include <type_traits>
 
+#include <expar/config.hpp>
+
 namespace expar::inline v0 {
 
 /// A piece of work: call it with each of 0 .. n-1, in any order, at once or not. It does not throw.

@@ -1,8 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Short names that headers of a system define as macros: <termios.h>, <windows.h>.
+// Short names that headers of others define as macros: <termios.h>, <windows.h>, <complex.h>, Qt.
 #define B0 0000000
 #define near
 #define far
+#define small char
+#define interface struct
+#define IN
+#define OUT
+#define I (__extension__ 1.0iF)
+#define slots
+#define signals public
+#define emit
+#define foreach(x, all) for (x : all)
 #include <expar/expar.hpp>
 
 int second();

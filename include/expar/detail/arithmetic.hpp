@@ -5,6 +5,7 @@
 
 #include <expar/config.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 
 // Products and sums that are rounded one by one, so that host and device give the same bits. A
@@ -66,3 +67,4 @@ EXPAR_HD inline double zero_unless(bool keep, double x) {
 }
 
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

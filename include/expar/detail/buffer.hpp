@@ -8,6 +8,8 @@
 #include <type_traits>
 #include <utility>
 
+#include <expar/config.hpp>
+
 namespace expar::inline v0::detail {
 
 /// Uninitialised storage from a memory resource. It only ever grows, so that a buffer which is used

@@ -4,6 +4,8 @@
 #include <concepts>
 #include <type_traits>
 
+#include <expar/config.hpp>
+
 namespace expar::inline v0 {
 
 /// What becomes of the rows of a layout that no route has, where expert rows are written: they

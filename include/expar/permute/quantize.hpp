@@ -4,6 +4,7 @@
 #include <expar/permute/detail/moves.hpp>
 #include <expar/permute/detail/quantize.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 namespace detail {
 
@@ -134,3 +135,4 @@ struct decode_quantized_fn {
 inline constexpr decode_quantized_fn decode_quantized{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

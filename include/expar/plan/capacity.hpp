@@ -7,6 +7,7 @@
 #include <expar/plan/layout.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 namespace detail {
 
@@ -182,3 +183,4 @@ constexpr index_t hunyuan(index_t tokens, int experts, int top_k) {
 
 }  // namespace capacities
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

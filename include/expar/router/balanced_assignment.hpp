@@ -11,6 +11,7 @@
 #include <expar/router/exp.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// How near to the best an assignment comes: epsilon = max(relative * (largest - smallest score),
@@ -165,3 +166,4 @@ struct balanced_assignment_fn {
 inline constexpr balanced_assignment_fn balanced_assignment{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -52,10 +52,10 @@ tensor_view<std::int32_t const, 2> leading_ids(char const* op,
 }
 
 /// Throws unless the offsets [n + 1] of n `things` ascend from 0 to `end`, the number of `entries`.
-template <class I>
-void check_offsets(char const* op, tensor_view<I, 1> const& offsets, char const* things,
+template <class Index>
+void check_offsets(char const* op, tensor_view<Index, 1> const& offsets, char const* things,
                    index_t end, char const* entries) {
-  static_assert(std::is_integral_v<I> && sizeof(I) >= 4,
+  static_assert(std::is_integral_v<Index> && sizeof(Index) >= 4,
                 "expar: offsets are integers of at least 32 bits");
   index_t const n = offsets.extents[0];
   expects(n >= 1, op, ": offsets has ", n, " entries; there is one more than ", things);

@@ -10,6 +10,7 @@
 #include <expar/router/orthogonal_loss.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 struct diverse_loss_options {
@@ -89,9 +90,9 @@ struct diverse_loss_backward_fn {
         for (index_t i = 0; i < u.width; ++i) g[i] += factor * u.row(s)[i];
       }
       u.through_norm(r, options.epsilon, g);
-      double const small = u.norms[r] > 0 ? options.simple / static_cast<double>(u.rows) : 0;
+      double const pull = u.norms[r] > 0 ? options.simple / static_cast<double>(u.rows) : 0;
       double const length = u.norms[r] > options.epsilon ? 1 : u.norms[r] / options.epsilon;
-      for (index_t i = 0; small != 0 && i < u.width; ++i) g[i] += small * u.row(r)[i] / length;
+      for (index_t i = 0; pull != 0 && i < u.width; ++i) g[i] += pull * u.row(r)[i] / length;
     });
   }
 };
@@ -101,3 +102,4 @@ struct diverse_loss_backward_fn {
 inline constexpr diverse_loss_backward_fn diverse_loss_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

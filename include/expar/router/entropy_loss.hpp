@@ -9,6 +9,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 struct entropy_loss_options {
@@ -88,3 +89,4 @@ struct entropy_loss_backward_fn {
 inline constexpr entropy_loss_backward_fn entropy_loss_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

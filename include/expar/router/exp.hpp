@@ -7,6 +7,7 @@
 #include <expar/config.hpp>
 #include <expar/detail/arithmetic.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 
 // Variables, because kernels may read constants but not call what computes them.
@@ -75,3 +76,4 @@ EXPAR_HD A exponential(A x) {
 }
 
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

@@ -15,6 +15,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// Experts choose tokens: each expert takes the `capacity` tokens with the largest scores.
@@ -87,9 +88,9 @@ struct choose_tokens_fn {
     detail::arguments a(ctx, "choose_tokens");
     auto const z = detail::read_choice(a, c, logits);
     detail::rule const experts{c.experts, "the number of experts"},
-        slots{c.capacity, "the capacity"};
-    auto const ids = a.written_ids("ids", chosen.ids, z.extents[0], {experts, slots});
-    auto const weights = a.written("weights", chosen.weights, {experts, slots});
+        capacity{c.capacity, "the capacity"};
+    auto const ids = a.written_ids("ids", chosen.ids, z.extents[0], {experts, capacity});
+    auto const weights = a.written("weights", chosen.weights, {experts, capacity});
     using A = accumulator_t<detail::element_of<decltype(z)>>;
     using W = detail::element_of<decltype(weights)>;
     index_t const tokens = z.extents[0];
@@ -157,9 +158,9 @@ struct choose_tokens_backward_fn {
     auto const z = detail::read_choice(a, c, logits);
     index_t const tokens = z.extents[0];
     detail::rule const experts{c.experts, "the number of experts"},
-        slots{c.capacity, "the capacity"};
-    auto const ids = a.ids("ids", chosen.ids, {experts, slots});
-    auto const dw = a.read("d_weights", d_weights, {experts, slots});
+        capacity{c.capacity, "the capacity"};
+    auto const ids = a.ids("ids", chosen.ids, {experts, capacity});
+    auto const dw = a.read("d_weights", d_weights, {experts, capacity});
     auto const dz =
         a.gradient("d_logits", d_logits,
                    {{tokens, "the number of tokens"}, experts, detail::may_be("logits")});
@@ -208,3 +209,4 @@ struct choose_tokens_backward_fn {
 inline constexpr choose_tokens_backward_fn choose_tokens_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

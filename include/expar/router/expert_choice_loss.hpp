@@ -10,6 +10,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 struct expert_choice_loss_options {
@@ -119,3 +120,4 @@ struct expert_choice_loss_backward_fn {
 inline constexpr expert_choice_loss_backward_fn expert_choice_loss_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -11,6 +11,7 @@
 #include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// Multiplies each weight by the number of its expert, factors [experts]: Gemma 4. The factors are
@@ -85,3 +86,4 @@ struct equal_weights {
 };
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -12,6 +12,7 @@
 #include <expar/router/random.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 namespace detail {
 
@@ -176,3 +177,4 @@ struct input_dropout_backward_fn : private detail::dropout_base {
 inline constexpr input_dropout_backward_fn input_dropout_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

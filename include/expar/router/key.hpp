@@ -12,6 +12,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// What experts are selected by. No gradient flows through it.
@@ -174,3 +175,4 @@ struct no_bias_t {};
 inline constexpr no_bias_t no_bias{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -7,6 +7,7 @@
 #include <expar/router/score.hpp>  // infinity, masked
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// What takes experts out of the choice of a token:
@@ -113,3 +114,4 @@ struct group_limited {
 };
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -10,6 +10,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 struct load_balance_options {
@@ -135,3 +136,4 @@ struct load_balance_loss_backward_fn {
 inline constexpr load_balance_loss_backward_fn load_balance_loss_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -14,6 +14,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 struct load_loss_backward_fn {
@@ -91,3 +92,4 @@ struct load_loss_backward_fn {
 inline constexpr load_loss_backward_fn load_loss_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

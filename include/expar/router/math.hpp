@@ -7,6 +7,7 @@
 #include <expar/detail/arithmetic.hpp>
 #include <expar/router/exp.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 
 // What routers need besides e^x, made of single products, sums and quotients as exponential() is,
@@ -111,16 +112,16 @@ EXPAR_HD inline float logarithm(float x) {
   std::uint32_t const bits = __builtin_bit_cast(std::uint32_t, x) + (one - root);
   float const n = static_cast<float>(static_cast<std::int32_t>(bits >> 23) - 127);
   float const m = __builtin_bit_cast(float, (bits & 0x7fffffu) + root);
-  float const small = add(log_near_one(add(m, -1.f)), multiply(n, -2.12194440e-4f));
-  return add(small, multiply(n, 0.693359375f));
+  float const rest = add(log_near_one(add(m, -1.f)), multiply(n, -2.12194440e-4f));
+  return add(rest, multiply(n, 0.693359375f));
 }
 EXPAR_HD inline double logarithm(double x) {
   constexpr std::uint64_t one = 0x3ff0000000000000, root = 0x3fe6a09e667f3bcd;
   std::uint64_t const bits = __builtin_bit_cast(std::uint64_t, x) + (one - root);
   double const n = static_cast<double>(static_cast<std::int32_t>(bits >> 52) - 1023);
   double const m = __builtin_bit_cast(double, (bits & 0xfffffffffffffu) + root);
-  double const small = add(log_near_one(add(m, -1.)), multiply(n, 1.90821492927058770002e-10));
-  return add(small, multiply(n, 6.93147180369123816490e-01));
+  double const rest = add(log_near_one(add(m, -1.)), multiply(n, 1.90821492927058770002e-10));
+  return add(rest, multiply(n, 6.93147180369123816490e-01));
 }
 
 /// sin(a) and cos(a) for |a| <= pi / 4.
@@ -170,3 +171,4 @@ EXPAR_HD A cosine_of_turns(A x) {
 }
 
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

@@ -16,6 +16,7 @@
 #include <expar/router/transform.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 // Transforms of logits z by numbers of a source: uniforms, normals or gumbels of a random_stream,
@@ -215,3 +216,4 @@ struct learned_noise_backward_fn {
 inline constexpr learned_noise_backward_fn learned_noise_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

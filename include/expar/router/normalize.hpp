@@ -10,6 +10,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// Divides the weights by their norm of order p >= 1, (sum of |w|^p)^(1/p) (DBRX, MegaBlocks,
@@ -110,3 +111,4 @@ struct sigmoid_weights {
 };
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

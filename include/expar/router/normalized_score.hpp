@@ -9,6 +9,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// q = s / (sum of s over the experts + epsilon), where s are the scores of a policy that scores
@@ -67,3 +68,4 @@ template <class Score>
 normalized_score(Score, double) -> normalized_score<Score>;
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

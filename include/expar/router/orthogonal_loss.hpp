@@ -11,6 +11,7 @@
 #include <expar/router/per_token.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 namespace detail {
 
@@ -149,3 +150,4 @@ struct orthogonal_loss_backward_fn {
 inline constexpr orthogonal_loss_backward_fn orthogonal_loss_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -9,6 +9,7 @@
 #include <expar/error.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 
 /// How many `things` a row has, which functions of one token count in int.
@@ -51,3 +52,4 @@ void narrow_row(A const* from, T* to, index_t n) {
 }
 
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

@@ -12,6 +12,7 @@
 #include <expar/router/math.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 namespace detail {
 
@@ -232,3 +233,4 @@ template <class T>
 given_numbers(tensor_view<T, 2>) -> given_numbers<std::remove_const_t<T>>;
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

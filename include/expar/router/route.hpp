@@ -15,6 +15,7 @@
 #include <expar/router/routes.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 namespace detail {
 
@@ -23,11 +24,11 @@ template <class Router>
 void validate_steps(argument_table& a, Router const& r, index_t tokens, bool entries) {
   validate_step(a, r, r.experts, r.top_k, tokens, entries);
 }
-template <int I = 0, class... Steps>
+template <int N = 0, class... Steps>
 void validate_steps(argument_table& a, router<Steps...> const& r, index_t tokens, bool entries) {
-  if constexpr (I < static_cast<int>(sizeof...(Steps))) {
-    validate_step(a, step_of<I>(r.steps), r.experts, r.top_k, tokens, entries);
-    validate_steps<I + 1>(a, r, tokens, entries);
+  if constexpr (N < static_cast<int>(sizeof...(Steps))) {
+    validate_step(a, step_of<N>(r.steps), r.experts, r.top_k, tokens, entries);
+    validate_steps<N + 1>(a, r, tokens, entries);
   }
 }
 
@@ -191,3 +192,4 @@ struct route_backward_fn {
 inline constexpr route_backward_fn route_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -7,6 +7,7 @@
 #include <expar/config.hpp>
 #include <expar/router/detail/steps.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 struct router_shape {
@@ -67,9 +68,9 @@ struct router {
     else
       return score_key{};
   }
-  template <int I>
+  template <int N>
   EXPAR_HD constexpr auto const& limit() const {
-    return detail::step_of<order::limits_at + I>(steps);
+    return detail::step_of<order::limits_at + N>(steps);
   }
   EXPAR_HD constexpr auto selection() const {
     if constexpr (selects_top_k)
@@ -212,14 +213,14 @@ struct router {
         steps);
     return all;
   }
-  template <int I, class A>
+  template <int N, class A>
   EXPAR_HD void weigh_vjp_from(std::int32_t const* ids, A* values, A* d) const {
-    if constexpr (I < weight_count) {
-      auto const& step = detail::step_of<order::weights_at + I>(steps);
+    if constexpr (N < weight_count) {
+      auto const& step = detail::step_of<order::weights_at + N>(steps);
       A* const after = values + top_k;
       for (int j = 0; j < top_k; ++j) after[j] = values[j];
       step(ids, after, top_k);
-      weigh_vjp_from<I + 1>(ids, after, d);
+      weigh_vjp_from<N + 1>(ids, after, d);
       step.vjp(ids, static_cast<A const*>(values), static_cast<A const*>(after), d, top_k);
     }
   }
@@ -229,3 +230,4 @@ template <class... Steps>
 router(router_shape, Steps...) -> router<Steps...>;
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

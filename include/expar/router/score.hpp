@@ -6,6 +6,7 @@
 #include <expar/router/exp.hpp>
 #include <expar/router/math.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 namespace detail {
 
@@ -197,3 +198,4 @@ struct sqrt_softplus_score : detail::made_expert_by_expert<sqrt_softplus_score> 
 };
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -10,6 +10,7 @@
 #include <expar/router/top_k.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// Which experts a token takes, given their keys:
@@ -148,3 +149,4 @@ template <class Noise>
 perturbed_rest(Noise) -> perturbed_rest<Noise>;
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -49,9 +49,9 @@ struct interleaved_sequences {
 
 /// Sequences of any length, one after the other: sequence b has the tokens from offsets[b] to
 /// before offsets[b + 1]. offsets [sequences + 1] integers, from 0 to the number of tokens.
-template <class I>
+template <class Index>
 struct packed_sequences {
-  tensor_view<I const, 1> offsets;
+  tensor_view<Index const, 1> offsets;
 
   index_t count(index_t /*tokens*/) const { return offsets.extents[0] - 1; }
   index_t of(index_t t, index_t /*tokens*/) const {
@@ -70,8 +70,8 @@ struct packed_sequences {
     detail::check_offsets(a, offsets, "sequences", tokens, "tokens");
   }
 };
-template <class I>
-packed_sequences(tensor_view<I, 1>) -> packed_sequences<std::remove_const_t<I>>;
+template <class Index>
+packed_sequences(tensor_view<Index, 1>) -> packed_sequences<std::remove_const_t<Index>>;
 
 struct count_sequence_choices_fn {
   template <sequence_policy Sequences, class Ids, class Counts>

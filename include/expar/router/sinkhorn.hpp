@@ -11,6 +11,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 struct sinkhorn_options {
@@ -159,3 +160,4 @@ struct sinkhorn_fn {
 inline constexpr sinkhorn_fn sinkhorn{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -14,6 +14,7 @@
 #include <expar/router/top_k.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// What an expert must beat to be selected, among the noisy logits of its token.
@@ -178,3 +179,4 @@ struct smooth_load_fn {
 inline constexpr smooth_load_fn smooth_load{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -12,6 +12,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 namespace detail {
 
@@ -76,16 +77,16 @@ struct soft_moe_weights_fn {
         each_slot{z.extents[1], "the number of slots"};
     auto const d = a.written("dispatch", dispatch, {each_token, each_slot});
     auto const c = a.written("combine", combine, {each_token, each_slot});
-    int const slots = detail::row_size(a, "logits", z.extents[1], "slots");
+    int const columns = detail::row_size(a, "logits", z.extents[1], "slots");
     using A = accumulator_t<detail::element_of<decltype(z)>>;
     using D = detail::element_of<decltype(d)>;
     detail::column_softmax<A, std::remove_pointer_t<decltype(z.data)>> const of_slot(ctx, z);
-    detail::for_each_token_with<A>(ctx, z.extents[0], slots, slots, [&](index_t t, A* row) {
-      for (int s = 0; s < slots; ++s)
+    detail::for_each_token_with<A>(ctx, z.extents[0], columns, columns, [&](index_t t, A* row) {
+      for (int s = 0; s < columns; ++s)
         d.row(t)[s] = narrow<D>(static_cast<accumulator_t<D>>(of_slot(t, s)));
-      detail::widen_row(z.row(t), row, slots);
-      softmax_score{}(static_cast<A const*>(row), row, slots);
-      detail::narrow_row(row, c.row(t), slots);
+      detail::widen_row(z.row(t), row, columns);
+      softmax_score{}(static_cast<A const*>(row), row, columns);
+      detail::narrow_row(row, c.row(t), columns);
     });
   }
 };
@@ -114,7 +115,7 @@ struct soft_moe_weights_backward_fn {
     auto const dz = a.gradient(
         "d_logits", d_logits,
         {each_token, each_slot, may_be("logits"), may_be("d_dispatch"), may_be("d_combine")});
-    int const slots = detail::row_size(a, "logits", z.extents[1], "slots");
+    int const columns = detail::row_size(a, "logits", z.extents[1], "slots");
     using A = accumulator_t<detail::element_of<decltype(z)>>;
     detail::column_softmax<A, std::remove_pointer_t<decltype(z.data)>> const of_slot(ctx, z);
     auto const d_of = [&](index_t t, index_t s) { return static_cast<A>(widen(dd.row(t)[s])); };
@@ -124,15 +125,15 @@ struct soft_moe_weights_backward_fn {
         [&](index_t t, index_t s) { return d_of(t, s) * of_slot(t, s); },
         [](A x, A y) { return x + y; }, mean);
     detail::for_each_token_with<A>(
-        ctx, z.extents[0], slots, 2 * index_t{slots}, [&](index_t t, A* row) {
-          A* const g = row + slots;
-          detail::widen_row(z.row(t), row, slots);
-          detail::widen_row(dc.row(t), g, slots);
-          softmax_score{}(static_cast<A const*>(row), row, slots);
+        ctx, z.extents[0], columns, 2 * index_t{columns}, [&](index_t t, A* row) {
+          A* const g = row + columns;
+          detail::widen_row(z.row(t), row, columns);
+          detail::widen_row(dc.row(t), g, columns);
+          softmax_score{}(static_cast<A const*>(row), row, columns);
           softmax_score{}.vjp(static_cast<A const*>(nullptr), static_cast<A const*>(row),
-                              static_cast<A const*>(g), g, slots);
-          for (int s = 0; s < slots; ++s) g[s] += of_slot(t, s) * (d_of(t, s) - mean[s]);
-          dz.put_row(dz.row(t), g, slots);
+                              static_cast<A const*>(g), g, columns);
+          for (int s = 0; s < columns; ++s) g[s] += of_slot(t, s) * (d_of(t, s) - mean[s]);
+          dz.put_row(dz.row(t), g, columns);
         });
   }
 };
@@ -143,3 +144,4 @@ struct soft_moe_weights_backward_fn {
 inline constexpr soft_moe_weights_backward_fn soft_moe_weights_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

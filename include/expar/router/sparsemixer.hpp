@@ -13,6 +13,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 namespace detail {
 
@@ -216,3 +217,4 @@ struct sparse_mixer_training : detail::mixer_base {
 };
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -10,6 +10,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 
 // A loss that is a sum over tokens is a term: value(z, scratch) of one token's logits z [experts],
@@ -167,3 +168,4 @@ void check_score(argument_table& a, Score const& score, Logits const& z) {
 }
 
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

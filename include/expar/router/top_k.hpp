@@ -6,6 +6,7 @@
 #include <expar/config.hpp>
 #include <expar/router/score.hpp>  // infinity, masked
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// Writes the k experts with the largest keys to ids [k]: key descending, expert id ascending among
@@ -32,3 +33,4 @@ EXPAR_HD constexpr int select_top_k(A const* keys, int experts, int k, std::int3
 }
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -12,6 +12,7 @@
 #include <expar/router/math.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// What happens to logits before they are scored, expert by expert:
@@ -150,3 +151,4 @@ template <class T>
 add_rows(tensor_view<T, 2>) -> add_rows<std::remove_const_t<T>>;
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

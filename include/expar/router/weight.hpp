@@ -9,6 +9,7 @@
 #include <expar/router/exp.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// The last policies of a router, any number of them: each changes the k weights of one token,
@@ -125,3 +126,4 @@ struct on_input {
 };
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

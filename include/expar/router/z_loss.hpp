@@ -9,6 +9,7 @@
 #include <expar/router/token_loss.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 struct z_loss_options {
@@ -86,3 +87,4 @@ struct z_loss_backward_fn {
 inline constexpr z_loss_backward_fn z_loss_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -5,6 +5,7 @@
 #include <expar/element.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 
 /// Columns that share a scale.
@@ -22,3 +23,4 @@ EXPAR_HD inline float block_scale(float most) {
 }
 
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

@@ -8,6 +8,7 @@
 #include <expar/element.hpp>
 #include <expar/plan/plan.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 
 /// Where the rows of each expert stand: row l of expert e begins `start[e] * unit + l * pitch`
@@ -212,3 +213,4 @@ void zero_padding(route_plan const& plan, expert_rows<T> const& rows, index_t n)
 }
 
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

@@ -16,6 +16,7 @@
 #include <expar/router/router.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
@@ -338,3 +339,4 @@ struct block_gate<router<Steps...>, A> {
 
 }  // namespace EXPAR_VECTORS
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

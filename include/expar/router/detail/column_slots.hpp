@@ -9,6 +9,7 @@
 #include <expar/router/detail/pack.hpp>
 #include <expar/router/detail/transpose.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
@@ -56,16 +57,16 @@ template <int N, int Sorted = N, class Vector>
 inline void sort_rows(Vector* rows) {
   static constexpr auto comparators =
       Sorted == N ? sorting_network<N>::whole() : sorting_network<N>::half();
-  auto const network = [rows]<int... Row, int... Given, int... I>(
+  auto const network = [rows]<int... Row, int... Given, int... Comparator>(
       std::integer_sequence<int, Row...>, std::integer_sequence<int, Given...>,
-      std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+      std::integer_sequence<int, Comparator...>) __attribute__((always_inline)) {
     Vector r[N] = {rows[Row]...};
     auto const compare = [](Vector & first, Vector & second) __attribute__((always_inline)) {
       Vector const a = first, b = second;
       first = larger_lanes(a, b);
       second = smaller_lanes(b, a);
     };
-    (compare(r[comparators.at[I].first], r[comparators.at[I].second]), ...);
+    (compare(r[comparators.at[Comparator].first], r[comparators.at[Comparator].second]), ...);
     ((rows[Given] = r[Given]), ...);
   };
   network(std::make_integer_sequence<int, N>{}, std::make_integer_sequence<int, Sorted>{},
@@ -166,3 +167,4 @@ inline int count_bits(std::uint64_t x) {
 
 }  // namespace EXPAR_VECTORS
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

@@ -3,6 +3,8 @@
 
 #include <type_traits>
 
+#include <expar/config.hpp>
+
 #ifndef __CUDACC__
 #ifdef __SSE2__
 #define EXPAR_DETAIL_SSE 1
@@ -16,6 +18,7 @@
 #endif
 #endif
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 
 template <class V>
@@ -63,6 +66,7 @@ inline V smaller_lanes(V a, V b) {
 }
 
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END
 
 #undef EXPAR_DETAIL_SSE
 #undef EXPAR_DETAIL_AVX

@@ -14,6 +14,7 @@
 #define EXPAR_DETAIL_COMPRESSES 1
 #endif
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
@@ -150,13 +151,13 @@ EXPAR_ALWAYS_INLINE __m512 keys_of(key_rows const& keys, int lane, __m512i exper
 /// Puts the keys that reach their row's threshold in slots, and counts them. A row with more of
 /// them than slots is said to fill more than Slots, as is one without a threshold.
 template <int Slots>
-void fill_slots(key_rows const& keys, float const* thresholds, column_slots<Slots>& slots,
+void fill_slots(key_rows const& keys, float const* thresholds, column_slots<Slots>& places,
                 int* filled) {
   using p = pack<float>;
   constexpr int lanes = p::lanes;
   reaching_experts<Slots> found;
   found.find(keys, thresholds, filled);
-  found.put_ids(keys.experts, static_cast<std::int32_t*>(slots.id));
+  found.put_ids(keys.experts, static_cast<std::int32_t*>(places.id));
   if (keys.experts <= 128) {
     alignas(64) float rows[lanes][Slots];
     for (int l = 0; l < lanes; ++l)
@@ -164,12 +165,12 @@ void fill_slots(key_rows const& keys, float const* thresholds, column_slots<Slot
         __m128i const ids = _mm_load_si128((__m128i const*)(found.low[l] + i));
         _mm512_store_ps(rows[l] + i, keys_of(keys, l, _mm512_maskz_cvtepu8_epi32(0xffff, ids)));
       }
-    transpose(static_cast<float const*>(rows[0]), Slots, Slots, static_cast<float*>(slots.key));
+    transpose(static_cast<float const*>(rows[0]), Slots, Slots, static_cast<float*>(places.key));
   } else {
     for (int l = 0; l < lanes; ++l) {
       float const* const row = keys.row[l];
       for (int at = l; at < Slots * lanes; at += lanes)
-        std::memcpy(slots.key + at, row + slots.id[at], sizeof(float));
+        std::memcpy(places.key + at, row + places.id[at], sizeof(float));
     }
   }
 }
@@ -194,8 +195,8 @@ inline constexpr word_of_classes<Slots, Steps> class_word{};
 
 /// fill_slots() of Steps experts of each class from `first` on.
 template <int Slots, int Steps>
-void fill_from(key_rows const& keys, float const* thresholds, int first, column_slots<Slots>& slots,
-               int* filled) {
+void fill_from(key_rows const& keys, float const* thresholds, int first,
+               column_slots<Slots>& places, int* filled) {
   using p = pack<float>;
   using mask = mask_of<float>;
   constexpr int lanes = p::lanes, width = Slots / lanes;
@@ -222,12 +223,12 @@ void fill_from(key_rows const& keys, float const* thresholds, int first, column_
         at = Slots + 1;
         break;
       }
-      for (int j = 0; j < n; j += slots.more)
-        for (int m = 0; m < slots.more; ++m) {  // those behind the last one do not count
+      for (int j = 0; j < n; j += places.more)
+        for (int m = 0; m < places.more; ++m) {  // those behind the last one do not count
           std::int64_t const id = 2 * i + class_word<Slots, Steps>.expert[std::countr_zero(bits)];
           std::int64_t const valid = first + (id < last ? id : last);
           bits &= bits - 1;
-          slots.put(at + j + m, l, keys.row[l][valid], valid);
+          places.put(at + j + m, l, keys.row[l][valid], valid);
         }
       at += n;
     }
@@ -238,17 +239,17 @@ void fill_from(key_rows const& keys, float const* thresholds, int first, column_
 /// Puts the keys that reach their row's threshold in slots, and counts them. A row with more of
 /// them than slots is said to fill more than Slots, as is one without a threshold.
 template <int Slots>
-void fill_slots(key_rows const& keys, float const* thresholds, column_slots<Slots>& slots,
+void fill_slots(key_rows const& keys, float const* thresholds, column_slots<Slots>& places,
                 int* filled) {
   constexpr int lanes = pack<float>::lanes;
   for (int l = 0; l < lanes; ++l) filled[l] = 0;
   for (int first = 0; first < keys.experts; first += 16 * Slots) {
     if (keys.experts - first <= 4 * Slots)
-      fill_from<Slots, 4>(keys, thresholds, first, slots, filled);
+      fill_from<Slots, 4>(keys, thresholds, first, places, filled);
     else if (keys.experts - first <= 8 * Slots)
-      fill_from<Slots, 8>(keys, thresholds, first, slots, filled);
+      fill_from<Slots, 8>(keys, thresholds, first, places, filled);
     else
-      fill_from<Slots, 16>(keys, thresholds, first, slots, filled);
+      fill_from<Slots, 16>(keys, thresholds, first, places, filled);
   }
 }
 
@@ -256,5 +257,6 @@ void fill_slots(key_rows const& keys, float const* thresholds, column_slots<Slot
 
 }  // namespace EXPAR_VECTORS
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END
 
 #undef EXPAR_DETAIL_COMPRESSES

@@ -10,6 +10,7 @@
 #define EXPAR_DETAIL_AVX512 1
 #endif
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
@@ -68,5 +69,6 @@ struct key_rows {
 
 }  // namespace EXPAR_VECTORS
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END
 
 #undef EXPAR_DETAIL_AVX512

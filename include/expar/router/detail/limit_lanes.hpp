@@ -5,6 +5,7 @@
 #include <expar/router/limit.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
@@ -52,3 +53,4 @@ void limit_lanes(group_limited const& step, A* keys, int experts) {
 
 }  // namespace EXPAR_VECTORS
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

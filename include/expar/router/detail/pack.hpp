@@ -31,6 +31,7 @@
 // that it knows.
 #define EXPAR_ALWAYS_INLINE inline __attribute__((always_inline))
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
@@ -132,5 +133,6 @@ inline pack<float> exponential(pack<float> x) {
 
 }  // namespace EXPAR_VECTORS
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END
 
 #undef EXPAR_DETAIL_AVX512

@@ -9,6 +9,7 @@
 #include <expar/router/detail/shuffles.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
@@ -66,3 +67,4 @@ EXPAR_ALWAYS_INLINE void put_rows(From const* numbers, int k, tensor_view<To, 2>
 
 }  // namespace EXPAR_VECTORS
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

@@ -7,6 +7,7 @@
 #include <expar/router/key.hpp>
 #include <expar/router/score.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
@@ -51,3 +52,4 @@ inline pack<A> key_of(Key const& key, pack<A> z, pack<A> s, A bias) {
 
 }  // namespace EXPAR_VECTORS
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

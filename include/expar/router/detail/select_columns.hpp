@@ -9,6 +9,7 @@
 #include <expar/router/detail/column_slots.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
@@ -94,7 +95,7 @@ inline void select_all(float const* keys, int experts, int k, std::int32_t* ids,
         p const none = p::all(-infinity<float>);
         return e < experts ? larger(p::load(keys + e * p::lanes), none) : none;
       },
-      [](int e) { return e - mask_of<float>{}; }, k, ids, best_keys);
+      [first = mask_of<float>{}](int e) { return e + first; }, k, ids, best_keys);
 }
 
 /// For more experts than slots, and k <= Slots / 2.
@@ -106,7 +107,7 @@ inline pack<float> select_by_threshold(float const* keys, int experts, int k, st
   typename p::vector classes[Slots];
   for (int c = 0; c < Slots; ++c) classes[c] = largest_column(keys, experts, c, Slots).v;
   p const threshold = kth_largest<Slots>(static_cast<typename p::vector*>(classes), k);
-  column_slots<Slots> slots;
+  column_slots<Slots> places;
   int filled[lanes] = {};
   for (int first = 0; first < experts; first += 64) {
     alignas(64) std::uint32_t words[2][lanes];  // bit i: expert first + i, first + 32 + i
@@ -125,16 +126,16 @@ inline pack<float> select_by_threshold(float const* keys, int experts, int k, st
         filled[l] = Slots + 1;  // too many
         continue;
       }
-      for (int i = 0; i < n; i += slots.more)
-        for (int j = 0; j < slots.more; ++j) {  // those behind the last one do not count
+      for (int i = 0; i < n; i += places.more)
+        for (int j = 0; j < places.more; ++j) {  // those behind the last one do not count
           int const e = std::countr_zero(bits);
           bits &= bits - 1;
-          slots.put(filled[l] + i + j, l, from[e * lanes + l], first + e);
+          places.put(filled[l] + i + j, l, from[e * lanes + l], first + e);
         }
       filled[l] += n;
     }
   }
-  slots.sort(static_cast<int const*>(filled), k, ids, best_keys);
+  places.sort(static_cast<int const*>(filled), k, ids, best_keys);
   for (int l = 0; l < lanes; ++l)
     if (filled[l] > Slots) select_column(keys, experts, k, l, ids, best_keys);
   return larger(p{classes[0]}, p{classes[Slots / 2]});
@@ -171,3 +172,4 @@ inline pack<A> select_columns(A const* keys, int experts, int k, std::int32_t* i
 
 }  // namespace EXPAR_VECTORS
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

@@ -9,6 +9,7 @@
 #include <expar/router/detail/transpose.hpp>
 #include <expar/router/top_k.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
@@ -33,10 +34,10 @@ pack<float> select_rows(key_rows const& keys, int k, std::int32_t* ids, float* b
   typename p::vector classes[Slots];
   for (int i = 0; i < Slots; ++i) classes[i] = p::load(by_class + i * lanes).v;
   kth_largest<Slots>(static_cast<typename p::vector*>(classes), k).store(thresholds);
-  column_slots<Slots> slots;
+  column_slots<Slots> places;
   int filled[lanes];
-  fill_slots(keys, static_cast<float const*>(thresholds), slots, static_cast<int*>(filled));
-  slots.sort(static_cast<int const*>(filled), k, ids, best_keys);
+  fill_slots(keys, static_cast<float const*>(thresholds), places, static_cast<int*>(filled));
+  places.sort(static_cast<int const*>(filled), k, ids, best_keys);
   for (int l = 0; l < lanes; ++l)
     if (filled[l] > Slots) {
       std::int32_t mine[Slots];
@@ -53,3 +54,4 @@ pack<float> select_rows(key_rows const& keys, int k, std::int32_t* ids, float* b
 
 }  // namespace EXPAR_VECTORS
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <expar/config.hpp>
+
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 
 /// Each quad of 4 entries made of a quad of `a` and the same one of `b`, of which the entries are
@@ -104,3 +107,4 @@ inline void split_quads(V v, F put) {
 }
 
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

@@ -91,22 +91,22 @@ struct step_order {
                        weights_at = first(stage::weight);
 };
 
-template <int I, class Step>
+template <int N, class Step>
 struct step_leaf {
   Step value;
 };
 template <class Indices, class... Steps>
 struct step_leaves;
-template <int... I, class... Steps>
-struct step_leaves<std::integer_sequence<int, I...>, Steps...> : step_leaf<I, Steps>... {};
+template <int... N, class... Steps>
+struct step_leaves<std::integer_sequence<int, N...>, Steps...> : step_leaf<N, Steps>... {};
 
 /// Steps that stand side by side, to be had by their number.
 template <class... Steps>
 using step_list =
     step_leaves<std::make_integer_sequence<int, static_cast<int>(sizeof...(Steps))>, Steps...>;
 
-template <int I, class Step>
-EXPAR_HD constexpr Step const& step_of(step_leaf<I, Step> const& leaf) {
+template <int N, class Step>
+EXPAR_HD constexpr Step const& step_of(step_leaf<N, Step> const& leaf) {
   return leaf.value;
 }
 
@@ -119,10 +119,10 @@ EXPAR_HD constexpr void for_each_step([[maybe_unused]] F&& f, [[maybe_unused]] L
   }
 }
 /// f(all steps).
-template <class F, int... I, class... Steps>
+template <class F, int... N, class... Steps>
 EXPAR_HD constexpr auto apply_steps(
-    F&& f, step_leaves<std::integer_sequence<int, I...>, Steps...> const& list) {
-  return f(step_of<I>(list)...);
+    F&& f, step_leaves<std::integer_sequence<int, N...>, Steps...> const& list) {
+  return f(step_of<N>(list)...);
 }
 
 /// The type of the one step of a stage, or Default.

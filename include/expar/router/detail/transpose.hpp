@@ -12,6 +12,7 @@
 #define EXPAR_DETAIL_AVX512 1
 #endif
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
@@ -88,5 +89,6 @@ EXPAR_ALWAYS_INLINE void transpose_eights(float const* rows, float* to) {
 
 }  // namespace EXPAR_VECTORS
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END
 
 #undef EXPAR_DETAIL_AVX512

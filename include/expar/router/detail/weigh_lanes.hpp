@@ -10,6 +10,7 @@
 #include <expar/router/normalize.hpp>
 #include <expar/router/weight.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
@@ -98,3 +99,4 @@ EXPAR_ALWAYS_INLINE void descending_softmax(float* w, K k) {
 
 }  // namespace EXPAR_VECTORS
 }  // namespace expar::inline v0::detail
+EXPAR_IEEE_END

@@ -10,6 +10,7 @@
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 namespace detail {
 
@@ -126,3 +127,4 @@ struct attention_logits_backward_fn {
 inline constexpr attention_logits_backward_fn attention_logits_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

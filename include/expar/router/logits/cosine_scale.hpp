@@ -11,6 +11,7 @@
 #include <expar/router/score.hpp>  // masked
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// A transform of routers whose logits are cosines (Tutel, gates/cosine_top.py; SwinV2-MoE): z
@@ -72,3 +73,4 @@ struct cosine_scale_backward_fn {
 inline constexpr cosine_scale_backward_fn cosine_scale_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

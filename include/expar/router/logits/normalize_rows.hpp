@@ -12,6 +12,7 @@
 #include <expar/router/score.hpp>  // interleaved_sum
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 namespace detail {
 
@@ -213,3 +214,4 @@ struct normalize_rows_backward_fn {
 inline constexpr normalize_rows_backward_fn normalize_rows_backward{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

@@ -16,6 +16,7 @@
 #include <expar/router/top_k.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 namespace detail {
 
@@ -148,3 +149,4 @@ struct blend_bias_fn {
 inline constexpr blend_bias_fn blend_bias{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END

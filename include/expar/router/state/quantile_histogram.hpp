@@ -15,6 +15,7 @@
 #include <expar/router/state/quantile_balance.hpp>
 #include <expar/tensor.hpp>
 
+EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
 /// The range that the bins of a histogram divide evenly. What is outside is in the outer bins.
@@ -180,3 +181,4 @@ struct score_bins_fn {
 inline constexpr score_bins_fn score_bins{};
 
 }  // namespace expar::inline v0
+EXPAR_IEEE_END
