@@ -2,7 +2,7 @@
 #pragma once
 
 /// Everything that needs a C++20 compiler alone. Adapters to MPI and to the tensors of others are
-/// included by name: <expar/comm/mpi.hpp>.
+/// included by name: <expar/comm/mpi.hpp>. So are the laws, which are for tests: <expar/laws.hpp>.
 #include <expar/comm/self.hpp>
 #include <expar/comm/thread.hpp>
 #include <expar/communicator.hpp>
@@ -17,7 +17,6 @@
 #include <expar/expert_batch.hpp>
 #include <expar/expert_parallel.hpp>
 #include <expar/expert_shape.hpp>
-#include <expar/laws.hpp>
 #include <expar/permute/decode.hpp>
 #include <expar/permute/encode.hpp>
 #include <expar/permute/fill.hpp>

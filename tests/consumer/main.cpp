@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <expar/expar.hpp>
+#include <expar/laws.hpp>
 
 namespace mine {
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/comm/mpi.hpp>
 #include <expar/expar.hpp>
+#include <expar/laws.hpp>
 
 int main(int argc, char** argv) {
   int provided = 0;

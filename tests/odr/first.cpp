@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/expar.hpp>
+#include <expar/laws.hpp>
 
 #include "routing.hpp"
 

@@ -13,6 +13,7 @@
 #define emit
 #define foreach(x, all) for (x : all)
 #include <expar/expar.hpp>
+#include <expar/laws.hpp>
 
 int second();
 
