@@ -396,11 +396,12 @@ TEST_CASE("routing asks policies whether their values and tensors fit", "[router
   expar::experts_of_class const modality{expar::make_view(classes.data(), 4),
                                          expar::make_view(bounds.data(), 2)};
   expar::router const by_class({8, 2}, modality, expar::softmax_score{});
-  REQUIRE(sentence(by_class) == "expar: route: classes(3) is 9; a class is 0 to 0");
+  REQUIRE(sentence(by_class) ==
+          "expar: route: classes(3) is 9; a class is -1 (all experts) or 0 to 0");
   matrix<float> dz(4, 8);
   REQUIRE(router_test::sentence_of([&] {
             expar::route_backward(ctx, by_class, z.view(), routes, routes.weights, dz.view());
-          }) == "expar: route_backward: classes(3) is 9; a class is 0 to 0");
+          }) == "expar: route_backward: classes(3) is 9; a class is -1 (all experts) or 0 to 0");
 }
 
 TEST_CASE("routes have ids of any signed integer type, and gradients that are added", "[router]") {

@@ -117,10 +117,11 @@ TEST_CASE("transform_logits refuses what does not fit", "[router]") {
   REQUIRE(forward(cap, z.view(), narrow) ==
           "expar: transform_logits: out has extent 2 in dimension 1, but the number of experts is "
           "3");
-  expar::add_rows const add{expar::make_view(out.data.data(), 1, 3)};
+  matrix<float> tall(3, 3);
+  expar::add_rows const add{tall.view()};
   REQUIRE(
       forward(add, z.view(), out.view()) ==
-      "expar: transform_logits: addend has extent 1 in dimension 0, but the number of tokens is "
+      "expar: transform_logits: addend has extent 3 in dimension 0, but the number of tokens is "
       "2");
   REQUIRE(backward(cap, null, z.view(), out.view()) ==
           "expar: transform_logits_backward: logits has 6 elements but its data is null");
@@ -139,7 +140,7 @@ TEST_CASE("transform_logits refuses what does not fit", "[router]") {
           "expar: transform_logits_backward: d_logits has extent 1 in dimension 0, but the number "
           "of tokens is 2");
   REQUIRE(backward(add, z.view(), z.view(), out.view()) ==
-          "expar: transform_logits_backward: addend has extent 1 in dimension 0, but the number of "
+          "expar: transform_logits_backward: addend has extent 3 in dimension 0, but the number of "
           "tokens is 2");
   // One row behind.
   matrix<float> three(3, 3);
@@ -169,5 +170,5 @@ TEST_CASE("what the tensors of a transform hold is checked", "[router]") {
   expar::experts_of_class const by{expar::make_view(classes.data(), 2),
                                    expar::make_view(bounds.data(), 3)};
   REQUIRE(sentence_of([&] { expar::transform_logits(ctx, by, z.view(), out.view()); }) ==
-          "expar: transform_logits: classes(1) is 2; a class is 0 to 1");
+          "expar: transform_logits: classes(1) is 2; a class is -1 (all experts) or 0 to 1");
 }

@@ -129,8 +129,8 @@ struct choose_tokens_fn {
       return keys[a] > keys[b] || (keys[a] == keys[b] && a < b);
     };
     index_t const taken = n < capacity ? n : capacity;
-    move_first_to_front(order, n, taken, before);
-    sort(order, taken, before);
+    detail::move_first_to_front(order, n, taken, before);
+    detail::sort(order, taken, before);
     for (index_t slot = 0; slot < capacity; ++slot) ids[slot] = slot < taken ? order[slot] : -1;
   }
 };
