@@ -102,7 +102,8 @@ TEST_CASE("offsets are of any integer type", "[router]") {
           std::vector<int>{0, 1, 1});
 }
 
-TEST_CASE("ids are of any signed integer type, and vectors stand in any stride", "[router]") {
+TEST_CASE("sequences: ids are of any signed integer type, and vectors stand in any stride",
+          "[router]") {
   std::vector<int> const offsets{0, 7, 1, 7, 3};
   expar::packed_sequences const strided{expar::make_strided_view(offsets.data(), 3, 2)};
   REQUIRE(sequences_of(strided, 3) == std::vector<int>{0, 1, 1});
