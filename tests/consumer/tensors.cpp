@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include <expar/expar.hpp>
@@ -64,14 +65,9 @@ class mdspan_shaped {
 };
 
 #ifdef WITH_EIGEN
-template <class T>
-using eigen_rows = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
 template <class T, std::size_t Columns>
-class eigen : public eigen_rows<T> {
- public:
-  explicit eigen(std::size_t n)
-      : eigen_rows<T>(static_cast<Eigen::Index>(n), static_cast<Eigen::Index>(Columns)) {}
+struct eigen : Eigen::Matrix<T, Eigen::Dynamic, static_cast<int>(Columns), Eigen::RowMajor> {
+  explicit eigen(std::size_t n) { this->resize(static_cast<Eigen::Index>(n), Eigen::NoChange); }
   T& operator()(std::size_t i, std::size_t j) {
     return this->coeffRef(static_cast<Eigen::Index>(i), static_cast<Eigen::Index>(j));
   }
@@ -141,9 +137,14 @@ struct expar::tensor_traits<mine::arrays<T, Columns>> {
 };
 
 #ifdef WITH_EIGEN
-template <class T, std::size_t Columns>
-struct expar::tensor_traits<mine::eigen<T, Columns>> {
-  static auto view(auto& m) { return expar::make_view(m.data(), m.rows(), m.cols()); }
+/// For every matrix of Eigen, and what is derived from one.
+template <class M>
+requires std::is_base_of_v<Eigen::DenseBase<typename M::PlainObject>, M>
+struct expar::tensor_traits<M> {
+  static_assert(M::IsRowMajor);
+  static auto view(auto& m) {
+    return expar::make_view(m.data(), m.rows(), m.cols(), m.outerStride());
+  }
 };
 #endif
 
