@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Short names that headers of others define as macros: <termios.h>, <windows.h>, <complex.h>, Qt.
+// Short names that headers of others define as macros: <termios.h>, <windows.h>, <complex.h>, Qt,
+// <AssertMacros.h>.
 #define B0 0000000
 #define near
 #define far
@@ -12,6 +13,9 @@
 #define signals public
 #define emit
 #define foreach(x, all) for (x : all)
+#define check(assertion) static_cast<void>(0)
+#define verify(assertion) static_cast<void>(0)
+#define require(assertion, label) static_cast<void>(0)
 #include <expar/expar.hpp>
 #include <expar/laws.hpp>
 

@@ -37,16 +37,17 @@ class mpi_communicator {
                     max_message, "; it lies between 1 and ", INT_MAX);
     returning_errors const scope(comm);
     int between_groups = 0;
-    check("mpi_communicator", "MPI_Comm_test_inter", MPI_Comm_test_inter(comm, &between_groups));
+    expect_success("mpi_communicator", "MPI_Comm_test_inter",
+                   MPI_Comm_test_inter(comm, &between_groups));
     detail::expects(between_groups == 0,
                     "mpi_communicator: comm is an intercommunicator; only an "
                     "intracommunicator numbers all ranks");
-    check("mpi_communicator", "MPI_Comm_dup", MPI_Comm_dup(comm, &comm_));
+    expect_success("mpi_communicator", "MPI_Comm_dup", MPI_Comm_dup(comm, &comm_));
     try {
-      check("mpi_communicator", "MPI_Comm_set_errhandler",
-            MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN));
-      check("mpi_communicator", "MPI_Comm_rank", MPI_Comm_rank(comm_, &rank_));
-      check("mpi_communicator", "MPI_Comm_size", MPI_Comm_size(comm_, &size_));
+      expect_success("mpi_communicator", "MPI_Comm_set_errhandler",
+                     MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN));
+      expect_success("mpi_communicator", "MPI_Comm_rank", MPI_Comm_rank(comm_, &rank_));
+      expect_success("mpi_communicator", "MPI_Comm_size", MPI_Comm_size(comm_, &size_));
       // One message to and from each peer: more is needed beyond max_message alone.
       requests_.reserve(2 * unsigned_of(size_));
       pieces_.reserve(unsigned_of(size_));
@@ -80,12 +81,15 @@ class mpi_communicator {
   /// The duplicate.
   MPI_Comm native_handle() const noexcept { return comm_; }
 
-  void barrier(host_context const&) const { check("barrier", "MPI_Barrier", MPI_Barrier(comm_)); }
+  void barrier(host_context const&) const {
+    expect_success("barrier", "MPI_Barrier", MPI_Barrier(comm_));
+  }
 
   void all_to_all(host_context const& on, void const* in, void* out, std::size_t bytes) const {
     if (fits(bytes)) {
       int const n = static_cast<int>(bytes);
-      check("all_to_all", "MPI_Alltoall", MPI_Alltoall(in, n, MPI_BYTE, out, n, MPI_BYTE, comm_));
+      expect_success("all_to_all", "MPI_Alltoall",
+                     MPI_Alltoall(in, n, MPI_BYTE, out, n, MPI_BYTE, comm_));
     } else {
       auto const block = [bytes](int peer) { return segment{bytes * unsigned_of(peer), bytes}; };
       swap(on, "all_to_all", in, block, out, block);
@@ -95,7 +99,8 @@ class mpi_communicator {
   void all_gather(host_context const& on, void const* in, void* out, std::size_t bytes) const {
     if (fits(bytes)) {
       int const n = static_cast<int>(bytes);
-      check("all_gather", "MPI_Allgather", MPI_Allgather(in, n, MPI_BYTE, out, n, MPI_BYTE, comm_));
+      expect_success("all_gather", "MPI_Allgather",
+                     MPI_Allgather(in, n, MPI_BYTE, out, n, MPI_BYTE, comm_));
     } else {
       swap(
           on, "all_gather", in,
@@ -164,7 +169,7 @@ class mpi_communicator {
     if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) return "no text for this code";
     return std::string(text, static_cast<std::size_t>(length));
   }
-  static void check(char const* operation, char const* call, int code) {
+  static void expect_success(char const* operation, char const* call, int code) {
     if (code != MPI_SUCCESS) [[unlikely]]
       detail::fail(operation, ": ", call, " gave error ", code, " (", text_of(code), ")");
   }
@@ -186,18 +191,18 @@ class mpi_communicator {
         each_piece(received(peer), [&](std::size_t at, int bytes) {
           pieces_.push_back({peer, bytes});
           requests_.push_back(MPI_REQUEST_NULL);
-          check(name, "MPI_Irecv",
-                MPI_Irecv(static_cast<std::byte*>(out) + at, bytes, MPI_BYTE, peer, 0, comm_,
-                          &requests_.back()));
+          expect_success(name, "MPI_Irecv",
+                         MPI_Irecv(static_cast<std::byte*>(out) + at, bytes, MPI_BYTE, peer, 0,
+                                   comm_, &requests_.back()));
         });
       }
       for (int step = 1; step < size_; ++step) {
         int const peer = (rank_ + step) % size_;
         each_piece(sent(peer), [&](std::size_t at, int bytes) {
           requests_.push_back(MPI_REQUEST_NULL);
-          check(name, "MPI_Isend",
-                MPI_Isend(static_cast<std::byte const*>(in) + at, bytes, MPI_BYTE, peer, 0, comm_,
-                          &requests_.back()));
+          expect_success(name, "MPI_Isend",
+                         MPI_Isend(static_cast<std::byte const*>(in) + at, bytes, MPI_BYTE, peer, 0,
+                                   comm_, &requests_.back()));
         });
       }
     } catch (...) {

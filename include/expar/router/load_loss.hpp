@@ -43,7 +43,7 @@ struct load_loss_backward_fn {
     bool const one_tensor = static_cast<void const*>(dc.data) == dh.data;
     int const parts = ctx.chunks(tokens, 16);
     detail::load_reader reader(a, ctx, c, h, options, parts);
-    spread.check(a, c);
+    spread.validate(a, c);
     detail::buffer<double> slopes(ctx.memory()), scratch(ctx.memory());
     detail::make_variation_slopes(a, s, variation, slopes);
     index_t const stride = reader.scratch() + 3 * experts + 64;

@@ -36,7 +36,7 @@ struct one_sigma {
 
   double operator()(index_t, index_t) const { return value; }
   template <class Logits>
-  void check(char const* op, Logits const&) const {
+  void validate(char const* op, Logits const&) const {
     expects(value > 0 && value < infinity<double>, op, ": sigma is ", value,
             "; it is greater than 0 and finite");
   }
@@ -49,7 +49,7 @@ struct each_sigma {
     return static_cast<double>(widen(values.row(t)[e]));
   }
   template <class Logits>
-  void check(char const* op, Logits const& clean) const {
+  void validate(char const* op, Logits const& clean) const {
     for (index_t t = 0; t < values.extents[0]; ++t)
       for (index_t e = 0; clean.valid(t) && e < values.extents[1]; ++e)
         expects((*this)(t, e) > 0 && (*this)(t, e) < infinity<double>, op, ": sigma(", t, ", ", e,
@@ -145,7 +145,7 @@ struct smooth_load_fn {
     auto const spread = detail::read_sigma(a, sigma, each_token, each_expert);
     auto const s = detail::as_sums(a.written_any_vector("sums", sums, {each_expert}));
     detail::load_reader reader(a, ctx, c, h, options, ctx.chunks(detail::sum_blocks, 1));
-    spread.check(a, c);
+    spread.validate(a, c);
     detail::sum_rows<double>(
         ctx, tokens, reader.scratch(), c.valid, s, [&](int part, index_t t, double* row) {
           double const* const x = row + experts;
