@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A published router by its name, and one of one's own.
+// A published router by its name, one that is trained with a loss, and one of one's own.
+#include <cstdint>
 #include <cstdio>
 #include <vector>
 
@@ -14,6 +15,18 @@ void choose_experts(expar::host_context const& ctx, matrix logits, std::vector<f
   expar::route(ctx, router, logits, bias, routes);
 }
 //! [published]
+
+//! [balanced]
+void choose_and_balance(expar::host_context const& ctx, matrix logits,
+                        std::vector<std::uint8_t> const& valid, expar::routes<float>& routes,
+                        matrix d_weights, matrix d_logits) {
+  auto const router = expar::models::mixtral();
+  expar::route(ctx, router, logits, routes);
+  expar::route_backward(ctx, router, logits, routes, d_weights, d_logits);  // d_logits = ...
+  auto const tokens = expar::only(valid, logits);                           // without padding
+  expar::z_loss_backward(ctx, tokens, {.coefficient = 1e-3}, expar::add_to(d_logits));  // += ...
+}
+//! [balanced]
 
 //! [own]
 struct squared_relu_score {
@@ -43,6 +56,14 @@ int main() {
   expar::route(ctx, mine, logits, bias, routes);
   std::printf("my router sends token 0 to experts %d and %d first\n", routes.ids(0, 0),
               routes.ids(0, 1));
+
+  auto const eight = expar::make_view(numbers.data(), tokens, 8);
+  std::vector<float> gradient(tokens * 8), of_weights(tokens * 2, 1.f);
+  std::vector<std::uint8_t> const valid{1, 1, 1, 0};
+  expar::routes<float> two(tokens, 2);
+  choose_and_balance(ctx, eight, valid, two, expar::make_view(of_weights.data(), tokens, 2),
+                     expar::make_view(gradient.data(), tokens, 8));
+
   float sum = 0;
   for (int j = 0; j < 8; ++j) sum += routes.weights(0, j);
   return sum > .999f && sum < 1.001f ? 0 : 1;
