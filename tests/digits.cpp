@@ -13,6 +13,14 @@
 
 namespace {
 
+using counts_type = std::vector<expar::index_t>;
+
+int occurrences(std::string const& text, std::string const& part) {
+  int n = 0;
+  for (auto at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++n;
+  return n;
+}
+
 /// What is left of two epochs on some ranks: the checksum, and the bits of the loss.
 struct trace {
   std::uint64_t weights;
@@ -197,4 +205,38 @@ TEST_CASE("digits: a line of progress fits 80 columns, and covers the one before
   }
   CHECK(digits::progress(40, false).line(40, .01234, .97, 12.34) ==
         "epoch 40/40  loss 0.0123  test accuracy  97.00%    12.3 s");
+}
+
+TEST_CASE("load_bars_svg draws a bar per expert and the mean") {
+  auto const svg = digits::load_bars_svg(counts_type{30, 10});
+  REQUIRE_THAT(svg, Catch::Matchers::StartsWith(
+                        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 400 72\""));
+  REQUIRE(occurrences(svg, "class=\"bar\"") == 2);
+  REQUIRE(occurrences(svg, "width=\"230.0\"") == 1);
+  REQUIRE(occurrences(svg, "width=\"76.7\"") == 1);
+  REQUIRE(occurrences(svg, ">30 (1.50x)</text>") == 1);
+  REQUIRE(occurrences(svg, "M223.3 0V56") == 1);
+  REQUIRE(occurrences(svg, "<text") == occurrences(svg, "</text>"));
+  REQUIRE(occurrences(digits::load_bars_svg(counts_type{30, 10}, 20), "width=\"230.0\"") == 1);
+}
+
+TEST_CASE("heat_map_svg draws a cell per count") {
+  auto const svg = digits::heat_map_svg(counts_type{6, 0, 1, 2, 3, 4}, 3, "digit", "expert");
+  REQUIRE(occurrences(svg, "<rect") == 6);
+  REQUIRE(occurrences(svg, ">expert 2</text>") == 1);
+  REQUIRE(occurrences(svg, ">digit 1</text>") == 1);
+  REQUIRE(occurrences(svg, ">digit 2</text>") == 0);
+  REQUIRE(occurrences(svg, "fill=\"rgb(33,83,149)\"") == 1);
+  REQUIRE(occurrences(svg, "fill=\"rgb(238,243,249)\"") == 1);
+  REQUIRE_THAT(svg.substr(svg.size() - 8), Catch::Matchers::Equals("\n</svg>\n"));
+  REQUIRE(occurrences(digits::heat_map_svg(counts_type{}, 0, "", ""), "<rect") == 0);
+}
+
+TEST_CASE("traffic_svg names senders and receivers") {
+  expar::routing_report r;
+  r.ranks = 2;
+  r.traffic = {1, 2, 3, 4};
+  auto const svg = digits::traffic_svg(r);
+  REQUIRE(occurrences(svg, ">from 1</text>") == 1);
+  REQUIRE(occurrences(svg, ">to 1</text>") == 1);
 }

@@ -84,40 +84,6 @@ TEST_CASE("A report without routes has no share of dropped ones") {
   REQUIRE(expar::routing_report{}.dropped_share() == 0);
 }
 
-TEST_CASE("load_bars_svg draws a bar per expert and the mean") {
-  auto const svg = expar::load_bars_svg(counts_type{30, 10});
-  REQUIRE_THAT(svg, Catch::Matchers::StartsWith(
-                        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 400 72\""));
-  REQUIRE(occurrences(svg, "class=\"bar\"") == 2);
-  REQUIRE(occurrences(svg, "width=\"230.0\"") == 1);
-  REQUIRE(occurrences(svg, "width=\"76.7\"") == 1);
-  REQUIRE(occurrences(svg, ">30 (1.50x)</text>") == 1);
-  REQUIRE(occurrences(svg, "M223.3 0V56") == 1);
-  REQUIRE(occurrences(svg, "<text") == occurrences(svg, "</text>"));
-  REQUIRE(occurrences(expar::load_bars_svg(counts_type{30, 10}, 20), "width=\"230.0\"") == 1);
-}
-
-TEST_CASE("heat_map_svg draws a cell per count") {
-  auto const svg = expar::heat_map_svg(counts_type{6, 0, 1, 2, 3, 4}, 3, "digit", "expert");
-  REQUIRE(occurrences(svg, "<rect") == 6);
-  REQUIRE(occurrences(svg, ">expert 2</text>") == 1);
-  REQUIRE(occurrences(svg, ">digit 1</text>") == 1);
-  REQUIRE(occurrences(svg, ">digit 2</text>") == 0);
-  REQUIRE(occurrences(svg, "fill=\"rgb(33,83,149)\"") == 1);
-  REQUIRE(occurrences(svg, "fill=\"rgb(238,243,249)\"") == 1);
-  REQUIRE_THAT(svg.substr(svg.size() - 8), Catch::Matchers::Equals("\n</svg>\n"));
-  REQUIRE(occurrences(expar::heat_map_svg(counts_type{}, 0, "", ""), "<rect") == 0);
-}
-
-TEST_CASE("traffic_svg names senders and receivers") {
-  expar::routing_report r;
-  r.ranks = 2;
-  r.traffic = {1, 2, 3, 4};
-  auto const svg = expar::traffic_svg(r);
-  REQUIRE(occurrences(svg, ">from 1</text>") == 1);
-  REQUIRE(occurrences(svg, ">to 1</text>") == 1);
-}
-
 TEST_CASE("gather_report describes the plan of a rank that is alone") {
   expar::self_communicator comm;
   std::vector<std::int32_t> const ids{0, 1, 0, -1, 0, 2};

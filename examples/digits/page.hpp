@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cmath>
-#include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <stdexcept>
@@ -11,6 +10,7 @@
 
 #include <expar/report.hpp>
 
+#include "svg.hpp"
 #include "train.hpp"
 
 namespace digits {
@@ -29,15 +29,6 @@ struct outcome {
     return train_count * static_cast<double>(losses.size()) / training_seconds;
   }
 };
-
-__attribute__((format(printf, 1, 2))) inline std::string format(char const* form, ...) {
-  char text[1024];
-  std::va_list arguments;
-  va_start(arguments, form);
-  std::vsnprintf(text, sizeof text, form, arguments);
-  va_end(arguments);
-  return text;
-}
 
 /// A curve over epochs between two values; `y` gives the height (0 to 1) of a value.
 template <class Height>
@@ -191,17 +182,16 @@ figure.wrong { border-color: #c2452d; background: #fdf3f0; }
           card(format("%.2f%%", 100 * r.capped.dropped_share()), "drops at capacity 1.0") +
           card(format("%.1f s", r.training_seconds), format("for %zu epochs", r.losses.size())) +
           "</div>\n";
-  html +=
-      "<div class='two'>" + panel("Cross-entropy in training", loss_curve(r.losses)) +
-      panel("Test accuracy", accuracy_curve(r.accuracies)) +
-      panel("Load of the experts before training", expar::load_bars_svg(r.before.counts, most)) +
-      panel("Load of the experts after training", expar::load_bars_svg(r.after.counts, most)) +
-      panel("Rows from rank to rank", "<p>Routes of the training images, after training.</p>" +
-                                          expar::traffic_svg(r.after) + drop_text(r)) +
-      panel("Who reads what",
-            "<p>Routes of the training images, by digit and expert.</p>" +
-                expar::heat_map_svg(who_reads_what(r.train_sights), experts, "digit", "expert")) +
-      "</div>\n";
+  html += "<div class='two'>" + panel("Cross-entropy in training", loss_curve(r.losses)) +
+          panel("Test accuracy", accuracy_curve(r.accuracies)) +
+          panel("Load of the experts before training", load_bars_svg(r.before.counts, most)) +
+          panel("Load of the experts after training", load_bars_svg(r.after.counts, most)) +
+          panel("Rows from rank to rank", "<p>Routes of the training images, after training.</p>" +
+                                              traffic_svg(r.after) + drop_text(r)) +
+          panel("Who reads what",
+                "<p>Routes of the training images, by digit and expert.</p>" +
+                    heat_map_svg(who_reads_what(r.train_sights), experts, "digit", "expert")) +
+          "</div>\n";
   html += panel("Test images",
                 "<p>The image, what the network reads, and its two experts by weight.</p>" +
                     digit_cards(r.test_sights));

@@ -145,13 +145,6 @@ inline double mean(std::span<index_t const> counts) {
   return sum == 0 ? 1 : sum / static_cast<double>(counts.size());
 }
 
-inline void open_svg(std::string& to, int width, int height) {
-  print(to,
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" style=\"max-width:%dpx\" "
-        "font-family=\"sans-serif\" font-size=\"12\" fill=\"currentColor\">\n",
-        width, height, width * 5 / 4);
-}
-
 }  // namespace detail
 
 /// One line per expert: a bar, the number of routes, and its ratio to the mean. A bar is `width`
@@ -190,63 +183,6 @@ inline std::string to_text(routing_report const& r) {
   if (r.capacity >= 0)
     detail::print(text, ", capacity %td of the %td needed", r.capacity, r.needed_capacity);
   return text + "\n" + load_bars(r.counts) + traffic_matrix(r);
-}
-
-/// The bars of load_bars() as an <svg> element, with a line at the mean. Text has the colour of
-/// what surrounds it; the bars are of class "bar".
-inline std::string load_bars_svg(std::span<index_t const> counts, index_t most = 0) {
-  double const scale = 230. / static_cast<double>(most > 0 ? most : detail::largest(counts));
-  double const mean = 70 + detail::mean(counts) * scale;
-  int const height = 26 * static_cast<int>(counts.size());
-  std::string svg;
-  detail::open_svg(svg, 400, height + 20);
-  for (std::size_t e = 0; e < counts.size(); ++e) {
-    double const count = static_cast<double>(counts[e]), y = 26 * static_cast<double>(e);
-    detail::print(svg,
-                  "<text x=\"62\" y=\"%.0f\" text-anchor=\"end\">expert %zu</text>"
-                  "<rect class=\"bar\" x=\"70\" y=\"%.0f\" width=\"%.1f\" height=\"20\" rx=\"3\" "
-                  "fill=\"#2f6fb0\"/>"
-                  "<text x=\"400\" y=\"%.0f\" text-anchor=\"end\">%.0f (%.2fx)</text>\n",
-                  y + 17, e, y + 3, count * scale < 230 ? count * scale : 230, y + 17, count,
-                  count / detail::mean(counts));
-  }
-  detail::print(svg,
-                "<path d=\"M%.1f 0V%d\" stroke=\"currentColor\" stroke-dasharray=\"3 3\"/>"
-                "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">mean</text>\n</svg>\n",
-                mean, height + 4, mean, height + 17);
-  return svg;
-}
-
-/// Counts [rows, columns] as an <svg> element: a cell each, darker where more. The names stand
-/// before the numbers of rows and columns.
-inline std::string heat_map_svg(std::span<index_t const> values, int columns,
-                                std::string const& row_name, std::string const& column_name) {
-  double const most = static_cast<double>(detail::largest(values));
-  int const count = static_cast<int>(values.size()), rows = columns > 0 ? count / columns : 0;
-  std::string svg;
-  detail::open_svg(svg, 70 + 60 * columns, 24 + 34 * rows);
-  auto const name = [&](int x, int y, char const* anchor, std::string const& what, int i) {
-    detail::print(svg, "<text x=\"%d\" y=\"%d\" text-anchor=\"%s\">", x, y, anchor);
-    svg += what + " " + std::to_string(i) + "</text>";
-  };
-  for (int c = 0; c < columns; ++c) name(99 + 60 * c, 15, "middle", column_name, c);
-  for (int r = 0; r < rows; ++r) name(62, 45 + 34 * r, "end", row_name, r);
-  for (int i = 0; i < count; ++i) {
-    int const x = 70 + 60 * (i % columns), y = 24 + 34 * (i / columns);
-    double const value = static_cast<double>(values[static_cast<std::size_t>(i)]);
-    double const share = value / most;
-    detail::print(svg,
-                  "\n<rect x=\"%d\" y=\"%d\" width=\"58\" height=\"32\" rx=\"4\" "
-                  "fill=\"rgb(%.0f,%.0f,%.0f)\"/><text x=\"%d\" y=\"%d\" text-anchor=\"middle\" "
-                  "fill=\"%s\">%.0f</text>",
-                  x, y, 238 - 205 * share, 243 - 160 * share, 249 - 100 * share, x + 29, y + 21,
-                  share > .45 ? "#fff" : "#234", value);
-  }
-  return svg + "\n</svg>\n";
-}
-
-inline std::string traffic_svg(routing_report const& r) {
-  return heat_map_svg(r.traffic, r.ranks, "from", "to");
 }
 
 }  // namespace expar::inline v0
