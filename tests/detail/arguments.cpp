@@ -25,11 +25,11 @@ TEST_CASE("arguments: ids of any signed integer type are 32-bit numbers inside")
   std::int32_t const own[] = {0, -1, 5, 127};
   arguments a(ctx, "f");
   auto const s = a.ids("small", make_view(small, 2, 2));
-  auto const w = a.ids_vector("wide", make_view(wide, 4));
+  auto const w = a.ids_vector("wide", make_strided_view(wide, 2, 3));
   auto const o = a.ids("own", make_view(own, 2, 2));
   CHECK(s.row(1)[1] == 127);
   CHECK(s(0, 1) == -1);
-  CHECK(w(3) == std::numeric_limits<std::int32_t>::max());
+  CHECK(w(1) == std::numeric_limits<std::int32_t>::max());
   CHECK(o.data == own);
   STATIC_REQUIRE(std::is_same_v<std::remove_cvref_t<decltype(s(0, 0))>, std::int32_t>);
 
@@ -39,20 +39,15 @@ TEST_CASE("arguments: ids of any signed integer type are 32-bit numbers inside")
                       "2147483646");
 }
 
-TEST_CASE("arguments: pitched and strided ids reach the caller when they are stored") {
+TEST_CASE("arguments: pitched ids reach the caller when they are stored") {
   std::int64_t to[6] = {9, 9, 9, 9, 9, 9};
-  std::int16_t column[6] = {9, 9, 9, 9, 9, 9};
   arguments a(ctx, "f");
   auto const ids = a.written_ids("ids", make_view(to, 2, 2, 3), 8);
-  auto const every_second = a.written_ids_vector("column", make_strided_view(column, 3, 2), 8);
   for (int t = 0; t < 2; ++t)
     for (int j = 0; j < 2; ++j) ids.row(t)[j] = 2 * t + j - 1;
-  for (int i = 0; i < 3; ++i) every_second(i) = i;
   CHECK(to[0] == 9);
   ids.store();
-  every_second.store();
   CHECK(std::vector<std::int64_t>(to, to + 6) == std::vector<std::int64_t>{-1, 0, 9, 1, 2, 9});
-  CHECK(std::vector<int>(column, column + 6) == std::vector<int>{0, 9, 1, 9, 2, 9});
 
   std::int8_t small[2];
   REQUIRE_NOTHROW(a.written_ids("small", make_view(small, 1, 2), 128));

@@ -17,7 +17,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include <expar/comm/nccl.hpp>

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include <expar/add_to.hpp>
-#include <expar/context.hpp>
 #include <expar/detail/argument_table.hpp>
 #include <expar/detail/ids.hpp>
 #include <expar/detail/token_mask.hpp>
@@ -182,10 +181,6 @@ class arguments : public argument_table {
   template <class X>
   auto written_ids(char const* name, X&& x, index_t experts, rules fits = {}) {
     return written_ids_of(name, output<2>(name, x, fits), experts);
-  }
-  template <class X>
-  auto written_ids_vector(char const* name, X&& x, index_t experts, rules fits = {}) {
-    return written_ids_of(name, output<1>(name, x, fits), experts);
   }
 
  private:

@@ -40,6 +40,13 @@ class fixed_counts {
   buffer<std::size_t> table_;
 };
 
+template <class Comm>
+constexpr auto check_tier_1() {
+  static_assert(collective_communicator<Comm>,
+                "expar: this needs a communicator with all_to_all, all_gather and barrier, or with "
+                "all_to_all_v");
+}
+
 }  // namespace detail
 
 struct all_to_all_fn {
@@ -53,10 +60,7 @@ struct all_to_all_fn {
   template <class Comm>
   void operator()(host_context const& ctx, Comm& comm, void const* in, void* out, std::size_t bytes,
                   detail::fixed_counts& counts) const {
-    static_assert(
-        collective_communicator<Comm>,
-        "expar: this needs a communicator with all_to_all, all_gather and barrier, or with "
-        "all_to_all_v");
+    detail::check_tier_1<Comm>();
     if constexpr (detail::native_collectives<Comm, host_context>)
       comm.all_to_all(ctx, in, out, bytes);
     else
@@ -78,10 +82,7 @@ struct all_gather_fn {
   template <class Comm>
   void operator()(host_context const& ctx, Comm& comm, void const* in, void* out, std::size_t bytes,
                   detail::fixed_counts& counts) const {
-    static_assert(
-        collective_communicator<Comm>,
-        "expar: this needs a communicator with all_to_all, all_gather and barrier, or with "
-        "all_to_all_v");
+    detail::check_tier_1<Comm>();
     if constexpr (detail::native_collectives<Comm, host_context>)
       comm.all_gather(ctx, in, out, bytes);
     else

@@ -3,7 +3,6 @@
 
 #include <concepts>
 #include <cstddef>
-#include <type_traits>
 
 #include <expar/gpu/detail/device.cuh>
 #include <expar/gpu/error.cuh>

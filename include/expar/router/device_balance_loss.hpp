@@ -8,7 +8,6 @@
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/detail/expert_ids.hpp>
-#include <expar/element.hpp>
 #include <expar/router/count_choices.hpp>
 #include <expar/router/load_balance_loss.hpp>
 #include <expar/router/score.hpp>

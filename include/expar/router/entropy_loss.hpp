@@ -3,7 +3,6 @@
 
 #include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/element.hpp>
 #include <expar/router/math.hpp>
 #include <expar/router/score.hpp>
 #include <expar/router/token_loss.hpp>

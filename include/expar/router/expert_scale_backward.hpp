@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include <expar/context.hpp>
 #include <expar/detail/buffer.hpp>

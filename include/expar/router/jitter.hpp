@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
@@ -60,6 +59,9 @@ struct jittered {
   A of(A x, Numbers& numbers, index_t column) const {
     return multiply(x, around_one(eps, numbers.template of<A>(column)));
   }
+  void validate(char const* what) const {
+    expects(eps >= 0 && eps <= 1, what, ": eps is ", eps, "; it is 0 to 1");
+  }
 };
 struct dropped_out {
   static constexpr random_purpose purpose = random_purpose::input_dropout;
@@ -70,6 +72,9 @@ struct dropped_out {
     // In double, so that inputs of all types are dropped alike.
     bool const keeps = numbers.template of<double>(column) >= rate;
     return zero_unless(keeps, multiply(x, static_cast<A>(1 / (1 - rate))));
+  }
+  void validate(char const* what) const {
+    expects(rate >= 0 && rate < 1, what, ": rate is ", rate, "; it is at least 0 and below 1");
   }
 };
 
@@ -102,29 +107,22 @@ void change_inputs(host_context const& ctx, input_names const& name, Change chan
   });
 }
 
-struct jitter_base {
+/// An operation, or its adjoint, that changes inputs by an amount and numbers.
+template <class Change>
+struct input_change {
  protected:
   template <class X, class Numbers, class Out>
-  static void run(host_context const& ctx, input_names const& name, X const& x, double eps,
+  static void run(host_context const& ctx, input_names const& name, X const& x, double amount,
                   Numbers const& numbers, Out&& out) {
-    expects(eps >= 0 && eps <= 1, name.operation, ": eps is ", eps, "; it is 0 to 1");
-    change_inputs(ctx, name, jittered{eps}, numbers_for(jittered::purpose, numbers), x, out);
-  }
-};
-struct dropout_base {
- protected:
-  template <class X, class Numbers, class Out>
-  static void run(host_context const& ctx, input_names const& name, X const& x, double rate,
-                  Numbers const& numbers, Out&& out) {
-    expects(rate >= 0 && rate < 1, name.operation, ": rate is ", rate,
-            "; it is at least 0 and below 1");
-    change_inputs(ctx, name, dropped_out{rate}, numbers_for(dropped_out::purpose, numbers), x, out);
+    Change const change{amount};
+    change.validate(name.operation);
+    change_inputs(ctx, name, change, numbers_for(Change::purpose, numbers), x, out);
   }
 };
 
 }  // namespace detail
 
-struct jitter_fn : private detail::jitter_base {
+struct jitter_fn : private detail::input_change<detail::jittered> {
   template <class X, class Numbers, class Out>
   void operator()(host_context const& ctx, X const& x, double eps, Numbers const& numbers,
                   Out&& out) const {
@@ -142,7 +140,7 @@ struct jitter_fn : private detail::jitter_base {
 /// written.
 inline constexpr jitter_fn jitter{};
 
-struct jitter_backward_fn : private detail::jitter_base {
+struct jitter_backward_fn : private detail::input_change<detail::jittered> {
   template <class DOut, class Numbers, class DX>
   void operator()(host_context const& ctx, DOut const& d_out, double eps, Numbers const& numbers,
                   DX&& d_x) const {
@@ -153,7 +151,7 @@ struct jitter_backward_fn : private detail::jitter_base {
 /// out, times the same numbers, to d_x.
 inline constexpr jitter_backward_fn jitter_backward{};
 
-struct input_dropout_fn : private detail::dropout_base {
+struct input_dropout_fn : private detail::input_change<detail::dropped_out> {
   template <class X, class Numbers, class Out>
   void operator()(host_context const& ctx, X const& x, double rate, Numbers const& numbers,
                   Out&& out) const {
@@ -165,7 +163,7 @@ struct input_dropout_fn : private detail::dropout_base {
 /// Otherwise as jitter().
 inline constexpr input_dropout_fn input_dropout{};
 
-struct input_dropout_backward_fn : private detail::dropout_base {
+struct input_dropout_backward_fn : private detail::input_change<detail::dropped_out> {
   template <class DOut, class Numbers, class DX>
   void operator()(host_context const& ctx, DOut const& d_out, double rate, Numbers const& numbers,
                   DX&& d_x) const {

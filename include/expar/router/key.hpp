@@ -8,7 +8,6 @@
 #include <expar/detail/argument_table.hpp>
 #include <expar/detail/arithmetic.hpp>
 #include <expar/element.hpp>
-#include <expar/error.hpp>
 #include <expar/router/score.hpp>
 #include <expar/tensor.hpp>
 

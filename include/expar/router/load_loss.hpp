@@ -8,7 +8,6 @@
 #include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
-#include <expar/element.hpp>
 #include <expar/router/cv_squared.hpp>
 #include <expar/router/smooth_load.hpp>
 #include <expar/router/token_loss.hpp>

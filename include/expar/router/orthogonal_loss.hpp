@@ -6,7 +6,6 @@
 #include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
-#include <expar/element.hpp>
 #include <expar/router/math.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/tensor.hpp>

@@ -4,7 +4,6 @@
 #include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/buffer.hpp>
-#include <expar/element.hpp>
 #include <expar/router/count_choices.hpp>
 #include <expar/router/load_balance_loss.hpp>  // check_divisor
 #include <expar/router/score.hpp>

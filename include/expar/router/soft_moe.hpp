@@ -5,7 +5,6 @@
 
 #include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/detail/arithmetic.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/element.hpp>
 #include <expar/router/per_token.hpp>

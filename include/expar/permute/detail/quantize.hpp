@@ -2,7 +2,6 @@
 #pragma once
 
 #include <expar/detail/arithmetic.hpp>
-#include <expar/element.hpp>
 #include <expar/tensor.hpp>
 
 EXPAR_IEEE_BEGIN

@@ -9,7 +9,6 @@
 #include <expar/error.hpp>
 #include <expar/router/math.hpp>
 #include <expar/router/per_token.hpp>
-#include <expar/router/score.hpp>  // interleaved_sum
 #include <expar/tensor.hpp>
 
 EXPAR_IEEE_BEGIN

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <bit>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include <expar/detail/arithmetic.hpp>
