@@ -78,8 +78,11 @@ void name_gradient(argument_table& a, char const* name, gradient_view<T, Rank, A
     a.writes(name, v, fits);
 }
 
-/// The door of an operation: turns each tensor of the caller into a view, once, by its name, and
-/// checks it beside all that came before. Extents are given dimension by dimension:
+/// The door of an operation, whose header is all that an operation on tensors includes: with it
+/// come the context, views, elements, masks and buffers, and the types of <cstdint> and
+/// <type_traits>. It turns each tensor of the caller into a
+/// view, once, by its name, and checks it beside all that came before. Extents are given dimension
+/// by dimension:
 ///
 ///   arguments a(ctx, "renormalize_kept");
 ///   auto const ids = a.ids("kept", kept);

@@ -1,20 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
 #include <limits>
-#include <type_traits>
 
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/detail/buffer.hpp>
 #include <expar/detail/expert_ids.hpp>
 #include <expar/detail/select.hpp>
 #include <expar/plan/detail/kept.hpp>
 #include <expar/plan/drop_order.hpp>
 #include <expar/plan/plan.hpp>
 #include <expar/router/count_choices.hpp>  // as_counts
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 namespace detail {

@@ -1,13 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <type_traits>
-
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/element.hpp>
 #include <expar/plan/detail/kept.hpp>
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 

@@ -1,14 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/element.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/weight.hpp>
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 
@@ -31,8 +26,8 @@ struct renormalize_kept_fn {
     });
   }
 };
-/// `renormalize_kept(ctx, kept, weights, rule, out)` divides the weights of each token's kept routes
-/// by their sum, between drop_to_capacity() and decode().
+/// `renormalize_kept(ctx, kept, weights, rule, out)` divides the weights of each token's kept
+/// routes by their sum, between drop_to_capacity() and decode().
 ///   kept: [T,k] signed integers; a route of a negative id was dropped, and gets weight 0
 ///   weights: [T,k] of any element type, of a router that does not renormalize
 ///   rule: a renormalize, whose sum is that of the kept weights
@@ -75,9 +70,9 @@ struct renormalize_kept_backward_fn {
 };
 /// `renormalize_kept_backward(ctx, kept, weights, rule, d_out, d_weights)`: the adjoint of
 /// renormalize_kept(). Overwrites d_weights [T,k], the gradient for `weights`, or adds to it by
-/// add_to(), given d_out [T,k], the gradient for `out`. 0 where a route was dropped, and, but for epsilon, where it
-/// is the only one that was kept, for its weight is 1. d_weights may be weights or d_out, and is
-/// otherwise apart from them.
+/// add_to(), given d_out [T,k], the gradient for `out`. 0 where a route was dropped, and, but for
+/// epsilon, where it is the only one that was kept, for its weight is 1. d_weights may be weights
+/// or d_out, and is otherwise apart from them.
 inline constexpr renormalize_kept_backward_fn renormalize_kept_backward{};
 
 }  // namespace expar::inline v0

@@ -3,12 +3,9 @@
 
 #include <memory_resource>
 
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/detail/buffer.hpp>
 #include <expar/detail/sizes.hpp>
 #include <expar/router/count_choices.hpp>
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 

@@ -1,15 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <type_traits>
-
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/detail/buffer.hpp>
 #include <expar/detail/expert_ids.hpp>
 #include <expar/detail/sizes.hpp>
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 namespace detail {

@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <type_traits>
-
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/detail/buffer.hpp>
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 

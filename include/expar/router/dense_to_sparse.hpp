@@ -1,16 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/detail/buffer.hpp>
-#include <expar/element.hpp>
-#include <expar/error.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 

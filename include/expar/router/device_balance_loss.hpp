@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <type_traits>
-
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/detail/buffer.hpp>
 #include <expar/detail/expert_ids.hpp>
 #include <expar/router/count_choices.hpp>
 #include <expar/router/load_balance_loss.hpp>
 #include <expar/router/score.hpp>
 #include <expar/router/token_loss.hpp>
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 namespace detail {

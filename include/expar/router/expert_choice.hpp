@@ -1,19 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/detail/buffer.hpp>
 #include <expar/detail/select.hpp>
-#include <expar/element.hpp>
-#include <expar/error.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/routes.hpp>
 #include <expar/router/routes_of_tokens.hpp>  // check_tokens, count_takers
 #include <expar/router/score.hpp>
-#include <expar/tensor.hpp>
 
 EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {

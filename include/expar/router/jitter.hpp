@@ -1,15 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
-#include <expar/element.hpp>
-#include <expar/error.hpp>
 #include <expar/router/random.hpp>
-#include <expar/tensor.hpp>
 
 EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {

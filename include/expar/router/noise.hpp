@@ -1,20 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <type_traits>
-
 #include <expar/config.hpp>
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
-#include <expar/element.hpp>
-#include <expar/error.hpp>
 #include <expar/router/detail/steps.hpp>
 #include <expar/router/math.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/random.hpp>
 #include <expar/router/transform.hpp>
-#include <expar/tensor.hpp>
 
 EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {

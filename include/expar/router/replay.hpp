@@ -2,15 +2,10 @@
 #pragma once
 
 #include <bit>
-#include <cstdint>
-#include <type_traits>
 
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/expert_ids.hpp>
-#include <expar/error.hpp>
 #include <expar/router/per_token.hpp>  // row_size
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 

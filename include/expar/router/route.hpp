@@ -1,19 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <type_traits>
-
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/detail/buffer.hpp>
 #include <expar/detail/expert_ids.hpp>
-#include <expar/element.hpp>
 #include <expar/router/detail/block_gate.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/router.hpp>
 #include <expar/router/routes.hpp>
-#include <expar/tensor.hpp>
 
 EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {

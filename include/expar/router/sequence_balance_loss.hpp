@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/detail/buffer.hpp>
 #include <expar/router/count_choices.hpp>
 #include <expar/router/load_balance_loss.hpp>  // check_divisor
 #include <expar/router/score.hpp>
 #include <expar/router/sequences.hpp>
 #include <expar/router/token_loss.hpp>
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 

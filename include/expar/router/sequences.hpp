@@ -1,14 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <concepts>
-#include <cstdint>
-#include <type_traits>
-
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/router/count_choices.hpp>
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 

@@ -1,18 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <type_traits>
-
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/detail/buffer.hpp>
-#include <expar/element.hpp>
 #include <expar/router/cv_squared.hpp>
 #include <expar/router/math.hpp>
 #include <expar/router/token_loss.hpp>
 #include <expar/router/top_k.hpp>
-#include <expar/tensor.hpp>
 
 EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {

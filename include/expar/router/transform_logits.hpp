@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
-#include <expar/element.hpp>
 #include <expar/router/detail/steps.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>  // masked
 #include <expar/router/transform.hpp>
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 namespace detail {

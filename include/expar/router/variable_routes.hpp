@@ -1,20 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
 #include <memory_resource>
-#include <type_traits>
-#include <utility>
 
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/detail/buffer.hpp>
 #include <expar/detail/expert_ids.hpp>
-#include <expar/element.hpp>
-#include <expar/error.hpp>
 #include <expar/router/route.hpp>
 #include <expar/router/routes.hpp>
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 

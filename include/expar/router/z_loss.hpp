@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/router/math.hpp>
 #include <expar/router/score.hpp>
 #include <expar/router/token_loss.hpp>
-#include <expar/tensor.hpp>
 
 EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <type_traits>
-
 #include <expar/detail/arguments.hpp>
 #include <expar/gpu/context.cuh>
 

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstdint>
-#include <utility>
 #include <vector>
 
 #include <expar/detail/arguments.hpp>

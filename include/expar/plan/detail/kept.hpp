@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-
 #include <expar/detail/arguments.hpp>
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0::detail {
 

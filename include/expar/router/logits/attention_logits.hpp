@@ -2,13 +2,10 @@
 #pragma once
 
 #include <expar/config.hpp>
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
-#include <expar/element.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
-#include <expar/tensor.hpp>
 
 EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {

@@ -2,14 +2,11 @@
 #pragma once
 
 #include <expar/config.hpp>
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
-#include <expar/element.hpp>
-#include <expar/error.hpp>
 #include <expar/router/math.hpp>
 #include <expar/router/per_token.hpp>
-#include <expar/tensor.hpp>
+#include <expar/router/score.hpp>  // interleaved_sum
 
 EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {

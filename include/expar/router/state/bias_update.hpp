@@ -1,12 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <type_traits>
-
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/router/count_choices.hpp>  // as_counts, add_count
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 

@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
-#include <expar/error.hpp>
 #include <expar/router/count_choices.hpp>  // as_counts
-#include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
 

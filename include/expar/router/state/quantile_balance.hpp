@@ -1,20 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <type_traits>
-
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
-#include <expar/detail/buffer.hpp>
 #include <expar/detail/select.hpp>
-#include <expar/element.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
 #include <expar/router/state/bias_update.hpp>  // moved_bias
 #include <expar/router/top_k.hpp>
-#include <expar/tensor.hpp>
 
 EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {

@@ -1,19 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-
-#include <expar/context.hpp>
 #include <expar/detail/arguments.hpp>
 #include <expar/detail/arithmetic.hpp>
-#include <expar/detail/buffer.hpp>
-#include <expar/element.hpp>
 #include <expar/router/count_choices.hpp>  // as_counts, check_countable
 #include <expar/router/detail/steps.hpp>   // validate_step
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
 #include <expar/router/state/quantile_balance.hpp>
-#include <expar/tensor.hpp>
 
 EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
