@@ -204,6 +204,7 @@ inline void route_plan::place(host_context const& ctx, tensor_view<std::int32_t 
 
 // No sum overflows: routes, experts and the alignment are below 2^31 each.
 inline void route_plan::lay_out(ragged layout) {
+  detail::check_layout("plan", layout);
   for (int e = 0; e < experts_; ++e)
     offsets_[e + 1] = offsets_[e] + round_up(counts_[e], layout.alignment);
 }

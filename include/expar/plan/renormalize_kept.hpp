@@ -22,6 +22,7 @@ struct renormalize_kept_fn {
         choices{ids.extents[1], "the number of choices per token"};
     auto const w = a.read("weights", weights, {tokens, choices});
     auto const o = a.written("out", out, {tokens, choices, detail::may_be("weights")});
+    rule.validate(a, 0, 0, 0);
     index_t const k = ids.extents[1];
     using A = accumulator_t<detail::element_of<decltype(w)>>;
     detail::for_each_token_with<A>(ctx, ids.extents[0], k, k, [&](index_t t, A* x) {
@@ -31,8 +32,8 @@ struct renormalize_kept_fn {
     });
   }
 };
-/// `renormalize_kept(ctx, kept, weights, rule, out)` divides the weights of each token's kept routes
-/// by their sum, between drop_to_capacity() and decode().
+/// `renormalize_kept(ctx, kept, weights, rule, out)` divides the weights of each token's kept
+/// routes by their sum, between drop_to_capacity() and decode().
 ///   kept: [T,k] signed integers; a route of a negative id was dropped, and gets weight 0
 ///   weights: [T,k] of any element type, of a router that does not renormalize
 ///   rule: a renormalize, whose sum is that of the kept weights
@@ -58,6 +59,7 @@ struct renormalize_kept_backward_fn {
     auto const dw =
         a.gradient("d_weights", d_weights,
                    {tokens, choices, detail::may_be("weights"), detail::may_be("d_out")});
+    rule.validate(a, 0, 0, 0);
     index_t const k = ids.extents[1];
     using A = accumulator_t<detail::element_of<decltype(w)>>;
     detail::for_each_token_with<A>(ctx, ids.extents[0], k, 3 * k, [&](index_t t, A* x) {
@@ -75,9 +77,9 @@ struct renormalize_kept_backward_fn {
 };
 /// `renormalize_kept_backward(ctx, kept, weights, rule, d_out, d_weights)`: the adjoint of
 /// renormalize_kept(). Overwrites d_weights [T,k], the gradient for `weights`, or adds to it by
-/// add_to(), given d_out [T,k], the gradient for `out`. 0 where a route was dropped, and, but for epsilon, where it
-/// is the only one that was kept, for its weight is 1. d_weights may be weights or d_out, and is
-/// otherwise apart from them.
+/// add_to(), given d_out [T,k], the gradient for `out`. 0 where a route was dropped, and, but for
+/// epsilon, where it is the only one that was kept, for its weight is 1. d_weights may be weights
+/// or d_out, and is otherwise apart from them.
 inline constexpr renormalize_kept_backward_fn renormalize_kept_backward{};
 
 }  // namespace expar::inline v0
