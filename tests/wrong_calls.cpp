@@ -111,6 +111,11 @@ struct wrong_call {
 };
 
 std::vector<wrong_call> const of_routers{
+    {[] {
+       expar::add_learned_noise const noise{logits, qnan, expar::normals{}};
+       route(with({experts, k}, noise, expar::softmax_score{}));
+     },
+     "expar: route: floor of the noise is nan; it is finite"},
     {[] { expar::route(ctx, softmax, make_view(m.logits, tokens, 5), routes); },
      "expar: route: logits has extent 5 in dimension 1, but the router's number of experts is 8"},
     {[] { expar::route(ctx, softmax, make_view(m.logits, -1, experts), routes); },
@@ -320,7 +325,34 @@ std::vector<wrong_call> const of_routers{
      "expar: choose_tokens: capacity is 0; it is at least 1"},
 };
 
+std::vector<std::int32_t> const minus_one(experts* experts, -1);
+auto const negative = make_view(minus_one.data(), experts);
+auto const negatives = make_view(minus_one.data(), 1, experts);
+
 std::vector<wrong_call> const of_losses{
+    {[] { expar::load_balance_loss(ctx, logits, negative, {.choices = k}); },
+     "expar: load_balance_loss: counts(0) is -1; a count is at least 0"},
+    {[] {
+       expar::sequence_balance_loss(ctx, expar::softmax_score{}, expar::even_sequences{1}, logits,
+                                    negatives, make_view(m.lengths, 1), {.choices = k});
+     },
+     "expar: sequence_balance_loss: counts(0, 0) is -1; a count is at least 0"},
+    {[] {
+       expar::device_balance_loss_backward(ctx, expar::softmax_score{}, logits, device_of,
+                                           make_view(minus_one.data(), devices), {.choices = k},
+                                           d_logits);
+     },
+     "expar: device_balance_loss_backward: device_counts(0) is -1; a count is at least 0"},
+    {[] {
+       auto const histogram_of_none = make_view(minus_one.data(), experts, experts);
+       expar::histogram_bias(ctx, histogram_of_none, k, {-1, 1}, bias);
+     },
+     "expar: histogram_bias: histogram(0, 0) is -1; a count is at least 0"},
+    {[] {
+       float const odd[] = {0, static_cast<float>(qnan)};
+       expar::score_bins(ctx, make_view(odd, 2));
+     },
+     "expar: score_bins: bias(1) is nan; it is finite"},
     {[] { expar::count_choices(ctx, ids, 3, counts); },
      "expar: count_choices: choices is 3; it is at least 1 and at most the 2 choices per token"},
     {[] { expar::count_choices(ctx, ids, k, make_view(m.counts, 4)); },
@@ -410,11 +442,8 @@ std::vector<wrong_call> const of_losses{
      "expar: update_bias: bias has extent 3 in dimension 0, but the number of experts is 8"},
     {[] { expar::update_bias(ctx, counts, {.rate = qnan}, bias); },
      "expar: update_bias: rate is nan; it is finite"},
-    {[] {
-       std::vector<std::int32_t> const negative{1, -3};
-       expar::update_bias(ctx, negative, {}, make_view(m.bias, 2));
-     },
-     "expar: update_bias: counts(1) is -3; counts are at least 0 and add up to at most "
+    {[] { expar::update_bias(ctx, negative, {}, bias); },
+     "expar: update_bias: counts(0) is -1; counts are at least 0 and add up to at most "
      "9223372036854775807"},
     {[] { expar::quantile_bias(ctx, logits, bias, experts, make_view(m.of_rows, experts)); },
      "expar: quantile_bias: top_k is 8; it is at least 1 and less than the 8 experts"},
@@ -434,11 +463,8 @@ std::vector<wrong_call> const of_losses{
      "expar: score_bins: bias has no experts; at least 1 is needed"},
     {[] { expar::route_sparsity(ctx, counts, 0); },
      "expar: route_sparsity: tokens is 0; it is at least 1"},
-    {[] {
-       std::vector<std::int32_t> const negative{-4};
-       expar::route_sparsity(ctx, negative, 1);
-     },
-     "expar: route_sparsity: counts(0) is -4; counts are at least 0 and add up to at most "
+    {[] { expar::route_sparsity(ctx, negative, 1); },
+     "expar: route_sparsity: counts(0) is -1; counts are at least 0 and add up to at most "
      "9223372036854775807"},
     {[] {
        (void)expar::lambda_control{experts, k, qnan}.next(1, 1);
@@ -453,6 +479,7 @@ std::vector<wrong_call> const of_losses{
 };
 
 std::vector<wrong_call> const of_plans{
+    {[] { expar::route_plan().lay_out(ctx, 1); }, "expar: plan: experts is 0; place routes first"},
     {[] { expar::make_plan(ctx, ids, 0); }, "expar: plan: experts is 0; at least 1 is needed"},
     {[] { expar::make_plan(ctx, ids, 7); },
      "expar: plan: ids(3, 1) is 7; an expert id is -1 (no expert) or 0 to 6"},
@@ -855,11 +882,8 @@ std::vector<wrong_call> const of_exchanges{
      "expar: sum_counts: rank 0 has 1 values but rank 1 has 2; all ranks must pass as many"},
     {[] { expar::gather_report(ctx, self, plan(), make_view(m.counts, 3)); },
      "expar: gather_report: dropped has extent 3 in dimension 0, but experts is 8"},
-    {[] {
-       std::vector<std::int32_t> const negative{0, -1, 0, 0, 0, 0, 0, 0};
-       expar::gather_report(ctx, self, plan(), negative);
-     },
-     "expar: gather_report: dropped(1) is -1; counts are at least 0 and add up to at most "
+    {[] { expar::gather_report(ctx, self, plan(), negative); },
+     "expar: gather_report: dropped(0) is -1; counts are at least 0 and add up to at most "
      "9223372036854775807"},
     {[] {
        expar::routing_report r;
