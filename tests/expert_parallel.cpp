@@ -643,7 +643,7 @@ TEST_CASE("a batch without routes, or of another object, is refused") {
         "4, 2, 2 and 1");
   expar::expert_parallel fixed(comm, {4, 1, 2}, expar::fixed_capacity{});
   CHECK(thrown_by([&] { fixed.combine(ctx, batch, none, none); }) ==
-        "expar: combine: the batch was made for another layout (ragged or fixed_capacity)");
+        "expar: combine: the batch was made for a ragged layout, not for fixed_capacity");
   auto const moved = std::move(batch);
   CHECK(thrown_by([&] { moe.combine(ctx, batch, none, none); }) ==
         "expar: combine: the batch has no routes; dispatch or prepare it first");

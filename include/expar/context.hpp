@@ -30,8 +30,13 @@ class host_context {
                         std::pmr::memory_resource* memory = std::pmr::get_default_resource())
       : memory_(memory) {
     detail::expects(threads >= 1, "host_context: threads is ", threads, "; at least 1 is needed");
+    detail::expects(memory != nullptr, "host_context: memory is null; a resource is needed");
     if (threads == 1) return;
-    team_ = detail::shared_team(threads);
+    try {
+      team_ = detail::shared_team(threads);
+    } catch (std::exception const& e) {
+      detail::fail("host_context: threads is ", threads, ", more than can be had: ", e.what());
+    }
     bind(*team_);
   }
 
@@ -40,6 +45,7 @@ class host_context {
   explicit host_context(E& pool,
                         std::pmr::memory_resource* memory = std::pmr::get_default_resource())
       : memory_(memory) {
+    detail::expects(memory != nullptr, "host_context: memory is null; a resource is needed");
     bind(pool);
   }
 

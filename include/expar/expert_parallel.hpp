@@ -453,7 +453,10 @@ class expert_parallel {
   }
 
   /// What every operation asks of the batch that it is given.
-  detail::batch_fit fit() const { return {shape_, place_.ranks, has_capacity}; }
+  detail::batch_fit fit() const {
+    (void)comm();  // throws where the object was moved from
+    return {shape_, place_.ranks, has_capacity};
+  }
 
   detail::cleared_by_move<Comm*> comm_;
   expert_shape shape_;

@@ -122,9 +122,13 @@ __attribute__((format(printf, 2, 3))) inline void print(std::string& to, char co
   to += text;
 }
 
-inline index_t largest(std::span<index_t const> values) {
+/// At least 1; throws where a count is negative.
+inline index_t largest(char const* what, std::span<index_t const> counts) {
   index_t most = 1;
-  for (index_t v : values) most = v > most ? v : most;
+  for (index_t count : counts) {
+    expects(count >= 0, what, ": a count is ", count, "; it is at least 0");
+    most = count > most ? count : most;
+  }
   return most;
 }
 
@@ -150,7 +154,9 @@ inline double mean(std::span<index_t const> counts) {
 /// One line per expert: a bar, the number of routes, and its ratio to the mean. A bar is `width`
 /// characters for `most` routes (0: for the largest count).
 inline std::string load_bars(std::span<index_t const> counts, int width = 40, index_t most = 0) {
-  double const scale = static_cast<double>(most > 0 ? most : detail::largest(counts));
+  detail::expects(width >= 0, "load_bars: width is ", width, "; it is at least 0");
+  index_t const largest = detail::largest("load_bars", counts);
+  double const scale = static_cast<double>(most > 0 ? most : largest);
   std::string text;
   for (std::size_t e = 0; e < counts.size(); ++e) {
     double const count = static_cast<double>(counts[e]);
@@ -164,7 +170,10 @@ inline std::string load_bars(std::span<index_t const> counts, int width = 40, in
 /// One line per sending rank, one column per receiving rank, darker where more rows go.
 inline std::string traffic_matrix(routing_report const& r) {
   char const* const shades[] = {" ", "░", "▒", "▓", "█"};
-  double const most = static_cast<double>(detail::largest(r.traffic));
+  detail::expects(static_cast<index_t>(r.traffic.size()) == index_t{r.ranks} * r.ranks,
+                  "traffic_matrix: traffic has ", r.traffic.size(), " numbers; there are ", r.ranks,
+                  " x ", r.ranks, " ranks");
+  double const most = static_cast<double>(detail::largest("traffic_matrix", r.traffic));
   std::string text = "rows from";
   for (int to = 0; to < r.ranks; ++to) detail::print(text, "%*sto %d", to < 10 ? 6 : 5, "", to);
   for (int i = 0; i < static_cast<int>(r.traffic.size()); ++i) {

@@ -203,6 +203,12 @@ constexpr auto as_output(Context const& ctx, T&& t) {
   return v;
 }
 
+/// How only() and add_to() hold what they stand around: views and numbers by value, since those are
+/// often temporary, all else by reference.
+template <class T>
+using held = std::conditional_t<
+    (view_rank<std::remove_const_t<T>> > 0) || std::is_arithmetic_v<std::remove_const_t<T>>, T, T&>;
+
 template <class View>
 using element_of = std::remove_cv_t<std::remove_pointer_t<decltype(View::data)>>;
 

@@ -67,9 +67,11 @@ TEST_CASE("arguments: what a view must be to be read") {
         "expar: f: x begins at an address that is 2 modulo 4; its elements are aligned to 4 bytes");
   index_t const huge = index_t{1} << 32;
   CHECK(read(make_view(values, huge, huge)) ==
-        "expar: f: x has more elements than an index can count");
+        "expar: f: x has extent 4294967296 in dimension 1, and more than 9223372036854775807 "
+        "elements");
   CHECK(read(make_view(values, huge, 1, huge)) ==
-        "expar: f: x reaches over more bytes than an index can count");
+        "expar: f: x has stride 4294967296 in dimension 0, and reaches over more than "
+        "9223372036854775807 bytes");
 }
 
 TEST_CASE("arguments: what a view must be to be written") {

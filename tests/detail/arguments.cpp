@@ -99,3 +99,21 @@ TEST_CASE("arguments: a gradient overwrites, or adds in the accumulator where ad
   v.put(v(1), 2);
   CHECK(owner == std::vector<double>{1, 3, 1});
 }
+
+TEST_CASE("arguments: only() and add_to() outlive the views that they were made of") {
+  float x[2] = {1, 2};
+  std::uint8_t const marks[] = {0, 1};
+  auto const some = expar::only(make_view(marks, 2), make_view(x, 2, 1));
+  auto const sum = expar::add_to(make_view(x, 2, 1));
+  static_assert(!std::is_reference_v<decltype(some.valid)>);
+  static_assert(!std::is_reference_v<decltype(some.tensor)>);
+  static_assert(!std::is_reference_v<decltype(sum.tensor)>);
+  static_assert(!std::is_reference_v<decltype(expar::only(make_view(marks, 2), 2).tensor)>);
+  arguments a(ctx, "f");
+  auto const z = a.masked("z", some);
+  CHECK((!z.valid(0) && z.valid(1) && z(1, 0) == 2));
+  arguments b(ctx, "f");
+  auto const d = b.gradient("d", sum);
+  d.put(d(1, 0), 3);
+  CHECK(x[1] == 5);
+}

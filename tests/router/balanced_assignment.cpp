@@ -150,7 +150,7 @@ TEST_CASE("an assignment refuses what does not fit", "[router]") {
           "expar: balanced_assignment: least is 0; it is above 0");
   scores.set(0, 0, 1e308), scores.set(1, 1, -1e308);
   REQUIRE(make(scores, {}, ids) ==
-          "expar: balanced_assignment: the range of the scores is not a finite number");
+          "expar: balanced_assignment: the range of the scores is inf; it is finite");
 }
 
 TEST_CASE("an assignment has ids of any signed integer type", "[router]") {

@@ -205,21 +205,20 @@ class thread_communicator {
   window allocate_window(std::size_t bytes) const {
     window w;
     w.rank_ = rank_;
-    std::exception_ptr failure;
+    bool failed = false;
     try {
       w.part_.resize(bytes);
       w.parts_.resize(static_cast<std::size_t>(size()));
-    } catch (...) {
-      failure = std::current_exception();
+    } catch (std::exception const&) {
+      failed = true;
     }
-    mine() = {.window = w.part_.data(), .bytes = bytes, .failed = failure != nullptr};
+    mine() = {.window = w.part_.data(), .bytes = bytes, .failed = failed};
     group_->meet(rank_, "allocate_window");
     int without = -1;
     for (int p = 0; p < size(); ++p)
       if (group_->at(p).failed && without < 0) without = p;
     if (without >= 0) {
       group_->meet(rank_, "allocate_window", detail::thread_group::patience::unlimited);
-      if (failure) std::rethrow_exception(failure);
       detail::fail("allocate_window: rank ", without, " has no memory for ", bytes, " bytes");
     }
     int odd = -1;

@@ -121,7 +121,8 @@ class argument_table {
               " in dimension ", i, "; an extent is at least 0");
     for (int i = 0; i < s.rank; ++i)
       expects(s.extents[i] == 0 || !__builtin_mul_overflow(elements, s.extents[i], &elements),
-              operation_, ": ", s.name, " has more elements than an index can count");
+              operation_, ": ", s.name, " has extent ", s.extents[i], " in dimension ", i,
+              ", and more than ", PTRDIFF_MAX, " elements");
     for (int i = 0; i < s.rank; ++i)
       if (s.extents[i] == 0) return f;
     expects(s.data != nullptr, operation_, ": ", s.name, " has ", elements,
@@ -142,7 +143,8 @@ class argument_table {
       expects(!__builtin_mul_overflow(s.extents[i] - 1, s.strides[i], &reach) &&
                   !__builtin_mul_overflow(reach, bytes, &reach) &&
                   !__builtin_add_overflow(end, reach, &end),
-              operation_, ": ", s.name, " reaches over more bytes than an index can count");
+              operation_, ": ", s.name, " has stride ", s.strides[i], " in dimension ", i,
+              ", and reaches over more than ", PTRDIFF_MAX, " bytes");
     }
     f.first = f.data + static_cast<std::uintptr_t>(low);
     f.last = f.data + static_cast<std::uintptr_t>(high);

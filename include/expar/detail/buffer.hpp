@@ -9,6 +9,7 @@
 #include <utility>
 
 #include <expar/config.hpp>
+#include <expar/error.hpp>
 
 namespace expar::inline v0::detail {
 
@@ -21,7 +22,9 @@ class buffer {
 
  public:
   explicit buffer(std::pmr::memory_resource* from = std::pmr::get_default_resource())
-      : from_(from) {}
+      : from_(from) {
+    expects(from != nullptr, "memory is null; a resource is needed");
+  }
   buffer(buffer&& other) noexcept
       : from_(other.from_),
         data_(std::exchange(other.data_, nullptr)),

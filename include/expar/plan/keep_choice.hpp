@@ -15,6 +15,9 @@ struct kept_above {
   bool keeps(A weight, index_t /*token*/) const {
     return weight > static_cast<A>(threshold);
   }
+  void validate(char const* what, index_t /*tokens*/) const {
+    detail::expects(threshold == threshold, what, ": threshold is ", threshold, "; it is a number");
+  }
 };
 
 /// A choice is kept where weight / divisor > uniform [T], random numbers of [0, 1): with

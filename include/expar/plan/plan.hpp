@@ -200,11 +200,14 @@ inline void route_plan::place(host_context const& ctx, tensor_view<std::int32_t 
 
 // No sum overflows: routes, experts and the alignment are below 2^31 each.
 inline void route_plan::lay_out(ragged layout) {
+  detail::check_layout("plan", layout);
+  detail::expects(experts_ >= 1, "plan: experts is ", experts(), "; place routes first");
   for (int e = 0; e < experts_; ++e)
     offsets_[e + 1] = offsets_[e] + round_up(counts_[e], layout.alignment);
 }
 
 inline void route_plan::lay_out(host_context const& ctx, index_t capacity) {
+  detail::expects(experts_ >= 1, "plan: experts is ", experts(), "; place routes first");
   try {
     detail::expects(capacity >= 0, "plan: capacity is ", capacity, "; it is at least 0");
     detail::check_rows_of_experts("plan", experts_, capacity);

@@ -17,6 +17,7 @@ struct renormalize_kept_fn {
         choices{ids.extents[1], "the number of choices per token"};
     auto const w = a.read("weights", weights, {tokens, choices});
     auto const o = a.written("out", out, {tokens, choices, detail::may_be("weights")});
+    rule.validate(a, 0, 0, 0);
     index_t const k = ids.extents[1];
     using A = accumulator_t<detail::element_of<decltype(w)>>;
     detail::for_each_token_with<A>(ctx, ids.extents[0], k, k, [&](index_t t, A* x) {
@@ -53,6 +54,7 @@ struct renormalize_kept_backward_fn {
     auto const dw =
         a.gradient("d_weights", d_weights,
                    {tokens, choices, detail::may_be("weights"), detail::may_be("d_out")});
+    rule.validate(a, 0, 0, 0);
     index_t const k = ids.extents[1];
     using A = accumulator_t<detail::element_of<decltype(w)>>;
     detail::for_each_token_with<A>(ctx, ids.extents[0], k, 3 * k, [&](index_t t, A* x) {

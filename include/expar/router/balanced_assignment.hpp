@@ -116,8 +116,8 @@ struct balanced_assignment_fn {
     detail::buffer<double> finite(ctx.memory());
     finite.resize(tokens * experts);
     double const range = shift_to_zero(from, finite.data());
-    detail::expects(detail::is_finite(range), a,
-                    ": the range of the scores is not a finite number");
+    detail::expects(detail::is_finite(range), a, ": the range of the scores is ", range,
+                    "; it is finite");
     double const share = options.relative * range;
     detail::hold_auction(finite.data(), tokens, experts,
                          share > options.least ? share : options.least, ctx, to);

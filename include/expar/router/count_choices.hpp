@@ -26,6 +26,20 @@ void add_count(char const* what, index_t e, Count count, index_t& sum) {
   sum = next;
 }
 
+/// A count of a vector, or of a matrix, as a number; throws where it is negative.
+template <class T>
+double count_at(char const* op, char const* name, tensor_view<T, 1> const& counts, index_t i) {
+  expects(counts(i) >= T{}, op, ": ", name, "(", i, ") is ", counts(i), "; a count is at least 0");
+  return static_cast<double>(counts(i));
+}
+template <class T>
+double count_at(char const* op, char const* name, tensor_view<T, 2> const& counts, index_t i,
+                index_t j) {
+  expects(counts(i, j) >= T{}, op, ": ", name, "(", i, ", ", j, ") is ", counts(i, j),
+          "; a count is at least 0");
+  return static_cast<double>(counts(i, j));
+}
+
 /// Throws unless a Count holds the largest of counts, which is at most `most`.
 template <class Count>
 void check_countable(char const* op, index_t most) {

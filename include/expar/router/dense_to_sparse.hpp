@@ -12,6 +12,7 @@ struct count_above_fn {
   index_t operator()(host_context const& ctx, Logits const& logits, double threshold) const {
     detail::arguments a(ctx, "count_above");
     auto const z = a.masked("logits", logits);
+    detail::expects(threshold == threshold, a, ": threshold is ", threshold, "; it is a number");
     using A = accumulator_t<detail::element_of<decltype(z)>>;
     index_t const tokens = z.extents[0], experts = z.extents[1];
     int const n = detail::row_size(a, "logits", experts, "experts");

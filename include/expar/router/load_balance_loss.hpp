@@ -57,7 +57,7 @@ double load_balance_loss_of(host_context const& ctx, char const* operation, Scor
   double const unit = balance_unit(a, o, experts, z);
   buffer<double> slopes(ctx.memory());
   slopes.resize(experts);
-  for (index_t e = 0; e < experts; ++e) slopes[e] = unit * static_cast<double>(n(e));
+  for (index_t e = 0; e < experts; ++e) slopes[e] = unit * count_at(a, "counts", n, e);
   score_sum<Score> const term{score, slopes.data(), static_cast<int>(experts)};
   return loss_of_tokens(ctx, z, term, dz);
 }

@@ -170,6 +170,7 @@ struct add_learned_noise {
   }
   void validate(detail::argument_table& a, int experts, int /*top_k*/, index_t tokens) const {
     a.reads("raw", raw, {{tokens, "the number of tokens"}, {experts, "the number of experts"}});
+    detail::expects(floor - floor == 0, a, ": floor of the noise is ", floor, "; it is finite");
     numbers.validate(a, experts, tokens);
   }
 };

@@ -55,11 +55,11 @@ double sequence_balance_loss_of(host_context const& ctx, char const* operation, 
   buffer<double> slopes(ctx.memory());
   slopes.resize(all * experts);
   for (index_t b = 0; b < all; ++b) {
-    double const length = of(b) > 1 ? static_cast<double>(of(b)) : 1;
+    double const tokens_of = count_at(a, "lengths", of, b), length = tokens_of > 1 ? tokens_of : 1;
     double const unit =
         o.coefficient * static_cast<double>(experts) / (among * o.choices * length * length);
     for (index_t e = 0; e < experts; ++e)
-      slopes[b * experts + e] = unit * static_cast<double>(n.row(b)[e]);
+      slopes[b * experts + e] = unit * count_at(a, "counts", n, b, e);
   }
   sequence_term<Score, Sequences> const term{
       {score, slopes.data(), static_cast<int>(experts)}, sequences, tokens};

@@ -23,8 +23,9 @@ struct batch_fit {
             what, ": the batch was made for ", plan.experts(), " experts, top_k ", plan.top_k(),
             ", rows of ", batch.hidden_, " and ", batch.map_.place.ranks, " ranks, not for ",
             shape.experts, ", ", shape.top_k, ", ", shape.hidden, " and ", ranks);
-    expects((batch.map_.capacity >= 0) == has_capacity, what,
-            ": the batch was made for another layout (ragged or fixed_capacity)");
+    expects((batch.map_.capacity >= 0) == has_capacity, what, ": the batch was made for ",
+            has_capacity ? "a ragged layout, not for fixed_capacity"
+                         : "fixed_capacity, not for a ragged layout");
   }
   template <class T, class W>
   void dispatched(char const* what, expert_batch<T, W> const& batch) const {

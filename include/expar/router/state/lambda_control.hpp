@@ -2,7 +2,7 @@
 #pragma once
 
 #include <expar/detail/arguments.hpp>
-#include <expar/router/count_choices.hpp>  // as_counts
+#include <expar/router/count_choices.hpp>  // as_counts, add_count
 
 namespace expar::inline v0 {
 
@@ -13,9 +13,11 @@ struct route_sparsity_fn {
     auto const n = detail::as_counts(a.read_any_vector("counts", counts));
     detail::expects(n.extents[0] >= 1, a, ": counts has no experts; at least 1 is needed");
     detail::expects(tokens >= 1, a, ": tokens is ", tokens, "; it is at least 1");
-    double sum = 0;
-    for (index_t e = 0; e < n.extents[0]; ++e) sum += static_cast<double>(n(e));
-    return 1 - sum / (static_cast<double>(tokens) * static_cast<double>(n.extents[0]));
+    index_t sum = 0;
+    for (index_t e = 0; e < n.extents[0]; ++e)
+      detail::add_count("route_sparsity: counts", e, n(e), sum);
+    return 1 - static_cast<double>(sum) /
+                   (static_cast<double>(tokens) * static_cast<double>(n.extents[0]));
   }
 };
 /// `route_sparsity(ctx, counts, tokens)`: how sparse the routes of a batch are, 1 - sum(counts) /

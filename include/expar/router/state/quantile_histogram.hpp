@@ -130,7 +130,7 @@ struct histogram_bias_fn {
       auto const* const row = h.row(e);
       double all = 0, below = 0;
       now[e] = static_cast<double>(b(e));
-      for (index_t i = 0; i < n; ++i) all += static_cast<double>(row[i]);
+      for (index_t i = 0; i < n; ++i) all += detail::count_at(a, "histogram", h, e, i);
       if (!(all > 0)) continue;
       double const share = all * top_k / static_cast<double>(experts);
       index_t bin = 0;
@@ -162,8 +162,9 @@ struct score_bins_fn {
     auto const b = a.read_vector("bias", bias);
     detail::expects(b.extents[0] >= 1, a, ": bias has no experts; at least 1 is needed");
     double low = static_cast<double>(widen(b(0))), high = low;
-    for (index_t e = 1; e < b.extents[0]; ++e) {
+    for (index_t e = 0; e < b.extents[0]; ++e) {
       double const x = static_cast<double>(widen(b(e)));
+      detail::expects(x - x == 0, a, ": bias(", e, ") is ", x, "; it is finite");
       low = x < low ? x : low;
       high = x > high ? x : high;
     }
