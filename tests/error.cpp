@@ -11,11 +11,11 @@ using expar::detail::sentence;
 
 TEST_CASE("error: a sentence is its parts in order") {
   auto const text = [](sentence const& s) { return std::string(s.c_str()); };
-  CHECK(text({"top_k is ", 9, " of ", std::string("eight")}) == "top_k is 9 of eight");
-  CHECK(text({std::size_t{18446744073709551615u}, " ", INT64_MIN}) ==
+  CHECK(text(sentence{"top_k is ", 9, " of ", std::string("eight")}) == "top_k is 9 of eight");
+  CHECK(text(sentence{std::size_t{18446744073709551615u}, " ", INT64_MIN}) ==
         "18446744073709551615 -9223372036854775808");
-  CHECK(text({1.25, " ", 1e30, " ", -0.0}) == "1.25 1e+30 -0");
-  CHECK(text({}).empty());
+  CHECK(text(sentence{1.25, " ", 1e30, " ", -0.0}) == "1.25 1e+30 -0");
+  CHECK(text(sentence{}).empty());
 }
 
 TEST_CASE("error: what is longer than its room is cut, in the middle of a part or between two") {

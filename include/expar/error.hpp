@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdio>
 #include <exception>
-#include <initializer_list>
 
 #include <expar/config.hpp>
 
@@ -25,9 +24,7 @@ class error : public std::exception {
   }
   /// Of a std::string, or anything else with c_str().
   template <class String>
-  requires requires(String const& s) {
-    { s.c_str() } -> std::convertible_to<char const*>;
-  }
+  requires requires(String const& s) { s.c_str(); }
   explicit error(String const& sentence) : error(sentence.c_str()) {}
 
   char const* what() const noexcept override { return text_; }
@@ -38,73 +35,45 @@ class error : public std::exception {
 
 namespace detail {
 
-/// A part of a sentence: text, which outlives it, or a number.
-class part {
- public:
-  part(char const* text) : kind_(text_kind), text_(text) {}
-  template <class String>
-  requires requires(String const& s) {
-    { s.c_str() } -> std::convertible_to<char const*>;
-  }
-  part(String const& s) : part(s.c_str()) {}
-  template <std::signed_integral Integer>
-  part(Integer n) : kind_(integer_kind), integer_(n) {}
-  template <std::unsigned_integral Integer>
-  part(Integer n) : kind_(natural_kind), natural_(n) {}
-  part(double x) : kind_(real_kind), real_(x) {}
-
-  /// Appends it to text of `length` characters, as far as there is room, and gives the new length.
-  std::size_t append(char* text, std::size_t length) const {
-    char number[32];
-    char const* from = number;
-    switch (kind_) {
-      case text_kind:
-        from = text_;
-        break;
-      case integer_kind:
-        std::snprintf(number, sizeof number, "%lld", integer_);
-        break;
-      case natural_kind:
-        std::snprintf(number, sizeof number, "%llu", natural_);
-        break;
-      case real_kind:
-        std::snprintf(number, sizeof number, "%.15g", real_);
-        break;
-    }
-    for (; *from != '\0' && length + 1 < error::room; ++from) text[length++] = *from;
-    return length;
-  }
-
- private:
-  enum { text_kind, integer_kind, natural_kind, real_kind } kind_;
-  union {
-    char const* text_;
-    long long integer_;
-    unsigned long long natural_;
-    double real_;
-  };
-};
-
-/// Parts side by side.
+/// Texts and numbers side by side, as far as an error has room for them.
 class sentence {
  public:
-  sentence(std::initializer_list<part> parts) {
-    std::size_t length = 0;
-    for (part const& p : parts) length = p.append(text_, length);
+  template <class... Parts>
+  explicit sentence(Parts const&... parts) {
+    (put(parts), ...);
   }
   char const* c_str() const { return text_; }
 
  private:
-  char text_[error::room]{};
-};
+  void put(char const* part) {
+    for (; *part != '\0' && length_ + 1 < error::room; ++part) text_[length_++] = *part;
+  }
+  template <class String>
+  requires requires(String const& s) { s.c_str(); }
+  void put(String const& part) { put(part.c_str()); }
+  template <std::signed_integral I>
+  void put(I n) {
+    put_number("%lld", static_cast<long long>(n));
+  }
+  template <std::unsigned_integral I>
+  void put(I n) {
+    put_number("%llu", static_cast<unsigned long long>(n));
+  }
+  void put(double x) { put_number("%.15g", x); }
+  template <class Number>
+  void put_number(char const* format, Number n) {
+    char text[32];
+    std::snprintf(text, sizeof text, format, n);
+    put(text);
+  }
 
-[[noreturn, gnu::cold]] inline void throw_sentence(std::initializer_list<part> parts) {
-  throw error(sentence(parts));
-}
+  char text_[error::room]{};
+  std::size_t length_ = 0;
+};
 
 template <class... Parts>
 [[noreturn, gnu::cold]] void fail(Parts const&... parts) {
-  throw_sentence({"expar: ", parts...});
+  throw error(sentence("expar: ", parts...));
 }
 
 /// Throws the sentence made of `parts` unless `holds`.

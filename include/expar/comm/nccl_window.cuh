@@ -56,7 +56,7 @@ __global__ void nccl_phase(ncclDevComm const comm) {
 /// "2.28.9" for 22809.
 inline sentence nccl_version_text(int code) {
   int const unit = code < 10000 ? 1000 : 10000;  // the code had a digit less up to 2.8
-  return {code / unit, ".", code % unit / 100, ".", code % 100};
+  return sentence(code / unit, ".", code % unit / 100, ".", code % 100);
 }
 
 }  // namespace detail

@@ -44,7 +44,7 @@ struct given_ids {
     a.reads("given ids", ids, {{tokens, "the number of tokens"}, {top_k, "top_k"}});
   }
   void validate_entries(char const* what, int experts, int /*top_k*/, index_t /*tokens*/) const {
-    detail::check_expert_ids(detail::sentence({what, ": given ids"}).c_str(), ids, experts);
+    detail::check_expert_ids(detail::sentence(what, ": given ids").c_str(), ids, experts);
   }
 };
 
