@@ -20,12 +20,6 @@ expar::host_context const ctx;
 using counts_type = std::vector<expar::index_t>;
 
 /// How often `part` stands in `text`.
-int occurrences(std::string const& text, std::string const& part) {
-  int n = 0;
-  for (auto at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++n;
-  return n;
-}
-
 /// Two choices per token of rank r: token t names experts t and t + r + 1, modulo 5.
 std::vector<std::int32_t> ids_of(int rank, int tokens) {
   std::vector<std::int32_t> ids;

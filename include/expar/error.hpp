@@ -51,12 +51,12 @@ class sentence {
   template <class String>
   requires requires(String const& s) { s.c_str(); }
   void put(String const& part) { put(part.c_str()); }
-  template <std::signed_integral I>
-  void put(I n) {
+  template <std::signed_integral Integer>
+  void put(Integer n) {
     put_number("%lld", static_cast<long long>(n));
   }
-  template <std::unsigned_integral I>
-  void put(I n) {
+  template <std::unsigned_integral Integer>
+  void put(Integer n) {
     put_number("%llu", static_cast<unsigned long long>(n));
   }
   void put(double x) { put_number("%.15g", x); }
