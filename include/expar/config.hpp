@@ -30,10 +30,16 @@
 // that files with and without it compute the same bits, in one program too. GCC then calls, rather
 // than inlines, what is defined there from what is not; it says by macros whether that is needed.
 // Clang does not, and marks each operation by itself.
+// What is between them means to compare floats for equality and to cast vectors as C does; the
+// warnings of it are off there, and the one that GCC has of an int that bounds an array.
+#define EXPAR_DETAIL_EXACT                                                           \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wfloat-equal\"") \
+      _Pragma("GCC diagnostic ignored \"-Wold-style-cast\"")
 #if defined(__clang__) && !defined(__CUDACC__)
 #define EXPAR_IEEE_BEGIN \
+  EXPAR_DETAIL_EXACT     \
   _Pragma("float_control(precise, on, push)") _Pragma("clang fp contract(off)")
-#define EXPAR_IEEE_END _Pragma("float_control(pop)")
+#define EXPAR_IEEE_END _Pragma("float_control(pop)") _Pragma("GCC diagnostic pop")
 #elif defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__)
 #if defined(__CUDACC__)  // which warns of what it hands on to GCC
 #define EXPAR_DETAIL_QUIET _Pragma("nv_diagnostic push") _Pragma("nv_diag_suppress 1675")
@@ -42,15 +48,16 @@
 #define EXPAR_DETAIL_QUIET
 #define EXPAR_DETAIL_LOUD
 #endif
-#define EXPAR_IEEE_BEGIN                                                                           \
-  EXPAR_DETAIL_QUIET                                                                               \
-  _Pragma("GCC push_options") _Pragma("GCC optimize(\"no-associative-math\")")                     \
-      _Pragma("GCC optimize(\"no-reciprocal-math\")")                                              \
-          _Pragma("GCC optimize(\"no-unsafe-math-optimizations\")")                                \
-              _Pragma("GCC optimize(\"signed-zeros\")") _Pragma("GCC optimize(\"trapping-math\")") \
-                  _Pragma("GCC optimize(\"fp-contract=off\")") EXPAR_DETAIL_LOUD
-#define EXPAR_IEEE_END _Pragma("GCC pop_options")
+#define EXPAR_IEEE_BEGIN                                                                        \
+  EXPAR_DETAIL_EXACT EXPAR_DETAIL_QUIET _Pragma("GCC diagnostic ignored \"-Wsign-conversion\"") \
+      _Pragma("GCC push_options") _Pragma("GCC optimize(\"no-associative-math\")")              \
+          _Pragma("GCC optimize(\"no-reciprocal-math\")")                                       \
+              _Pragma("GCC optimize(\"no-unsafe-math-optimizations\")")                         \
+                  _Pragma("GCC optimize(\"signed-zeros\")")                                     \
+                      _Pragma("GCC optimize(\"trapping-math\")")                                \
+                          _Pragma("GCC optimize(\"fp-contract=off\")") EXPAR_DETAIL_LOUD
+#define EXPAR_IEEE_END _Pragma("GCC pop_options") _Pragma("GCC diagnostic pop")
 #else
-#define EXPAR_IEEE_BEGIN
-#define EXPAR_IEEE_END
+#define EXPAR_IEEE_BEGIN EXPAR_DETAIL_EXACT _Pragma("GCC diagnostic ignored \"-Wsign-conversion\"")
+#define EXPAR_IEEE_END _Pragma("GCC diagnostic pop")
 #endif

@@ -146,7 +146,7 @@ inline std::string bar(double share, int width) {
 inline double mean(std::span<index_t const> counts) {
   double sum = 0;
   for (index_t c : counts) sum += static_cast<double>(c);
-  return sum == 0 ? 1 : sum / static_cast<double>(counts.size());
+  return sum > 0 ? sum / static_cast<double>(counts.size()) : 1;
 }
 
 }  // namespace detail

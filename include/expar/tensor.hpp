@@ -22,8 +22,8 @@ enum class memory_space { host, device, any };
 template <class T, int Rank>
 struct tensor_view {
   T* data{};
-  index_t extents[Rank]{};
-  index_t strides[Rank]{};
+  index_t extents[std::size_t{Rank}]{};
+  index_t strides[std::size_t{Rank}]{};
 
   EXPAR_HD constexpr index_t extent(int i) const { return extents[i]; }
   EXPAR_HD constexpr index_t size() const {

@@ -66,5 +66,12 @@ EXPAR_HD inline double zero_unless(bool keep, double x) {
                                         (std::uint64_t{0} - static_cast<std::uint64_t>(keep)));
 }
 
+EXPAR_HD inline bool is_nan(double x) {
+  return x != x;
+}
+EXPAR_HD inline bool is_finite(double x) {
+  return x - x == 0;
+}
+
 }  // namespace expar::inline v0::detail
 EXPAR_IEEE_END

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include <expar/detail/arguments.hpp>
+#include <expar/detail/arithmetic.hpp>
 #include <expar/detail/expert_ids.hpp>
 #include <expar/detail/select.hpp>
 #include <expar/plan/detail/kept.hpp>
@@ -21,7 +22,7 @@ struct contender {
 
   bool operator<(contender const& other) const {
     if (group != other.group) return group < other.group;
-    if (value != other.value) return value > other.value;
+    if (value < other.value || value > other.value) return value > other.value;
     return route < other.route;
   }
 };
@@ -90,7 +91,8 @@ struct drop_to_capacity_fn {
         for (index_t j = 0; j < k; ++j)
           if (index_t const row = routes.row(t, static_cast<int>(j)); row >= 0) {
             Value const value = order.value(t, j);
-            all[row] = {value == value ? value : -std::numeric_limits<Value>::infinity(),
+            bool const none = detail::is_nan(static_cast<double>(value));
+            all[row] = {none ? -std::numeric_limits<Value>::infinity() : value,
                         static_cast<std::int32_t>(order.group(j)),
                         static_cast<std::int32_t>(t * k + j)};
           }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/detail/arguments.hpp>
+#include <expar/detail/arithmetic.hpp>
 #include <expar/plan/detail/kept.hpp>
 
 namespace expar::inline v0 {
@@ -16,7 +17,8 @@ struct kept_above {
     return weight > static_cast<A>(threshold);
   }
   void validate(char const* what, index_t /*tokens*/) const {
-    detail::expects(threshold == threshold, what, ": threshold is ", threshold, "; it is a number");
+    detail::expects(!detail::is_nan(threshold), what, ": threshold is ", threshold,
+                    "; it is a number");
   }
 };
 

@@ -67,7 +67,7 @@ EXPAR_HD constexpr index_t capacity_of(fixed_capacity layout, index_t tokens, in
   index_t bound =
       detail::size_product(top_k, each < 0x1p62 ? static_cast<index_t>(each) : detail::uncountable);
   if (bound < 1 && tokens > 0) bound = 1;
-  bool const takes_most = layout.factor == 0 || (layout.factor < 0 && most < bound);
+  bool const takes_most = factor <= 0 || (layout.factor < 0 && most < bound);
   index_t const n = layout.rows >= 0 ? layout.rows : takes_most ? most : bound;
   return detail::size_product(n / layout.alignment + (n % layout.alignment != 0), layout.alignment);
 }

@@ -16,10 +16,6 @@ struct assignment_options {
 
 namespace detail {
 
-inline bool is_finite(double x) {
-  return x - x == 0;
-}
-
 /// The places of one expert that are taken, as a heap whose top has the lowest price.
 struct assignment_place {
   double price;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/detail/arguments.hpp>
+#include <expar/detail/arithmetic.hpp>
 #include <expar/router/per_token.hpp>
 #include <expar/router/score.hpp>
 
@@ -12,7 +13,8 @@ struct count_above_fn {
   index_t operator()(host_context const& ctx, Logits const& logits, double threshold) const {
     detail::arguments a(ctx, "count_above");
     auto const z = a.masked("logits", logits);
-    detail::expects(threshold == threshold, a, ": threshold is ", threshold, "; it is a number");
+    detail::expects(!detail::is_nan(threshold), a, ": threshold is ", threshold,
+                    "; it is a number");
     using A = accumulator_t<detail::element_of<decltype(z)>>;
     index_t const tokens = z.extents[0], experts = z.extents[1];
     int const n = detail::row_size(a, "logits", experts, "experts");

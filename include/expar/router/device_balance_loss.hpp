@@ -106,9 +106,9 @@ double device_balance_loss_of(host_context const& ctx, char const* operation, Sc
   slopes.assign(static_cast<std::size_t>(experts > devices ? experts : devices), 0);
   for (index_t e = 0; e < experts; ++e) ++slopes[of(e)];
   for (index_t d = 0; d < devices; ++d)
-    expects(slopes[d] * static_cast<double>(devices) == static_cast<double>(experts), a,
-            ": device ", d, " has ", slopes[d], " of the ", experts, " experts, but there are ",
-            devices, " devices, each of which has as many");
+    expects(static_cast<index_t>(slopes[d]) * devices == experts, a, ": device ", d, " has ",
+            slopes[d], " of the ", experts, " experts, but there are ", devices,
+            " devices, each of which has as many");
   for (index_t e = 0; e < experts; ++e) slopes[e] = unit * count_at(a, "device_counts", n, of(e));
   score_sum<Score> const term{score, slopes.data(), static_cast<int>(experts)};
   return loss_of_tokens(ctx, z, term, dz);

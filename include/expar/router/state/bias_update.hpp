@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/detail/arguments.hpp>
+#include <expar/detail/arithmetic.hpp>
 #include <expar/router/count_choices.hpp>  // as_counts, add_count
 
 namespace expar::inline v0 {
@@ -36,7 +37,7 @@ struct update_bias_fn {
     index_t const experts = n.extents[0];
     auto const b = detail::moved_bias(a, bias, {experts, "the number of experts"});
     using T = detail::element_of<decltype(b)>;
-    detail::expects(options.rate - options.rate == 0, a, ": rate is ", options.rate,
+    detail::expects(detail::is_finite(options.rate), a, ": rate is ", options.rate,
                     "; it is finite");
     index_t sum = 0, signs = 0;
     for (index_t e = 0; e < experts; ++e) detail::add_count("update_bias: counts", e, n(e), sum);
