@@ -565,10 +565,9 @@ TEST_CASE("an exchange on virtual ranks says what is wrong before it enqueues an
       "for 4, 4 and 2");
   REQUIRE_THROWS_WITH(moe.combine(batch, views{batch.y(0), x}),
                       Catch::Matchers::StartsWith("expar: combine: out has extent 8"));
-  REQUIRE_THROWS_WITH(
-      moe.combine(batch, views{x, expar::make_view(batch.y(1).data, 2, 4)}),
-      "expar: combine: out overlaps y in memory; the operation cannot work "
-      "in place (rank 1)");
+  REQUIRE_THROWS_WITH(moe.combine(batch, views{x, expar::make_view(batch.y(1).data, 2, 4)}),
+                      "expar: combine: out overlaps y in memory; the operation cannot work "
+                      "in place (rank 1)");
   expert_parallel one(group, {3, 1, 4});
   REQUIRE_THROWS_WITH(one.combine(batch, views{x, x}),
                       "expar: combine: the batch was prepared for top_k 2, not for 1");

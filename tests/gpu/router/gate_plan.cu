@@ -147,7 +147,7 @@ TEST_CASE("a gate plan says what it cannot do") {
   auto const r = expar::models::mixtral({4, 2});
   auto const z = expar::make_view(numbers.data(), 2, 4);
   expar::routes_view const routes{expar::make_view(ids.data(), 2, 2),
-                                  expar::make_view(numbers.data(), 2, 2)};
+                                  expar::make_view(numbers.data() + 8, 2, 2)};
   REQUIRE_THROWS_WITH(
       expar::gpu::gate_plan(ctx, r, z, expar::fixed_capacity{0}, routes, plan),
       "expar: gate_plan: capacity factor is 0; on a device it is positive, since others need the "

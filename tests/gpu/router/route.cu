@@ -180,7 +180,7 @@ TEST_CASE("routing on the device refuses what does not fit") {
   device_array<std::int32_t> const ids(std::vector<std::int32_t>(8));
   auto const z = expar::make_view(numbers.data(), 2, 4);
   expar::routes_view const routes{expar::make_view(ids.data(), 2, 2),
-                                  expar::make_view(numbers.data(), 2, 2)};
+                                  expar::make_view(numbers.data() + 8, 2, 2)};
   REQUIRE_THROWS_WITH(expar::gpu::route(ctx, softmax(4, 5), z, routes),
                       "expar: route: top_k is 5, but there are only 4 experts");
   REQUIRE_THROWS_WITH(

@@ -101,7 +101,8 @@ __device__ void limit_groups(group_limited const& key, int experts, int lane, A*
   __syncwarp();
 #pragma unroll
   for (int v = 0; v < Layout::values; ++v)
-    if (Layout::begins(v, experts)) keys[v] = row[Layout::expert(lane, v)];
+    keys[v] =
+        Layout::begins(v, experts) ? row[Layout::expert(lane, v)] : -expar::detail::infinity<A>;
 }
 
 /// What a lane puts forward of its keys: the best, and all that may be among the best k of the
