@@ -15,7 +15,7 @@
 #include <expar/router/router.hpp>
 #include <expar/router/routes.hpp>
 #include <expar/router/state/bias_update.hpp>
-#include <expar/router/state/lambda_control.hpp>
+#include <expar/router/research/lambda_control.hpp>
 #include <expar/router/state/quantile_histogram.hpp>
 
 #include "../support/catch.hpp"

@@ -182,13 +182,11 @@ struct sheet {
   }
 };
 
-// The answer for a reference and for a value, which leave the elements as they were.
+// The answer, which leaves the elements as they were.
 std::string law_by_access(sheet& s) {
   auto const before = s.values;
   auto const law = broken_tensor_law<2>(s, {s.rows, s.columns},
                                         [&](index_t i, index_t j) -> float& { return s.at(i, j); });
-  CHECK(broken_tensor_law<2>(s, {s.rows, s.columns},
-                             [&](index_t i, index_t j) { return s.at(i, j); }) == law);
   CHECK(s.values == before);
   return law;
 }
@@ -210,13 +208,11 @@ TEST_CASE("broken_tensor_law: a view that shows what the tensor's own access giv
   CHECK(broken_tensor_law<1>(frozen, {3}, [&](index_t i) -> double const& {
           return frozen[static_cast<std::size_t>(i)];
         }) == "");
-  CHECK(broken_tensor_law<1>(frozen, {3},
-                             [&](index_t i) { return frozen[static_cast<std::size_t>(i)]; }) == "");
-  CHECK(broken_tensor_law<1>(frozen, {3}, [](index_t) { return 1.0; }) ==
+  CHECK(broken_tensor_law<1>(frozen, {3}, [&](index_t) -> double const& { return frozen[0]; }) ==
         "elements: view(1) is another element than at(1)");
   bool flags[2][3][4]{};
   tensor_view<bool, 3> cube{&flags[0][0][0], {2, 3, 4}, {12, 4, 1}};
-  CHECK(broken_tensor_law<3>(cube, {2, 3, 4}, [&](index_t i, index_t j, index_t k) {
+  CHECK(broken_tensor_law<3>(cube, {2, 3, 4}, [&](index_t i, index_t j, index_t k) -> bool& {
           return flags[i][j][k];
         }) == "");
 }

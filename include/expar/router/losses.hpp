@@ -7,14 +7,11 @@
 #include <expar/router/choice_totals.hpp>          // counts of many micro-batches
 #include <expar/router/count_choices.hpp>          // routes per expert, which losses of load read
 #include <expar/router/device_balance_loss.hpp>    // DeepSeek-V2
-#include <expar/router/diverse_loss.hpp>           // DynMoE
 #include <expar/router/entropy_loss.hpp>           // Dynamic_MoE
-#include <expar/router/expert_choice_loss.hpp>     // Mesh TensorFlow
 #include <expar/router/importance_loss.hpp>        // Shazeer, V-MoE
 #include <expar/router/load_balance_loss.hpp>      // GShard, Switch
 #include <expar/router/load_loss.hpp>              // Shazeer, V-MoE
 #include <expar/router/normalized_score.hpp>       // what sigmoid routers balance
-#include <expar/router/orthogonal_loss.hpp>        // ERNIE
 #include <expar/router/sequence_balance_loss.hpp>  // DeepSeek-V2, DeepSeek-V3
 #include <expar/router/sequences.hpp>              // how tokens fall into sequences
 #include <expar/router/smooth_load.hpp>            // Shazeer, V-MoE

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/router/state/lambda_control.hpp>
+#include <expar/router/research/lambda_control.hpp>
 
 #include <expar/router/load_balance_loss.hpp>
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/router/dense_to_sparse.hpp>
+#include <expar/router/research/dense_to_sparse.hpp>
 
 #include <expar/router/route.hpp>
 
-#include "../support/catch.hpp"
-#include "support.hpp"
+#include "../../support/catch.hpp"
+#include "../support.hpp"
 
 using router_test::inf;
 using router_test::matrix;

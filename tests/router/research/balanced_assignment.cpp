@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/router/balanced_assignment.hpp>
+#include <expar/router/research/balanced_assignment.hpp>
 
 #include <expar/router/route.hpp>
 
-#include "../support/catch.hpp"
-#include "support.hpp"
+#include "../../support/catch.hpp"
+#include "../support.hpp"
 
 using Catch::Matchers::WithinAbs;
 using router_test::inf;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/router/expert_choice_loss.hpp>
+#include <expar/router/research/expert_choice_loss.hpp>
 
-#include "../support/catch.hpp"
-#include "cases_data.hpp"
-#include "differences.hpp"
-#include "support.hpp"
+#include "../../support/catch.hpp"
+#include "../cases_data.hpp"
+#include "../differences.hpp"
+#include "../support.hpp"
 
 using Catch::Matchers::WithinAbs;
 using Catch::Matchers::WithinRel;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/router/logits/attention_logits.hpp>
+#include <expar/router/research/attention_logits.hpp>
 
 #include "../../support/adds.hpp"
 #include "../../support/catch.hpp"

@@ -5,7 +5,7 @@
 
 #include <expar/detail/arguments.hpp>
 #include <expar/router/math.hpp>
-#include <expar/router/orthogonal_loss.hpp>
+#include <expar/router/research/orthogonal_loss.hpp>
 
 EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/router/soft_moe.hpp>
+#include <expar/router/research/soft_moe.hpp>
 
-#include "../support/adds.hpp"
-#include "../support/catch.hpp"
-#include "support.hpp"
+#include "../../support/adds.hpp"
+#include "../../support/catch.hpp"
+#include "../support.hpp"
 
 using Catch::Matchers::WithinAbs;
 using router_test::inf;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/router/diverse_loss.hpp>
+#include <expar/router/research/diverse_loss.hpp>
 
-#include "../support/catch.hpp"
-#include "differences.hpp"
-#include "support.hpp"
+#include "../../support/catch.hpp"
+#include "../differences.hpp"
+#include "../support.hpp"
 
 using Catch::Matchers::WithinAbs;
 using router_test::mask;
