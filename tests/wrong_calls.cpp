@@ -7,18 +7,18 @@
 #include <string>
 #include <vector>
 
-#include <expar/router/research/soft_moe.hpp>
-#include <expar/router/research/orthogonal_loss.hpp>
-#include <expar/router/research/lambda_control.hpp>
-#include <expar/router/research/expert_choice_loss.hpp>
-#include <expar/router/research/diverse_loss.hpp>
-#include <expar/router/research/dense_to_sparse.hpp>
-#include <expar/router/research/balanced_assignment.hpp>
-#include <expar/router/research/attention_logits.hpp>
 #include <expar/comm/self.hpp>
 #include <expar/comm/thread.hpp>
 #include <expar/exchange/window.hpp>
 #include <expar/expar.hpp>
+#include <expar/router/research/attention_logits.hpp>
+#include <expar/router/research/balanced_assignment.hpp>
+#include <expar/router/research/dense_to_sparse.hpp>
+#include <expar/router/research/diverse_loss.hpp>
+#include <expar/router/research/expert_choice_loss.hpp>
+#include <expar/router/research/lambda_control.hpp>
+#include <expar/router/research/orthogonal_loss.hpp>
+#include <expar/router/research/soft_moe.hpp>
 
 #include "support/catch.hpp"
 #include "support/thrown_by.hpp"

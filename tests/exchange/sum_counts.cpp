@@ -11,11 +11,11 @@
 #include <expar/router/cv_squared.hpp>
 #include <expar/router/importance_loss.hpp>
 #include <expar/router/load_balance_loss.hpp>
+#include <expar/router/research/lambda_control.hpp>
 #include <expar/router/route.hpp>
 #include <expar/router/router.hpp>
 #include <expar/router/routes.hpp>
 #include <expar/router/state/bias_update.hpp>
-#include <expar/router/research/lambda_control.hpp>
 #include <expar/router/state/quantile_histogram.hpp>
 
 #include "../support/catch.hpp"

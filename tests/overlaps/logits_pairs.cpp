@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/router/research/attention_logits.hpp>
 #include <expar/router/logits/normalize_rows.hpp>
-#include <expar/router/sinkhorn.hpp>
+#include <expar/router/research/attention_logits.hpp>
 #include <expar/router/research/soft_moe.hpp>
+#include <expar/router/sinkhorn.hpp>
 #include <expar/router/transform_logits.hpp>
 
 #include "support/overlaps.hpp"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/router/research/orthogonal_loss.hpp>
-#include <expar/router/research/expert_choice_loss.hpp>
-#include <expar/router/research/diverse_loss.hpp>
 #include <expar/router/losses.hpp>
+#include <expar/router/research/diverse_loss.hpp>
+#include <expar/router/research/expert_choice_loss.hpp>
+#include <expar/router/research/orthogonal_loss.hpp>
 
 #include "support/overlaps.hpp"
 

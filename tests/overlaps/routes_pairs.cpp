@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/router/research/balanced_assignment.hpp>
 #include <expar/router/expert_choice.hpp>
 #include <expar/router/replay.hpp>
+#include <expar/router/research/balanced_assignment.hpp>
 #include <expar/router/routes_of_tokens.hpp>
 #include <expar/router/shared_experts.hpp>
 #include <expar/router/variable_routes.hpp>

@@ -153,10 +153,9 @@ TEST_CASE("encode refuses what it cannot do, by name") {
       expar::encode(ctx, p, view(a, 2, 4), view(b, 2, 5)),
       "expar: encode: rows has extent 5 in dimension 1, but the row size on the other side "
       "is 4");
-  CHECK_THROWS_WITH(
-      expar::encode(ctx, p, view(a, 2, 4), view(a, 2, 4)),
-      "expar: encode: rows overlaps tokens in memory; the operation cannot work in "
-      "place");
+  CHECK_THROWS_WITH(expar::encode(ctx, p, view(a, 2, 4), view(a, 2, 4)),
+                    "expar: encode: rows overlaps tokens in memory; the operation cannot work in "
+                    "place");
   CHECK_THROWS_WITH(
       expar::encode(ctx, p, view(a, 2, 4), view(a, 2, 2), view(b, 2, 4)),
       "expar: encode: weights has extent 2 in dimension 1, but top_k of the plan is 1");

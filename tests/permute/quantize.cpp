@@ -185,7 +185,8 @@ TEST_CASE("quantized rows refuse what they cannot do, by name") {
       "plan is 2");
   CHECK_THROWS_WITH(
       expar::decode_quantized(ctx, p, view(y, 2, 130), view(s, 1, 2), view(x, 2, 130)),
-      "expar: decode_quantized: scales has extent 1 in dimension 0, but the number of rows in the plan is 2");
+      "expar: decode_quantized: scales has extent 1 in dimension 0, but the number of rows in the "
+      "plan is 2");
   CHECK_THROWS_WITH(
       expar::decode_quantized(ctx, p, view(y, 2, 130), view(s, 2, 2), view(x, 2, 131)),
       "expar: decode_quantized: out has extent 131 in dimension 1, but the row size on the other "

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-
 #include <expar/communicator.hpp>
 #include <expar/detail/buffer.hpp>
 #include <expar/error.hpp>
