@@ -328,6 +328,9 @@ TEST_CASE("nccl_window_communicator: what NCCL cannot do here is a sentence") {
   nccl_here() = {};
   nccl_world world(8);
   auto const made = [&] { nccl_window_communicator comm(world.comm(5)); };
+  auto const version_text = [](int code) {
+    return std::string(expar::detail::nccl_version_text(code).c_str());
+  };
   CHECK(thrown_by(made) == "nothing was thrown");
 
   world.reached = 4;
@@ -339,7 +342,7 @@ TEST_CASE("nccl_window_communicator: what NCCL cannot do here is a sentence") {
 
   version = 22703;
   CHECK(thrown_by(made) == "expar: nccl_window_communicator: compiled with NCCL " +
-                               expar::detail::nccl_version_text(NCCL_VERSION_CODE) +
+                               version_text(NCCL_VERSION_CODE) +
                                " but runs with NCCL 2.27.3; they must be the same version");
   CHECK(nccl_here().count("ncclDevCommCreate") == 2);  // not made of another version's structures
   version = NCCL_VERSION_CODE;
@@ -350,7 +353,7 @@ TEST_CASE("nccl_window_communicator: what NCCL cannot do here is a sentence") {
         "ncclDevCommCreate was told to fail)");
   CHECK(alive == 0);
   nccl_here() = {};
-  CHECK(expar::detail::nccl_version_text(22809) == "2.28.9");
-  CHECK(expar::detail::nccl_version_text(2708) == "2.7.8");
+  CHECK(version_text(22809) == "2.28.9");
+  CHECK(version_text(2708) == "2.7.8");
 }
 #endif
