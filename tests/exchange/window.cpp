@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <expar/comm/thread.hpp>
+#include <expar/expert_parallel.hpp>
 
 #include "../support/catch.hpp"
 #include "../support/grid.hpp"

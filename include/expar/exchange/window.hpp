@@ -7,8 +7,8 @@
 #include <expar/exchange/agreement.hpp>
 #include <expar/exchange/detail/arguments.hpp>
 #include <expar/exchange/window_batch.hpp>
-#include <expar/expert_parallel.hpp>
-#include <expar/permute/detail/rows.hpp>
+#include <expar/expert_shape.hpp>
+#include <expar/permute/detail/residual.hpp>
 
 namespace expar::inline v0 {
 
