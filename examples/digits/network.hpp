@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include <expar/plan/placement.hpp>
+#include <expar/plan/block_placement.hpp>
 #include <expar/router/models.hpp>
 
 #include "data.hpp"

@@ -33,7 +33,7 @@ class host_context {
     detail::expects(memory != nullptr, "host_context: memory is null; a resource is needed");
     if (threads == 1) return;
     try {
-      team_ = detail::shared_team(threads);
+      team_ = detail::shared(new detail::thread_team(threads));
     } catch (std::exception const& e) {
       detail::fail("host_context: threads is ", threads, ", more than can be had: ", e.what());
     }
@@ -91,7 +91,7 @@ class host_context {
     run_ = [](void* p, int tasks, task t) { static_cast<E*>(p)->run(tasks, t); };
   }
 
-  detail::shared_team team_;
+  detail::shared<detail::thread_team> team_;
   void* pool_ = nullptr;
   void (*run_)(void*, int, task) = nullptr;
   int threads_ = 1;

@@ -11,7 +11,6 @@
 #include <expar/element.hpp>
 #include <expar/error.hpp>
 #include <expar/exchange/sum_counts.hpp>
-#include <expar/exchange/window.hpp>
 #include <expar/expert_parallel.hpp>
 #include <expar/permute/decode.hpp>
 #include <expar/permute/encode.hpp>
@@ -21,6 +20,7 @@
 #include <expar/plan/capacity.hpp>
 #include <expar/plan/drop.hpp>
 #include <expar/plan/keep_choice.hpp>
+#include <expar/plan/local_routes.hpp>
 #include <expar/plan/plan.hpp>
 #include <expar/plan/renormalize_kept.hpp>
 #include <expar/plan/reroute.hpp>

@@ -1,478 +1,795 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <expar/exchange/counts.hpp>
 #include <expar/exchange/detail/arguments.hpp>
-#include <expar/exchange/detail/batch_fit.hpp>
-#include <expar/exchange/linear.hpp>
+#include <expar/exchange/messages.hpp>
+#include <expar/exchange/quotas.hpp>
+#include <expar/exchange/windows.hpp>
 #include <expar/expert_batch.hpp>
 #include <expar/expert_shape.hpp>
 #include <expar/permute/detail/residual.hpp>
-#include <expar/permute/detail/rows.hpp>
 
 namespace expar::inline v0 {
 
+namespace detail {
+/// The transport that an engine makes of a communicator, or shares with others.
+template <class From>
+struct transport_of {
+  using type = std::conditional_t<window_communicator<From>, windows<From>, messages<From>>;
+};
+template <class Comm>
+struct transport_of<messages<Comm>> {
+  using type = messages<Comm>&;
+};
+template <class Comm>
+struct transport_of<windows<Comm>> {
+  using type = windows<Comm>&;
+};
+}  // namespace detail
+
 /// Sends token rows to the experts of all ranks and brings the results home, forward and backward.
 ///
-/// Collective, like every member function: all ranks call the same functions in the same order.
-/// Each returns when it has finished. Before rows travel the ranks ask each other (8 bytes) whether
+/// Made of a communicator, it takes the best that it gives: windows where it has them (tier 3),
+/// else messages (tier 2; tier 1 for fixed_capacity). Made of a transport, `messages` or `windows`,
+/// it shares that with other layers.
+///
+/// Collective, like every member function but accessors: all ranks call the same functions in the
+/// same order. Each returns when it has finished. Before rows travel ranks ask each other whether
 /// all can go on: a wrong argument, an exception of the caller's executor or a lack of memory on
-/// one rank makes the call throw the same sentence on all ranks, and leaves the object usable. What
-/// follows from another number of ranks alone changes no bit: rows are copied, and a token's sum
-/// runs over its choices in order, in one accumulator.
+/// one rank makes the call throw the same sentence on all ranks, and leaves the object usable; what
+/// it was to write is then unspecified. Neither the transport nor the number of ranks nor copies of
+/// experts change a bit: rows are copied, and a token's sum runs over its choices in order, in one
+/// accumulator.
 ///
-/// Comm: tier 2 for a ragged layout, tier 1 for fixed_capacity. It outlives the object. Experts are
-/// placed by block_placement. One operation at a time per object; message buffers are kept from
-/// call to call, so that a repeated shape allocates nothing when its batch is reused.
+/// Rows of experts stand in the sides of a batch, rows() y() d_y() d_rows(), or in tensors of the
+/// caller, who then names them in the call. The communicator outlives the object. One operation at
+/// a time per transport; a repeated shape allocates nothing when its batch is reused.
 ///
-/// Cost per rank and direction: ragged, the rows of its kept routes; fixed_capacity, experts *
-/// capacity rows. Rows are copied three times (pack, exchange, unpack), on one rank once.
-template <class Comm, class Layout = ragged, class Site = weights_at_decode>
+/// Cost per rank and direction: ragged, the rows of its kept routes to other ranks; fixed_capacity
+/// over messages, slots * capacity rows. A row to another rank is copied three times over messages
+/// (pack, exchange, unpack), and once over windows, as a row to the own rank is.
+template <class From, class Layout = ragged, class Site = weights_at_decode>
 class expert_parallel {
+  using transport = typename detail::transport_of<From>::type;
+  using transport_class = std::remove_reference_t<transport>;
   static constexpr bool has_capacity = std::is_same_v<Layout, fixed_capacity>;
-  static_assert(has_capacity || std::is_same_v<Layout, ragged>,
-                "expar: the layout of expert_parallel is ragged or fixed_capacity");
-  static_assert(
-      has_capacity ? collective_communicator<Comm> : variable_communicator<Comm>,
-      "expar: a ragged layout needs a communicator with all_to_all_v; a fixed_capacity layout "
-      "needs one with all_to_all, all_gather and barrier, or with all_to_all_v");
+  static constexpr bool has_budget = std::is_same_v<Layout, row_budget>;
+  static_assert(has_capacity || has_budget || std::is_same_v<Layout, ragged>,
+                "expar: the layout of expert_parallel is ragged, row_budget or fixed_capacity");
+  static_assert(has_capacity || transport_class::has_ragged_rows,
+                "expar: a ragged layout needs a communicator with all_to_all_v; a fixed_capacity "
+                "layout needs one with all_to_all, all_gather and barrier, or with all_to_all_v");
   static constexpr bool at_decode = std::is_same_v<Site, weights_at_decode>;
   static constexpr bool at_encode = std::is_same_v<Site, weights_at_encode>;
   static constexpr bool per_row = std::is_same_v<Site, weights_per_row>;
   using step = detail::step;
+  template <class T, class S>
+  using cargo = detail::cargo<T, S>;
 
  public:
-  /// Throws, on all ranks alike, if the ranks disagree, if top_k is not 1 .. experts, hidden < 1,
-  /// or if there are fewer experts than ranks. `memory` serves the message buffers and the batches.
-  expert_parallel(Comm& comm, expert_shape shape, Layout layout = {}, Site = {},
+  /// Throws, on all ranks alike, if the ranks disagree, if top_k is not 1 .. experts, or hidden
+  /// < 1. Experts are placed in blocks until place() says otherwise. `memory` serves what it keeps.
+  expert_parallel(From& from, expert_shape shape, Layout layout = {}, Site = {},
                   std::pmr::memory_resource* memory = std::pmr::get_default_resource())
-      : comm_(&comm),
-        shape_(shape),
+      : x_(transport_from(from, memory)),
+        shape_(with_defaults(shape)),
         layout_(layout),
-        place_{shape.experts, comm.size()},
         memory_(memory),
-        agreement_(memory),
-        counts_(memory),
-        exchange_(memory),
+        place_(placement::blocks(shape.experts < 1 ? 1 : shape.experts, x_.comm().size())),
+        seating_(memory),
+        quotas_(memory),
+        y_seats_(memory),
+        dots_(memory),
         scalars_(memory) {
-    auto const wrong = detail::failure_of([&] {
-      agreement_.reserve(place_.ranks);
-      if (shape.experts >= 1) counts_.reserve(place_);
-    });
-    detail::check_group(host_context{}, comm, "expert_parallel", shape, layout,
+    auto const wrong = detail::failure_of([&] { reserve(place_); });
+    detail::check_group(host_context{}, x_.comm(), "expert_parallel", shape_, layout,
                         at_decode   ? 0
                         : at_encode ? 1
                                     : 2,
                         wrong);
+    x_.open(host_context{});
   }
 
   expert_shape const& shape() const noexcept { return shape_; }
-  block_placement const& placement() const noexcept { return place_; }
+  expar::placement const& placement() const noexcept { return place_; }
+
+  /// Places experts anew, for what is prepared from now on. Throws, on all ranks alike, if ranks
+  /// pass different placements, or one of other experts or ranks. A batch that is alive keeps the
+  /// placement by which it was prepared, and the caller the weights that it needs.
+  void place(expar::placement const& p) {
+    host_context const ctx;
+    index_t const before = x_.words_before(1), words = before + 1;
+    auto const* const met = detail::meet(
+        ctx, x_, {step::place, 0}, words,
+        [&] {
+          detail::expects(p.experts() == shape_.experts && p.ranks() == x_.comm().size(),
+                          "place: the placement is of ", p.experts(), " experts on ", p.ranks(),
+                          " ranks, not of ", shape_.experts, " on ", x_.comm().size());
+          reserve(p);
+        },
+        [&](std::uint64_t* own) { own[before] = p.hash(); });
+    for (int r = 1; r < x_.comm().size(); ++r)
+      detail::expects(met[r * words + before] == met[before], "place: rank ", r,
+                      " passes another placement than rank 0; all ranks pass the same");
+    place_ = p;
+  }
+
+  /// A batch for rows of T, weights of W and outputs of Y, with memory of this object's resource.
+  template <class T, class W = float, class Y = T>
+  expert_batch<T, W, Y> make_batch() const {
+    return expert_batch<T, W, Y>(memory_);
+  }
 
   /// First part of dispatch: plans the routes of this rank's tokens and tells every rank how many
   /// rows will come. `routes` has tensors `ids` [T,k] (signed integers, -1 = no expert) and
   /// `weights` [T,k]; T may differ from rank to rank and may be 0. The batch keeps a copy of both.
-  template <class Routes, class T, class W>
-  void prepare(host_context const& ctx, Routes const& routes, expert_batch<T, W>& batch) {
-    ++batches_;
-    batch.forget();
-    agreement_.run(ctx, comm(), {step::prepare, batches_}, [&] {
-      detail::arguments a(ctx, "dispatch");
-      auto const ids = a.ids("ids", routes.ids, {detail::any_extent, detail::top_k_of(shape_)});
-      auto const weights = detail::route_weights_of<W>(a, shape_, routes, ids.extents[0]);
-      batch.plan_.place(
-          ctx, ids, shape_.experts,
-          has_capacity ? route_plan::order::choice_major : route_plan::order::token_major);
-      keep_weights(weights, batch.weights_);
-      batch.map_.begin(place_, comm().rank());
-    });
-    lay_out(ctx, batch);
-    batch.number_ = batches_;
-    batch.prepared_ = true;
+  /// `quotas` chooses copies; see take_turns. Throws, on all ranks alike, where more rows come than
+  /// a budget has that is an error.
+  template <class Routes, class T, class W, class Y, class Quotas = take_turns>
+  void prepare(host_context const& ctx, Routes const& routes, expert_batch<T, W, Y>& batch,
+               Quotas const& quotas = {}) {
+    seat(ctx, routes, batch, quotas, [] {});
   }
 
-  /// Second part: the rows. tokens: [T,H] of the batch's element type, not in memory of the batch.
-  /// May be repeated with other tokens on the same routes.
-  template <class Tokens, class T, class W>
-  void dispatch(host_context const& ctx, Tokens const& tokens, expert_batch<T, W>& batch) {
-    auto const x = detail::rows_view<T>(ctx, tokens);
-    tensor_view<T, 2> to;
-    column<W> scalars;
-    auto const checks = [&] {
-      fit().prepared("dispatch", batch);
-      detail::argument_table a("dispatch");
-      a.reads("tokens", x, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
-      a.writes("rows", make_view(batch.rows_.data(), static_cast<index_t>(batch.rows_.capacity())));
-      batch.make_room();
-      to = make_view(batch.rows_.data(), batch.row_count(), shape_.hidden);
-      if constexpr (per_row) scalars = {batch.row_weights_.resize(batch.row_count()), true};
-    };
-    if constexpr (at_encode)
-      to_experts(ctx, step::dispatch, batch, checks, x, weights_of(batch), to, scalars);
-    else
-      to_experts(ctx, step::dispatch, batch, checks, x, detail::unit_weights{}, to, scalars);
-    batch.dispatched_ = true;
+  /// Second part: the rows. tokens: [T, hidden] of the batch's element type. May be repeated on the
+  /// same routes with these tokens, when rows() were released, or others. The second form writes
+  /// `rows` [N, hidden] of the caller instead of batch.rows().
+  template <class Tokens, class T, class W, class Y>
+  void dispatch(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch) {
+    send(ctx, tokens, batch, nullptr, cargo<T, W>{side::rows});
+  }
+  template <class Tokens, class T, class W, class Y, class Rows>
+  void dispatch(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch,
+                Rows&& rows) {
+    cargo<T, W> c{side::rows};
+    c.rows = detail::overwritten_rows(ctx, rows), c.callers = true;
+    send(ctx, tokens, batch, nullptr, c);
   }
 
-  /// Both parts: tokens [T,H] and their routes to rows at the experts. The second form makes the
+  /// Both parts: tokens [T, hidden] and their routes to batch.rows(). The second form makes the
   /// batch.
-  template <class Tokens, class Routes, class T, class W>
+  template <class Tokens, class Routes, class T, class W, class Y, class Quotas = take_turns>
   void dispatch(host_context const& ctx, Tokens const& tokens, Routes const& routes,
-                expert_batch<T, W>& batch) {
-    prepare(ctx, routes, batch);
-    dispatch(ctx, tokens, batch);
+                expert_batch<T, W, Y>& batch, Quotas const& quotas = {}) {
+    auto const x = detail::rows_view<T>(ctx, tokens);
+    auto const* const met = seat(ctx, routes, batch, quotas, [&] { check_tokens(x, batch); });
+    send(ctx, tokens, batch, met, cargo<T, W>{side::rows});
   }
   template <class Tokens, class Routes>
   requires requires(Routes const& r) { r.ids, r.weights; }
   auto dispatch(host_context const& ctx, Tokens const& tokens, Routes const& routes) {
     using T = detail::element_of<decltype(detail::as_view<2>(ctx, tokens))>;
     using W = detail::element_of<decltype(detail::as_view<2>(ctx, routes.weights))>;
-    expert_batch<T, W> batch(memory_);
+    auto batch = make_batch<T, W>();
     dispatch(ctx, tokens, routes, batch);
     return batch;
   }
 
-  /// out[t] = sum over kept routes, in choice order, of weight * y[row] (weights at decode) or of
-  /// y[row]. y: [N,H], what the experts made of batch.rows(), filling rows not read; out: [T,H], of
-  /// any element type, zero for a token without a kept route.
+  /// out[t] = sum over kept routes, in choice order and of each over its shards, of weight * y[row]
+  /// (weights at decode) or of y[row]. y: batch.y(), or the caller's [N, hidden_out]; padding is
+  /// not read. out: [T, hidden_out], of any element type, zero for a token without a kept route.
   template <class T, class W, class Y, class Out>
-  void combine(host_context const& ctx, expert_batch<T, W> const& batch, Y const& y, Out&& out) {
-    auto const from = detail::rows_view<T>(ctx, y);
-    auto const to = detail::as_output<2>(ctx, out);
-    auto const checks = [&] {
-      fit().dispatched("combine", batch);
-      detail::argument_table a("combine");
-      a.reads("y", from, {detail::rows_of_batch(batch), detail::columns_of(shape_)});
-      a.writes("out", to, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
-    };
-    using A = accumulator_t<T>;
-    auto const home = to_sources(ctx, step::combine, batch, checks, &from, column<A const>{});
-    if constexpr (at_decode)
-      gather(ctx, batch, home.rows, weights_of(batch), to);
-    else
-      gather(ctx, batch, home.rows, detail::unit_weights{}, to);
+  void combine(host_context const& ctx, expert_batch<T, W, Y>& batch, Out&& out) {
+    gather_y(ctx, batch, cargo<Y, W>{side::y}, out);
+  }
+  template <class T, class W, class Y, class Rows, class Out>
+  void combine(host_context const& ctx, expert_batch<T, W, Y>& batch, Rows const& y, Out&& out) {
+    gather_y(ctx, batch, brought<Y, W>(ctx, side::y, batch, y), out);
   }
 
-  /// The adjoint of combine with weights at decode: d_y[row] = weight * d_out[t], zero in filling
-  /// rows; d_weights[t,j] = <y[row], d_out[t]>, zero for a route without a row. d_out: [T,H]; y,
-  /// d_y: [N,H]; d_weights: [T,k], added to by add_to().
-  template <class T, class W, class DOut, class Y, class DY, class DWeights>
-  void combine_backward(host_context const& ctx, expert_batch<T, W> const& batch, DOut const& d_out,
-                        Y const& y, DY&& d_y, DWeights&& d_weights) {
+  /// The adjoint of combine with weights at decode: d_y[row] = weight * d_out[t], zero in padding;
+  /// d_weights[t,j] = <y[row], d_out[t]>, summed over shards, zero for a route without a row. y is
+  /// read from the batch and d_y written there, or both are the caller's [N, hidden_out]. d_out:
+  /// [T, hidden_out] of y's element type; d_weights: [T,k], added to by add_to().
+  template <class T, class W, class Y, class DOut, class DWeights>
+  void combine_backward(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out,
+                        DWeights&& d_weights) {
+    scatter_d_y(ctx, batch, d_out, cargo<Y, W>{side::y}, cargo<Y, W>{side::d_y}, d_weights);
+  }
+  template <class T, class W, class Y, class DOut, class Rows, class DY, class DWeights>
+  void combine_backward(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out,
+                        Rows const& y, DY&& d_y, DWeights&& d_weights) {
+    cargo<Y, W> to{side::d_y};
+    to.rows = detail::overwritten_rows(ctx, d_y), to.callers = true;
+    scatter_d_y(ctx, batch, d_out, brought<Y, W>(ctx, side::y, batch, y), to, d_weights);
+  }
+  /// The same where combine applies no weights: d_y[row] = d_out[t], in the batch, or the caller's
+  /// [N, hidden_out].
+  template <class T, class W, class Y, class DOut>
+  void combine_backward(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out) {
+    copy_d_y(ctx, batch, d_out, cargo<Y, W>{side::d_y});
+  }
+  template <class T, class W, class Y, class DOut, class DY>
+  requires(!at_decode) void combine_backward(host_context const& ctx, expert_batch<T, W, Y>& batch,
+                                             DOut const& d_out, DY&& d_y) {
+    cargo<Y, W> to{side::d_y};
+    to.rows = detail::overwritten_rows(ctx, d_y), to.callers = true;
+    copy_d_y(ctx, batch, d_out, to);
+  }
+
+  /// The adjoint of dispatch with weights at decode: d_tokens[t] = sum over kept routes, in choice
+  /// order, of d_rows[row], from the batch, or the caller's [N, hidden]; padding is not read.
+  /// d_tokens: [T, hidden], added to by add_to().
+  template <class T, class W, class Y, class DTokens>
+  void dispatch_backward(host_context const& ctx, expert_batch<T, W, Y>& batch,
+                         DTokens&& d_tokens) {
+    gather_d_rows(ctx, batch, row_cargo<T, W>{side::d_rows}, none{}, d_tokens, none{});
+  }
+  template <class T, class W, class Y, class DRows, class DTokens>
+  requires(at_decode) void dispatch_backward(host_context const& ctx, expert_batch<T, W, Y>& batch,
+                                             DRows const& d_rows, DTokens&& d_tokens) {
+    gather_d_rows(ctx, batch, brought_rows(ctx, batch, d_rows), none{}, d_tokens, none{});
+  }
+  /// With weights per row, from batch.d_rows() and batch.d_row_weights(): d_tokens[t] = sum of
+  /// d_rows[row], and d_weights[t,j] = d_row_weights[row], summed over shards; added to by
+  /// add_to().
+  template <class T, class W, class Y, class DTokens, class DWeights>
+  requires(per_row) void dispatch_backward(host_context const& ctx, expert_batch<T, W, Y>& batch,
+                                           DTokens&& d_tokens, DWeights&& d_weights) {
+    gather_d_rows(ctx, batch, row_cargo<T, W>{side::d_rows}, none{}, d_tokens, d_weights);
+  }
+  /// With weights at encode, from batch.d_rows(): d_tokens[t] = sum of weight * d_rows[row], and
+  /// d_weights[t,j] = <d_rows[row], tokens[t]>.
+  template <class T, class W, class Y, class Tokens, class DTokens, class DWeights>
+  void dispatch_backward(host_context const& ctx, expert_batch<T, W, Y>& batch,
+                         Tokens const& tokens, DTokens&& d_tokens, DWeights&& d_weights) {
+    static_assert(at_encode,
+                  "expar: with weights at decode, d_weights comes from combine_backward; give "
+                  "dispatch_backward d_rows and d_tokens");
+    gather_d_rows(ctx, batch, row_cargo<T, W>{side::d_rows}, tokens, d_tokens, d_weights);
+  }
+  /// Both from the caller's d_rows [N, hidden]; `what` is tokens (weights at encode) or
+  /// d_row_weights [N] of the accumulator type (weights per row).
+  template <class T, class W, class Y, class DRows, class What, class DTokens, class DWeights>
+  void dispatch_backward(host_context const& ctx, expert_batch<T, W, Y>& batch, DRows const& d_rows,
+                         What const& what, DTokens&& d_tokens, DWeights&& d_weights) {
+    static_assert(!at_decode,
+                  "expar: with weights at decode, d_weights comes from combine_backward; give "
+                  "dispatch_backward d_rows and d_tokens");
+    gather_d_rows(ctx, batch, brought_rows(ctx, batch, d_rows), what, d_tokens, d_weights);
+  }
+
+ private:
+  struct none {};
+  template <class T, class W>
+  using row_cargo = cargo<T, detail::row_scalar_t<T, W>>;
+
+  static transport transport_from(From& from, std::pmr::memory_resource* memory) {
+    if constexpr (std::is_reference_v<transport>)
+      return from;
+    else
+      return transport(from, memory);
+  }
+  static expert_shape with_defaults(expert_shape s) {
+    if (s.hidden_out == 0) s.hidden_out = s.hidden;
+    return s;
+  }
+  void reserve(expar::placement const& p) {
+    x_.reserve(routes_words + shape_.experts, p);
+    seating_.reserve(p);
+    quotas_.resize(index_t{p.slots()});
+    y_seats_.resize(index_t{p.slots()});
+  }
+
+  // --- routes ----------------------------------------------------------------------------------
+
+  // What a rank tells of its routes: tokens, three element sizes, and its routes for each expert.
+  static constexpr index_t routes_words = 4;
+
+  /// From routes to seats, once ranks have told each other their counts. Returns what they told.
+  template <class Routes, class T, class W, class Y, class Quotas, class Checks>
+  std::uint64_t const* seat(host_context const& ctx, Routes const& routes,
+                            expert_batch<T, W, Y>& batch, Quotas const& quotas, Checks checks) {
+    detail::batch_state& b = batch.state_;
+    std::uint64_t const number = x_.next_batch();
+    b.forget();
+    index_t const before = x_.words_before(routes_words + shape_.experts);
+    index_t const words = before + routes_words + shape_.experts;
+    auto const* const met = detail::meet(
+        ctx, x_, {step::prepare, number}, words,
+        [&] {
+          detail::arguments a(ctx, "dispatch");
+          auto const ids = a.ids("ids", routes.ids, {detail::any_extent, detail::top_k_of(shape_)});
+          auto const weights = detail::route_weights_of<W>(a, shape_, routes, ids.extents[0]);
+          b.plan.place(
+              ctx, ids, shape_.experts,
+              has_capacity ? route_plan::order::choice_major : route_plan::order::token_major);
+          b.at.begin(place_, x_.comm().rank());
+          b.reserve_routes(drops());
+          keep_weights(weights, place_.shards(), batch.weights_);
+          batch.hidden_ = shape_.hidden, batch.hidden_out_ = shape_.hidden_out;
+          batch.per_row_ = per_row;
+          checks();
+        },
+        [&](std::uint64_t* own) {
+          x_.say_pieces(b, own);
+          own += before;
+          own[0] = static_cast<std::uint64_t>(b.plan.tokens());
+          own[1] = sizeof(T), own[2] = sizeof(W), own[3] = sizeof(Y);
+          own += routes_words;
+          for (index_t const n : b.plan.counts()) *own++ = static_cast<std::uint64_t>(n);
+        });
+    check_types(met + before, words);
+    auto const told = [&](int rank, index_t word) {
+      return static_cast<index_t>(met[rank * words + before + word]);
+    };
+    b.at.rule = rule_for(told);
+    // On this thread alone: nothing may fail here on one rank, since the others do not ask any
+    // more.
+    if constexpr (has_capacity)
+      b.plan.lay_out(host_context{}, b.at.rule.capacity);
+    else
+      b.plan.lay_out(ragged{layout_.alignment});
+    auto const kept = seating_.kept(place_);
+    index_t const most = b.at.rule.capacity < 0 ? detail::uncountable : b.at.rule.capacity;
+    for (int r = 0; r < place_.ranks(); ++r)
+      for (int e = 0; e < shape_.experts; ++e) {
+        index_t const n = told(r, routes_words + e);
+        kept.row(r)[e] = n < most ? n : most;
+      }
+    index_t const* by_quotas = nullptr;
+    if constexpr (std::is_same_v<Quotas, take_turns>) {
+      seating_.take_turns(place_);
+    } else {
+      b.at.rule.in_turn = false;
+      auto const split = seating_.split(place_);
+      detail::meet(ctx, x_, {step::quotas, number},
+                   [&] { detail::split_by(quotas, place_, kept, split); });
+      detail::copy_row(static_cast<index_t const*>(split.row(b.at.rank)), quotas_.data(),
+                       index_t{place_.slots()});
+      by_quotas = quotas_.data();
+    }
+    seating_.seat(b.at);
+    b.renumber(by_quotas);
+    b.pool = x_.pool();
+    b.number = number, b.prepared = true;
+    return met;
+  }
+
+  bool drops() const {
+    if constexpr (has_budget)
+      return layout_.drops;
+    else
+      return false;
+  }
+  template <class Told>
+  detail::seat_rule rule_for(Told told) const {
+    detail::seat_rule rule{layout_.alignment};
+    rule.in_turn = place_.ranks_per_node() == 0;
+    if constexpr (has_budget) rule.budget = layout_.rows, rule.drops = layout_.drops;
+    if constexpr (has_capacity) {
+      index_t tokens = 0, most = 0;
+      for (int r = 0; r < place_.ranks(); ++r) {
+        tokens = told(r, 0) > tokens ? told(r, 0) : tokens;
+        for (int e = 0; e < shape_.experts; ++e)
+          most = told(r, routes_words + e) > most ? told(r, routes_words + e) : most;
+      }
+      rule.alignment = 1;
+      rule.capacity = capacity_of(layout_, tokens, shape_.experts, shape_.top_k, most);
+    }
+    return rule;
+  }
+  void check_types(std::uint64_t const* told, index_t words) const {
+    constexpr char const* what[] = {"an element of a row", "a weight", "an element of y"};
+    constexpr char const* which[] = {"element type", "type of weights", "element type of y"};
+    for (int i = 0; i < 3; ++i)
+      for (int r = 1; r < place_.ranks(); ++r)
+        detail::expects(told[r * words + 1 + i] == told[1 + i], "dispatch: ", what[i], " has ",
+                        told[1 + i], " bytes on rank 0 but ", told[r * words + 1 + i], " on rank ",
+                        r, "; all ranks must use the same ", which[i]);
+  }
+  template <class X, class W>
+  static void keep_weights(tensor_view<X, 2> const& from, int shards, detail::buffer<W>& to) {
+    W* out = to.resize(detail::size_product(from.size(), shards));
+    for (index_t t = 0; t < from.extents[0]; ++t)
+      for (index_t j = 0; j < from.extents[1]; ++j)
+        for (int i = 0; i < shards; ++i) *out++ = from.row(t)[j];
+  }
+
+  // --- rows out --------------------------------------------------------------------------------
+
+  template <class T, class W, class Y>
+  void check_tokens(tensor_view<T const, 2> const& x, expert_batch<T, W, Y> const& batch) const {
+    detail::argument_table a("dispatch");
+    a.reads("tokens", x, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
+  }
+
+  template <class Tokens, class T, class W, class Y>
+  void send(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch,
+            std::uint64_t const* met, cargo<T, W> c) {
+    detail::batch_state& b = batch.state_;
+    auto const x = detail::rows_view<T>(ctx, tokens);
+    c.columns = shape_.hidden, c.scalar_bytes = per_row ? index_t{sizeof(W)} : 0;
+    tensor_view<T, 2> const callers = c.rows;
+    b.dispatched = false;
+    x_.to_experts(
+        ctx, {step::dispatch, b.number}, b, c,
+        {{side::rows, bytes<T>(shape_.hidden), batch.scalar_bytes(side::rows)},
+         {side::y, bytes<Y>(shape_.hidden_out), 0}},
+        static_cast<cargo<Y, W>*>(nullptr), met,
+        [&] {
+          check_prepared("dispatch", batch);
+          check_tokens(x, batch);
+          if (c.callers) {
+            detail::argument_table a("dispatch");
+            a.reads("tokens", x);
+            a.writes("rows", callers, {detail::rows_of_batch(batch), detail::columns_of(shape_)});
+          }
+        },
+        [&](detail::slot_rows<T> rows, detail::slot_rows<W> scalars) {
+          detail::argument_table a("dispatch");
+          a.reads("tokens", x);
+          a.writes("rows", c.rows);
+          auto const routes = b.routes();
+          for_each_token(ctx, b, c.row_bytes(), [&](index_t t) {
+            if constexpr (at_encode)
+              detail::scatter_token<T>(routes, t, x.row(t), shape_.hidden, batch.weights(), rows);
+            else
+              detail::scatter_token<T>(routes, t, x.row(t), shape_.hidden, detail::unit_weights{},
+                                       rows);
+            if constexpr (per_row)
+              detail::scatter_scalars<W>(routes, t, batch.weights().at.row(t), scalars);
+          });
+        });
+    b.dispatched = true;
+  }
+
+  template <class T, class W, class Y, class DOut>
+  void copy_d_y(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out,
+                cargo<Y, W> c) {
+    static_assert(!at_decode,
+                  "expar: with weights at decode, combine_backward takes y and d_weights as well");
+    detail::batch_state& b = batch.state_;
+    auto const d = detail::rows_view<Y>(ctx, d_out);
+    c.columns = shape_.hidden_out;
+    tensor_view<Y, 2> const callers = c.rows;
+    x_.to_experts(
+        ctx, {step::combine_backward, b.number}, b, c,
+        {{side::d_y, bytes<Y>(shape_.hidden_out), 0},
+         {side::d_rows, bytes<T>(shape_.hidden), batch.scalar_bytes(side::d_rows)}},
+        static_cast<cargo<Y, W>*>(nullptr), nullptr,
+        [&] {
+          check_dispatched("combine_backward", batch);
+          detail::argument_table a("combine_backward");
+          name_d_y(a, batch, d, c.callers, callers);
+        },
+        [&](detail::slot_rows<Y> rows, detail::slot_rows<W>) {
+          auto const routes = b.routes();
+          for_each_token(ctx, b, c.row_bytes(), [&](index_t t) {
+            detail::scatter_token<Y>(routes, t, d.row(t), shape_.hidden_out, detail::unit_weights{},
+                                     rows);
+          });
+        });
+  }
+
+  /// Where this rank can read y, it makes d_y and the gradient of the weight itself. Elsewhere the
+  /// weights travel with the gradients, and the rank that has y makes both and sends the second
+  /// home.
+  template <class T, class W, class Y, class DOut, class DWeights>
+  void scatter_d_y(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out,
+                   cargo<Y, W> y, cargo<Y, W> c, DWeights& d_weights) {
     static_assert(
         at_decode,
         "expar: weights have a gradient in combine_backward only where they are applied at "
         "decode; leave y and d_weights out");
-    auto const d = detail::rows_view<T>(ctx, d_out);
-    auto const y_rows = detail::rows_view<T>(ctx, y);
-    auto const to = detail::overwritten_rows(ctx, d_y);
+    detail::batch_state& b = batch.state_;
+    auto const d = detail::rows_view<Y>(ctx, d_out);
     auto const d_w = detail::gradient_output<2>(ctx, d_weights);
-    auto const checks = [&] {
-      fit().dispatched("combine_backward", batch);
-      detail::argument_table a("combine_backward");
-      auto const columns = detail::columns_of(shape_);
-      a.reads("d_out", d, {detail::tokens_of_batch(batch), columns});
-      a.reads("y", y_rows, {detail::rows_of_batch(batch), columns});
-      a.writes("d_y", to, {detail::rows_of_batch(batch), columns});
-      detail::name_gradient(a, "d_weights", d_w,
-                            {detail::tokens_of_batch(batch), detail::top_k_of(shape_)});
-    };
-    if (alone()) {
-      checks();
-      auto const table = detail::rows_of(to, batch.map_.offsets.data());
-      auto const y_table = detail::rows_of(y_rows, batch.map_.offsets.data());
-      for_each_token(ctx, batch, [&](index_t t) {
-        detail::dot_token<T, d_w.adds>(batch.plan_.view(), t, y_table, d.row(t), shape_.hidden,
-                                       d_w.row(t));
-        detail::scatter_token<T>(batch.plan_.view(), t, d.row(t), shape_.hidden, weights_of(batch),
-                                 table);
-      });
-      detail::zero_padding(batch.plan_, table, shape_.hidden);
-      return;
-    }
-    // The weights travel with the gradients, so that the expert's rank, which has y, can make both.
-    using A = accumulator_t<T>;
-    column<A> dot;
-    column<W> w;
-    auto const with_room = [&] {
-      checks();
-      index_t const w_at = round_up(batch.row_count() * static_cast<index_t>(sizeof(A)), 64);
-      scalars_.resize(w_at + batch.row_count() * static_cast<index_t>(sizeof(W)));
-      dot = {reinterpret_cast<A*>(scalars_.data()), true};
-      w = {reinterpret_cast<W*>(scalars_.data() + w_at), true};
-    };
-    to_experts(ctx, step::combine_backward, batch, with_room, d, detail::unit_weights{}, to, w);
-    auto const at_experts = [&] {
-      ctx.for_each_chunk(batch.row_count(), 16, [&](int, index_t first, index_t last) {
-        for (index_t i = first; i < last; ++i) {
-          dot.data[i] = detail::dot_rows<T>(y_rows.row(i), to.row(i), shape_.hidden);
-          detail::scale_row<T>(to.row(i), static_cast<A>(widen(w.data[i])), to.row(i),
-                               shape_.hidden);
-        }
-      });
-      batch.map_.for_each_gap([&](index_t first, index_t last) {
-        for (index_t i = first; i < last; ++i) detail::clear_row(to.row(i), shape_.hidden);
-      });
-    };
-    auto const home = to_sources<T>(ctx, step::gradients_of_weights, batch, at_experts, nullptr,
-                                    column<A const>{dot.data, true});
-    gather_scalars(ctx, batch, home.scalars, d_w);
-  }
-  /// The same where combine applies no weights: d_y[row] = d_out[t].
-  template <class T, class W, class DOut, class DY>
-  void combine_backward(host_context const& ctx, expert_batch<T, W> const& batch, DOut const& d_out,
-                        DY&& d_y) {
-    static_assert(!at_decode,
-                  "expar: with weights at decode, combine_backward takes y and d_weights as well");
-    auto const d = detail::rows_view<T>(ctx, d_out);
-    auto const to = detail::overwritten_rows(ctx, d_y);
-    auto const checks = [&] {
-      fit().dispatched("combine_backward", batch);
-      detail::argument_table a("combine_backward");
-      a.reads("d_out", d, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
-      a.writes("d_y", to, {detail::rows_of_batch(batch), detail::columns_of(shape_)});
-    };
-    to_experts(ctx, step::combine_backward, batch, checks, d, detail::unit_weights{}, to,
-               column<W>{});
+    using A = accumulator_t<Y>;
+    index_t const n = shape_.hidden_out;
+    bool const by_message = !transport_class::reaches_peers && x_.comm().size() > 1;
+    c.columns = n, y.columns = n, c.scalar_bytes = by_message ? index_t{sizeof(W)} : 0;
+    tensor_view<Y, 2> const callers = c.rows, callers_y = y.rows;
+    A* dots_here = nullptr;
+    x_.to_experts(
+        ctx, {step::combine_backward, b.number}, b, c,
+        {{side::d_y, bytes<Y>(shape_.hidden_out), 0},
+         {side::d_rows, bytes<T>(shape_.hidden), batch.scalar_bytes(side::d_rows)}},
+        &y, nullptr,
+        [&] {
+          check_dispatched("combine_backward", batch);
+          detail::argument_table a("combine_backward");
+          name_y(a, batch, y.callers, callers_y);
+          name_d_y(a, batch, d, c.callers, callers);
+          detail::name_gradient(a, "d_weights", d_w,
+                                {detail::tokens_of_batch(batch), detail::top_k_of(shape_)});
+          dots_.resize(bytes<A>(b.plan.tokens() * b.routes().top_k));
+          if (!by_message) return;
+          index_t const dots = round_up(bytes<A>(b.at.rows()), 64);
+          std::byte* const scratch = scalars_.resize(dots + bytes<W>(b.at.rows()));
+          dots_here = reinterpret_cast<A*>(scratch);
+          c.scalars = reinterpret_cast<W*>(scratch + dots);
+        },
+        [&](detail::slot_rows<Y> rows, detail::slot_rows<W> scalars) {
+          auto const y_rows = x_.readable(b, y, y_seats_);
+          auto const routes = b.routes();
+          auto const weights = batch.weights();
+          for_each_token(ctx, b, c.row_bytes(), [&](index_t t) {
+            for (int j = 0; j < routes.top_k; ++j) {
+              index_t const at = t * routes.top_k + j, l = routes.locations[at];
+              dots<A>()[at] = 0;
+              if (l < 0) continue;
+              int const slot = routes.ids[at];
+              W const w = weights.at.row(t)[j];
+              if (y_rows.at[slot].first != nullptr) {
+                dots<A>()[at] = detail::dot_rows(y_rows(slot, l), d.row(t), n);
+                detail::scale_row<Y>(d.row(t), static_cast<A>(widen(w)), rows(slot, l), n);
+              } else {
+                detail::copy_row(d.row(t), rows(slot, l), n);
+                *scalars(slot, l) = w;
+              }
+            }
+          });
+        });
+    if constexpr (!transport_class::reaches_peers)
+      if (by_message) bring_dots(ctx, b, y, c, dots_here);
+    put_weight_gradients<A>(b, d_w);
   }
 
-  /// The adjoint of dispatch with weights at decode: d_tokens[t] = sum over kept routes, in choice
-  /// order, of d_rows[row]. d_rows: [N,H], filling rows not read; d_tokens: [T,H], added to by
-  /// add_to().
-  template <class T, class W, class DRows, class DTokens>
-  void dispatch_backward(host_context const& ctx, expert_batch<T, W> const& batch,
-                         DRows const& d_rows, DTokens&& d_tokens) {
-    static_assert(
-        at_decode,
-        "expar: dispatch_backward gives d_weights as well where weights are applied at encode "
-        "(pass tokens) or per row (pass d_row_weights)");
-    auto const from = detail::rows_view<T>(ctx, d_rows);
-    auto const to = detail::gradient_output<2>(ctx, d_tokens);
-    auto const checks = [&] {
-      fit().dispatched("dispatch_backward", batch);
-      detail::argument_table a("dispatch_backward");
-      a.reads("d_rows", from, {detail::rows_of_batch(batch), detail::columns_of(shape_)});
-      detail::name_gradient(a, "d_tokens", to,
-                            {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
-    };
-    using A = accumulator_t<T>;
-    auto const home =
-        to_sources(ctx, step::dispatch_backward, batch, checks, &from, column<A const>{});
-    gather(ctx, batch, home.rows, detail::unit_weights{}, to);
+  /// On the ranks that have y: from the gradients and weights that came with messages to d_y and
+  /// dots, and those home.
+  template <class Y, class W, class A>
+  void bring_dots(host_context const& ctx, detail::batch_state& b, cargo<Y, W> const& y,
+                  cargo<Y, W> const& c, A* dots_here) {
+    cargo<Y, A> home{side::d_y};
+    home.scalar_bytes = sizeof(A), home.scalars = dots_here;
+    index_t const n = c.columns;
+    x_.to_tokens(
+        ctx, {step::gradients_of_weights, b.number}, b, home,
+        [&] {
+          x_.for_each_foreign_block(ctx, b.at, [&](index_t, index_t first, index_t rows) {
+            for (index_t i = first; i < first + rows; ++i) {
+              Y* const row = c.rows.row(i);
+              dots_here[i] = detail::dot_rows<Y>(y.rows.row(i), row, n);
+              detail::scale_row<Y>(row, static_cast<A>(widen(c.scalars[i])), row, n);
+            }
+          });
+        },
+        [&](detail::slot_rows<Y const>, detail::slot_rows<A const> scalars) {
+          auto const routes = b.routes();
+          for (index_t i = 0; i < routes.tokens * routes.top_k; ++i)
+            if (routes.locations[i] >= 0 && !b.at.is_own(routes.ids[i]))
+              dots<A>()[i] = *scalars(routes.ids[i], routes.locations[i]);
+        });
   }
-  /// With weights at encode, `what` is tokens [T,H]: d_tokens[t] = sum of weight * d_rows[row] and
-  /// d_weights[t,j] = <d_rows[row], tokens[t]>. With weights per row, `what` is d_row_weights [N],
-  /// of the accumulator type: d_tokens[t] = sum of d_rows[row] and d_weights[t,j] =
-  /// d_row_weights[row].
-  template <class T, class W, class DRows, class What, class DTokens, class DWeights>
-  void dispatch_backward(host_context const& ctx, expert_batch<T, W> const& batch,
-                         DRows const& d_rows, What const& what, DTokens&& d_tokens,
-                         DWeights&& d_weights) {
-    static_assert(!at_decode,
-                  "expar: with weights at decode, d_weights comes from combine_backward; give "
-                  "dispatch_backward d_rows and d_tokens");
-    using A = accumulator_t<T>;
-    auto const from = detail::rows_view<T>(ctx, d_rows);
+
+  // --- rows home -------------------------------------------------------------------------------
+
+  template <class T, class W, class Y, class Out>
+  void gather_y(host_context const& ctx, expert_batch<T, W, Y>& batch, cargo<Y, W> c, Out& out) {
+    static_assert(element<Y>,
+                  "expar: combine sums y, whose element type must be one that can be summed");
+    detail::batch_state& b = batch.state_;
+    auto const to = detail::as_output<2>(ctx, out);
+    c.columns = shape_.hidden_out;
+    tensor_view<Y, 2> const callers = c.rows;
+    x_.to_tokens(
+        ctx, {step::combine, b.number}, b, c,
+        [&] {
+          check_dispatched("combine", batch);
+          detail::argument_table a("combine");
+          name_y(a, batch, c.callers, callers);
+          a.writes("out", to, {detail::tokens_of_batch(batch), {shape_.hidden_out, "hidden_out"}});
+        },
+        [&](detail::slot_rows<Y const> rows, detail::slot_rows<W const>) {
+          if constexpr (at_decode)
+            gather(ctx, b, rows, batch.weights(), to, false);
+          else
+            gather(ctx, b, rows, detail::unit_weights{}, to, false);
+        });
+  }
+
+  /// `what`: tokens, d_row_weights, or nothing.
+  template <class T, class W, class Y, class S, class What, class DTokens, class DWeights>
+  void gather_d_rows(host_context const& ctx, expert_batch<T, W, Y>& batch, cargo<T, S> c,
+                     What const& what, DTokens& d_tokens, DWeights&& d_weights) {
+    constexpr bool has_weights = !std::is_same_v<std::remove_cvref_t<DWeights>, none>;
+    static_assert(element<T>,
+                  "expar: dispatch_backward sums rows, whose element type must be one that can be "
+                  "summed");
+    static_assert(has_weights || at_decode,
+                  "expar: dispatch_backward gives d_weights as well where weights are applied at "
+                  "encode (pass tokens) or per row");
+    detail::batch_state& b = batch.state_;
     auto const to = detail::gradient_output<2>(ctx, d_tokens);
-    auto const d_w = detail::gradient_output<2>(ctx, d_weights);
-    auto const checks = [&](detail::argument_table& a) {
-      fit().dispatched("dispatch_backward", batch);
-      a.reads("d_rows", from, {detail::rows_of_batch(batch), detail::columns_of(shape_)});
-      detail::name_gradient(a, "d_tokens", to,
-                            {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
-      detail::name_gradient(a, "d_weights", d_w,
-                            {detail::tokens_of_batch(batch), detail::top_k_of(shape_)});
-    };
+    using Out = detail::element_of<decltype(to)>;
+    if constexpr (to.adds) detail::check_summed_alike<T, Out>();
+    c.columns = shape_.hidden, c.scalar_bytes = per_row ? index_t{sizeof(S)} : 0;
+    tensor_view<T const, 2> x;
+    tensor_view<S const, 1> row_weights;
     if constexpr (at_encode) {
-      auto const x = detail::rows_view<T>(ctx, what);
-      auto const all_checks = [&] {
-        detail::argument_table a("dispatch_backward");
-        checks(a);
-        a.reads("tokens", x, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
-      };
-      auto const home =
-          to_sources(ctx, step::dispatch_backward, batch, all_checks, &from, column<A const>{});
-      for_each_token(ctx, batch, [&](index_t t) {
-        detail::dot_token<T, d_w.adds>(batch.plan_.view(), t, home.rows, x.row(t), shape_.hidden,
-                                       d_w.row(t));
-      });
-      gather(ctx, batch, home.rows, weights_of(batch), to);
-    } else {
-      auto const d_row_w = detail::as_view<1>(ctx, what);
-      static_assert(std::is_same_v<detail::element_of<decltype(d_row_w)>, A>,
+      x = detail::rows_view<T>(ctx, what);
+    } else if constexpr (!std::is_same_v<What, none>) {
+      auto const v = detail::as_view<1>(ctx, what);
+      static_assert(std::is_same_v<detail::element_of<decltype(v)>, S>,
                     "expar: d_row_weights has the accumulator type of the rows");
-      auto const all_checks = [&] {
-        detail::argument_table a("dispatch_backward");
-        checks(a);
-        a.reads("d_row_weights", d_row_w, {detail::rows_of_batch(batch)});
-        detail::expects(d_row_w.strides[0] == 1 || d_row_w.extents[0] <= 1,
-                        "dispatch_backward: d_row_weights has stride ", d_row_w.strides[0],
-                        "; it must be contiguous");
-      };
-      auto const home = to_sources(ctx, step::dispatch_backward, batch, all_checks, &from,
-                                   column<A const>{d_row_w.data, true});
-      gather_scalars(ctx, batch, home.scalars, d_w);
-      gather(ctx, batch, home.rows, detail::unit_weights{}, to);
+      row_weights = v;
+      bring_row_weights(batch, row_weights, c);
     }
-  }
-
- private:
-  template <class S>
-  using column = detail::linear_exchange::column<S>;
-
-  bool alone() const { return place_.ranks == 1; }
-  Comm& comm() const {
-    Comm* const p = comm_;
-    detail::expects(p != nullptr, "expert_parallel: the object was moved from");
-    return *p;
-  }
-
-  template <class X, class W>
-  static void keep_weights(tensor_view<X, 2> from, detail::buffer<W>& to) {
-    index_t const k = from.extents[1];
-    W* const out = to.resize(from.size());
-    for (index_t t = 0; t < from.extents[0]; ++t) detail::copy_row<W>(from.row(t), out + t * k, k);
-  }
-
-  // Says what comes, learns what arrives, and lays both out.
-  template <class T, class W>
-  void lay_out(host_context const& ctx, expert_batch<T, W>& batch) {
-    detail::arrivals& map = batch.map_;
-    auto const group = counts_.run(ctx, comm(), agreement_.counts(), map, batch.plan_.counts(),
-                                   batch.plan_.tokens(), {index_t{sizeof(T)}, index_t{sizeof(W)}});
-    if constexpr (has_capacity) {
-      map.capacity =
-          capacity_of(layout_, group.tokens, shape_.experts, shape_.top_k, group.largest_count);
-      // On this thread alone: nothing may fail here, since the others do not ask any more.
-      batch.plan_.lay_out(host_context{}, map.capacity);
-      for (index_t& count : map.arrived) count = count < map.capacity ? count : map.capacity;
-    } else {
-      batch.plan_.lay_out(layout_);
-    }
-    for (int e = 0; e < shape_.experts; ++e) map.sent[e] = batch.plan_.kept(e);
-    map.lay_out(has_capacity ? 1 : layout_.alignment);
-    batch.hidden_ = shape_.hidden;
-  }
-
-  /// Once `checks` pass on every rank: token rows, and route weights where `scalars` travel, to the
-  /// rows of the experts. The checks may still set `rows` and `scalars`.
-  template <class T, class W, class Checks, class Weights>
-  void to_experts(host_context const& ctx, step what, expert_batch<T, W> const& batch,
-                  Checks checks, tensor_view<T const, 2> x, Weights weights,
-                  tensor_view<T, 2> const& rows, column<W> const& scalars) {
-    index_t const n = shape_.hidden;
-    auto const fill = [&](detail::expert_rows<T> to, detail::expert_rows<W> scalars_to) {
-      for_each_token(ctx, batch, [&](index_t t) {
-        detail::scatter_token<T>(batch.plan_.view(), t, x.row(t), n, weights, to);
-        if (scalars.travels)
-          detail::scatter_scalars<W>(batch.plan_.view(), t,
-                                     batch.weights_.data() + t * shape_.top_k, scalars_to);
-      });
+    tensor_view<T, 2> const callers = c.rows;
+    auto const with_d_w = [&](auto f) {
+      if constexpr (has_weights) f(detail::gradient_output<2>(ctx, d_weights));
     };
-    if (alone()) {
-      checks();
-      index_t const* const offsets = batch.map_.offsets.data();
-      auto const to = detail::rows_of(rows, offsets);
-      auto const scalars_to =
-          detail::rows_of(make_view(scalars.data, batch.row_count(), index_t{1}), offsets);
-      fill(to, scalars_to);
-      detail::zero_padding(batch.plan_, to, n);
-      if (scalars.travels) detail::zero_padding(batch.plan_, scalars_to, 1);
-      return;
-    }
-    agreement_.run(ctx, comm(), {what, batch.number_}, [&] {
-      checks();
-      index_t const row_bytes = n * static_cast<index_t>(sizeof(T));
-      exchange_.pack_for_experts(batch.map_, row_bytes, scalars.bytes(), [&](auto message) {
-        fill({message.bytes, message.row_start, 1, row_bytes},
-             {message.bytes, message.scalar_start, 1, sizeof(W)});
-      });
-    });
-    exchange_.template run<has_capacity>(ctx, comm());
-    exchange_.unpack_at_experts(ctx, batch.map_, rows, scalars);
+    x_.to_tokens(
+        ctx, {step::dispatch_backward, b.number}, b, c,
+        [&] {
+          check_dispatched("dispatch_backward", batch);
+          detail::argument_table a("dispatch_backward");
+          if (c.callers)
+            a.reads("d_rows", callers, {detail::rows_of_batch(batch), detail::columns_of(shape_)});
+          else
+            name_side(a, "d_rows", b.of(side::d_rows), batch.template there<T>(side::d_rows));
+          detail::name_gradient(a, "d_tokens", to,
+                                {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
+          with_d_w([&](auto const& d_w) {
+            detail::name_gradient(a, "d_weights", d_w,
+                                  {detail::tokens_of_batch(batch), detail::top_k_of(shape_)});
+            dots_.resize(bytes<S>(b.plan.tokens() * b.routes().top_k));
+          });
+          if constexpr (at_encode)
+            a.reads("tokens", x, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
+          else if constexpr (!std::is_same_v<What, none>) {
+            a.reads("d_row_weights", row_weights, {detail::rows_of_batch(batch)});
+            detail::expects(row_weights.strides[0] == 1 || row_weights.extents[0] <= 1,
+                            "dispatch_backward: d_row_weights has stride ", row_weights.strides[0],
+                            "; it must be contiguous");
+          }
+        },
+        [&](detail::slot_rows<T const> rows, detail::slot_rows<S const> scalars) {
+          auto const routes = b.routes();
+          if constexpr (has_weights)
+            for_each_token(ctx, b, c.row_bytes(), [&](index_t t) {
+              S* const d = dots<S>() + t * routes.top_k;
+              if constexpr (at_encode)
+                detail::dot_token<T>(routes, t, rows, x.row(t), shape_.hidden, d);
+              else
+                detail::gather_scalars<S>(routes, t, scalars, d);
+            });
+          if constexpr (at_encode)
+            gather(ctx, b, rows, batch.weights(), to, to.adds);
+          else
+            gather(ctx, b, rows, detail::unit_weights{}, to, to.adds);
+        });
+    with_d_w([&](auto const& d_w) { put_weight_gradients<S>(b, d_w); });
   }
 
-  template <class T, class S>
-  struct home_rows {
-    detail::expert_rows<T const> rows;
-    detail::expert_rows<S const> scalars;
-  };
-  /// Once `checks` pass on every rank: expert rows and scalars (either may be left out) to where
-  /// the tokens' ranks can read them by route.
-  template <class T, class W, class Checks, class S>
-  home_rows<T, S> to_sources(host_context const& ctx, step what, expert_batch<T, W> const& batch,
-                             Checks checks, tensor_view<T const, 2> const* rows,
-                             column<S const> scalars) {
-    if (alone()) {
-      checks();
-      index_t const* const offsets = batch.map_.offsets.data();
-      return {rows ? detail::rows_of(*rows, offsets) : detail::expert_rows<T const>{},
-              detail::rows_of(make_view(scalars.data, batch.row_count(), index_t{1}), offsets)};
-    }
-    agreement_.run(ctx, comm(), {what, batch.number_}, [&] {
-      checks();
-      exchange_.pack_for_sources(ctx, batch.map_, rows, scalars);
+  template <class T, class Weights, class Out>
+  void gather(host_context const& ctx, detail::batch_state const& b,
+              detail::slot_rows<T> const& rows, Weights weights, tensor_view<Out, 2> const& out,
+              bool adds) const {
+    auto const routes = b.routes();
+    index_t const n = out.extents[1];
+    for_each_token(ctx, b, n * index_t{sizeof(T)}, [&](index_t t) {
+      detail::gather_token(routes, t, rows, weights, out.row(t), n, adds ? out.row(t) : nullptr);
     });
-    exchange_.template run<has_capacity>(ctx, comm());
-    auto const message = exchange_.at_sources();
-    return {{message.bytes, message.row_start, 1, shape_.hidden * static_cast<index_t>(sizeof(T))},
-            {message.bytes, message.scalar_start, 1, sizeof(S)}};
+  }
+  /// The gradient of a weight is the sum of those of its shards.
+  template <class A, class D, bool Adds>
+  void put_weight_gradients(detail::batch_state const& b,
+                            detail::gradient_view<D, 2, Adds> const& to) const {
+    int const shards = b.at.place.shards();
+    A const* from = reinterpret_cast<A const*>(dots_.data());
+    for (index_t t = 0; t < b.plan.tokens(); ++t)
+      for (int j = 0; j < b.plan.top_k(); ++j) {
+        A sum = *from++;
+        for (int i = 1; i < shards; ++i) sum += *from++;
+        detail::put_gradient<Adds>(to.row(t)[j], static_cast<accumulator_t<D>>(sum));
+      }
+  }
+  template <class A>
+  A* dots() {
+    return reinterpret_cast<A*>(dots_.data());
+  }
+  template <class F>
+  static void for_each_token(host_context const& ctx, detail::batch_state const& b,
+                             index_t row_bytes, F f) {
+    detail::for_each_token(ctx, b.routes(), row_bytes, f);
   }
 
-  template <class T, class W, class F>
-  void for_each_token(host_context const& ctx, expert_batch<T, W> const& batch, F f) const {
-    detail::for_each_token(ctx, batch.plan_, shape_.hidden * static_cast<index_t>(sizeof(T)), f);
-  }
-  template <class T, class W, class Weights, class Out>
-  void gather(host_context const& ctx, expert_batch<T, W> const& batch,
-              detail::expert_rows<T const> const& rows, Weights weights, tensor_view<Out, 2> out,
-              bool adds = false) const {
-    for_each_token(ctx, batch, [&](index_t t) {
-      detail::gather_token(batch.plan_.view(), t, rows, weights, out.row(t), shape_.hidden,
-                           adds ? out.row(t) : nullptr);
-    });
-  }
-  template <class T, class W, class Weights, class Out, bool Adds>
-  void gather(host_context const& ctx, expert_batch<T, W> const& batch,
-              detail::expert_rows<T const> const& rows, Weights weights,
-              detail::gradient_view<Out, 2, Adds> const& out) const {
-    if constexpr (Adds) detail::check_summed_alike<T, Out>();
-    gather(ctx, batch, rows, weights, tensor_view<Out, 2>(out), Adds);
-  }
-  template <class T, class W, class S, class D, bool Adds>
-  void gather_scalars(host_context const& ctx, expert_batch<T, W> const& batch,
-                      detail::expert_rows<S const> const& scalars,
-                      detail::gradient_view<D, 2, Adds> const& out) const {
-    detail::for_each_token(ctx, batch.plan_, sizeof(S), [&](index_t t) {
-      detail::gather_scalars<S, Adds>(batch.plan_.view(), t, scalars, out.row(t));
-    });
-  }
-  template <class T, class W>
-  static detail::matrix_weights<W> weights_of(expert_batch<T, W> const& batch) {
-    return {make_view(batch.weights_.data(), batch.plan_.tokens(), index_t{batch.plan_.top_k()})};
-  }
+  // --- arguments -------------------------------------------------------------------------------
 
+  template <class T>
+  static index_t bytes(index_t n) {
+    return detail::size_product(n, sizeof(T));
+  }
   /// What every operation asks of the batch that it is given.
-  detail::batch_fit fit() const {
-    (void)comm();  // throws where the object was moved from
-    return {shape_, place_.ranks, has_capacity};
+  template <class T, class W, class Y>
+  void check_prepared(char const* what, expert_batch<T, W, Y> const& batch) const {
+    detail::batch_state const& b = batch.state_;
+    static_cast<void>(x_.comm());  // throws where the object was moved from
+    detail::expects(b.prepared, what, ": the batch has no routes; dispatch or prepare it first");
+    detail::expects(b.plan.experts() == shape_.experts && b.plan.top_k() == shape_.top_k &&
+                        batch.hidden_ == shape_.hidden && batch.hidden_out_ == shape_.hidden_out &&
+                        b.at.place.ranks() == place_.ranks(),
+                    what, ": the batch was made for ", b.plan.experts(), " experts, top_k ",
+                    b.plan.top_k(), ", rows of ", batch.hidden_, " (y: ", batch.hidden_out_,
+                    ") and ", b.at.place.ranks(), " ranks, not for ", shape_.experts, ", ",
+                    shape_.top_k, ", ", shape_.hidden, " (", shape_.hidden_out, ") and ",
+                    place_.ranks());
+    detail::expects((b.at.rule.capacity >= 0) == has_capacity, what, ": the batch was made for ",
+                    has_capacity ? "a ragged layout, not for fixed_capacity"
+                                 : "fixed_capacity, not for a ragged layout");
+    detail::expects(batch.per_row_ == per_row && b.pool.get() == x_.pool().get(), what,
+                    ": the batch was prepared by another object");
+  }
+  template <class T, class W, class Y>
+  void check_dispatched(char const* what, expert_batch<T, W, Y> const& batch) const {
+    check_prepared(what, batch);
+    detail::expects(batch.state_.dispatched, what,
+                    ": the batch has no rows; dispatch tokens first");
   }
 
-  detail::cleared_by_move<Comm*> comm_;
+  /// Rows of the caller's for a side, which may be the side itself.
+  template <class R, class S, class T, class W, class Y, class X>
+  static cargo<R, S> brought(host_context const& ctx, side at, expert_batch<T, W, Y> const& batch,
+                             X const& x) {
+    auto const v = detail::rows_view<R>(ctx, x);
+    auto const own = batch.template there<R>(at);
+    cargo<R, S> c{at};
+    c.rows = {const_cast<R*>(v.data), {v.extents[0], v.extents[1]}, {v.strides[0], v.strides[1]}};
+    c.callers =
+        !(batch.state_.of(at).held() && v.data == own.data && v.strides[0] == own.strides[0] &&
+          v.extents[0] == own.extents[0] && v.extents[1] == own.extents[1]);
+    return c;
+  }
+  template <class T, class W, class Y, class DRows>
+  static row_cargo<T, W> brought_rows(host_context const& ctx, expert_batch<T, W, Y> const& batch,
+                                      DRows const& d_rows) {
+    return brought<T, detail::row_scalar_t<T, W>>(ctx, side::d_rows, batch, d_rows);
+  }
+  /// Gradients of row weights that do not stand beside the side's rows make both the caller's.
+  template <class T, class W, class Y, class S>
+  static void bring_row_weights(expert_batch<T, W, Y> const& batch,
+                                tensor_view<S const, 1> const& from, cargo<T, S>& c) {
+    detail::side_memory const& own = batch.state_.of(side::d_rows);
+    c.scalars = const_cast<S*>(from.data);
+    if (c.callers || (own.held() && reinterpret_cast<std::byte*>(c.scalars) == own.scalars()))
+      return;
+    c.callers = true;
+    c.rows = batch.template there<T>(side::d_rows);
+  }
+
+  template <class T>
+  static void name_side(detail::argument_table& a, char const* name, detail::side_memory const& m,
+                        tensor_view<T, 2> const& rows) {
+    detail::expects(m.held(), a.c_str(), ": the batch has no ", name, "; fill batch.", name,
+                    "() before, or pass one");
+    a.reads(name, rows);
+  }
+  template <class T, class W, class Y>
+  void name_y(detail::argument_table& a, expert_batch<T, W, Y> const& batch, bool callers,
+              tensor_view<Y, 2> const& y) const {
+    if (callers)
+      a.reads("y", y, {detail::rows_of_batch(batch), {shape_.hidden_out, "hidden_out"}});
+    else
+      name_side(a, "y", batch.state_.of(side::y), batch.template there<Y>(side::y));
+  }
+  template <class T, class W, class Y>
+  void name_d_y(detail::argument_table& a, expert_batch<T, W, Y> const& batch,
+                tensor_view<Y const, 2> const& d_out, bool callers,
+                tensor_view<Y, 2> const& d_y) const {
+    detail::rule const columns{shape_.hidden_out, "hidden_out"};
+    a.reads("d_out", d_out, {detail::tokens_of_batch(batch), columns});
+    if (callers)
+      a.writes("d_y", d_y, {detail::rows_of_batch(batch), columns});
+    else
+      a.writes("d_y", batch.template there<Y>(side::d_y));
+  }
+
+  transport x_;
   expert_shape shape_;
   Layout layout_;
-  block_placement place_;
   std::pmr::memory_resource* memory_;
-  detail::agreement agreement_;
-  detail::count_exchange counts_;
-  detail::linear_exchange exchange_;
-  detail::buffer<std::byte> scalars_;
-  std::uint64_t batches_ = 0;  // prepared so far
+  expar::placement place_;
+  detail::seating seating_;
+  detail::buffer<index_t> quotas_;
+  detail::buffer<detail::seat> y_seats_;
+  detail::buffer<std::byte> dots_, scalars_;
 };
 
-template <class Comm, class Layout = ragged, class Site = weights_at_decode>
-expert_parallel(Comm&, expert_shape, Layout = {}, Site = {},
+template <class From, class Layout = ragged, class Site = weights_at_decode>
+expert_parallel(From&, expert_shape, Layout = {}, Site = {},
                 std::pmr::memory_resource* = std::pmr::get_default_resource())
-    -> expert_parallel<Comm, Layout, Site>;
+    -> expert_parallel<From, Layout, Site>;
 
 }  // namespace expar::inline v0

@@ -8,18 +8,20 @@
 
 namespace expar::inline v0 {
 
-/// What all ranks agree on: experts of the whole group, choices per token, elements per row.
+/// What all ranks agree on: experts of the whole group, choices per token, elements of a row, and
+/// of a row of what experts make of it (0: as many).
 struct expert_shape {
   int experts;
   int top_k;
   index_t hidden;
+  index_t hidden_out = 0;
 };
 
 namespace detail {
 
 /// Throws unless the shape and the layout are possible.
 template <class Layout>
-void check_shape(char const* what, expert_shape shape, int ranks, Layout layout) {
+void check_shape(char const* what, expert_shape shape, Layout layout) {
   expects(shape.experts >= 1, what, ": experts is ", shape.experts, "; at least 1 is needed");
   expects(shape.top_k >= 1 && shape.top_k <= shape.experts, what, ": top_k is ", shape.top_k,
           "; it lies between 1 and the ", shape.experts, " experts");
@@ -27,8 +29,8 @@ void check_shape(char const* what, expert_shape shape, int ranks, Layout layout)
   expects(shape.hidden >= 1, what, ": hidden is ", shape.hidden, "; at least 1 is needed");
   expects(shape.hidden <= most, what, ": hidden is ", shape.hidden, "; at most ", most,
           " is possible");
-  expects(shape.experts >= ranks, what, ": experts is ", shape.experts, ", fewer than the ", ranks,
-          " ranks; every rank needs one of its own");
+  expects(shape.hidden_out >= 0 && shape.hidden_out <= most, what, ": hidden_out is ",
+          shape.hidden_out, "; it lies between 0, for hidden, and ", most);
   check_layout(what, layout);
 }
 
@@ -38,19 +40,25 @@ template <class Comm, class Layout>
 void check_group(host_context const& ctx, Comm& comm, char const* what, expert_shape shape,
                  Layout layout, int site, failure const& wrong) {
   constexpr bool has_capacity = std::is_same_v<Layout, fixed_capacity>;
+  constexpr bool has_budget = std::is_same_v<Layout, row_budget>;
   double factor = 0, rows = -1;
   if constexpr (has_capacity) factor = layout.factor, rows = static_cast<double>(layout.rows);
-  expects_agreement(ctx, comm, what,
-                    {{"the layout (0: ragged, 1: fixed_capacity)", has_capacity ? 1.0 : 0.0},
-                     {"where weights are applied (0: decode, 1: encode, 2: per row)", site + 0.0},
-                     {"experts", static_cast<double>(shape.experts)},
-                     {"top_k", static_cast<double>(shape.top_k)},
-                     {"hidden", static_cast<double>(shape.hidden)},
-                     {"capacity factor", factor},
-                     {"capacity rows", rows},
-                     {"alignment", static_cast<double>(layout.alignment)}},
-                    wrong);
-  check_shape(what, shape, comm.size(), layout);
+  if constexpr (has_budget) factor = layout.drops, rows = static_cast<double>(layout.rows);
+  expects_agreement(
+      ctx, comm, what,
+      {{"the layout (0: ragged, 1: fixed_capacity, 2: row_budget)", has_capacity ? 1.0
+                                                                    : has_budget ? 2.0
+                                                                                 : 0.0},
+       {"where weights are applied (0: decode, 1: encode, 2: per row)", site + 0.0},
+       {"experts", static_cast<double>(shape.experts)},
+       {"top_k", static_cast<double>(shape.top_k)},
+       {"hidden", static_cast<double>(shape.hidden)},
+       {"hidden_out", static_cast<double>(shape.hidden_out)},
+       {has_budget ? "drops" : "capacity factor", factor},
+       {has_budget ? "budget rows" : "capacity rows", rows},
+       {"alignment", static_cast<double>(layout.alignment)}},
+      wrong);
+  check_shape(what, shape, layout);
 }
 
 }  // namespace detail

@@ -9,7 +9,7 @@
 
 #include <expar/exchange/agreement.hpp>
 #include <expar/expert_batch.hpp>
-#include <expar/plan/placement.hpp>
+#include <expar/plan/block_placement.hpp>
 #include <expar/plan/plan.hpp>
 #include <expar/router/count_choices.hpp>  // as_counts, add_count
 

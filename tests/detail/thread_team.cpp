@@ -80,12 +80,12 @@ TEST_CASE("thread_team: it can end without having worked") {
 TEST_CASE("a team that is shared works until its last owner is gone") {
   std::atomic<int> done{0};
   auto body = [&](int) { ++done; };
-  expar::detail::shared_team last;
+  expar::detail::shared<expar::detail::thread_team> last;
   {
-    expar::detail::shared_team const first(3);
-    expar::detail::shared_team second = first;
+    expar::detail::shared const first(new expar::detail::thread_team(3));
+    expar::detail::shared<expar::detail::thread_team> second = first;
     last = second;
-    second = expar::detail::shared_team{};
+    second = expar::detail::shared<expar::detail::thread_team>{};
     (*first).run(5, expar::task(body));
   }
   (*last).run(7, expar::task(body));

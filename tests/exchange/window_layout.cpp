@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/exchange/window_layout.hpp>
+#include <expar/gpu/exchange/window_layout.hpp>
 
 #include <cstdint>
 #include <string>

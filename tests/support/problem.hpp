@@ -6,7 +6,7 @@
 #include <vector>
 
 #include <expar/plan/layout.hpp>
-#include <expar/plan/placement.hpp>
+#include <expar/plan/block_placement.hpp>
 
 #include "random.hpp"
 

@@ -2,19 +2,19 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>  // and the clock, without the calendars of <chrono>
 #include <mutex>
-#include <thread>
+#include <thread>  // and the clock, without the calendars of <chrono>
 #include <utility>
 #include <vector>
 
+#include <expar/detail/shared.hpp>
 #include <expar/executor.hpp>
 
 namespace expar::inline v0::detail {
 
 /// Threads that wait for work: an executor of `threads` tasks at once, the caller's thread among
 /// them.
-class thread_team {
+class thread_team : public counted {
  public:
   explicit thread_team(int threads) {
     try {
@@ -42,24 +42,27 @@ class thread_team {
       job_ = f, tasks_ = tasks, next_.store(0, std::memory_order_relaxed);
       epoch_.fetch_add(1, std::memory_order_release);
     }
-    wake_.notify_all();
+    epoch_.notify_all();
     claim(f, tasks);
     await([this] { return active_.load(std::memory_order_acquire) == 0; });
-    {
-      std::unique_lock lock(mutex_);
-      done_.wait(lock, [this] { return active_ == 0; });
-      job_ = {};
+    for (;;) {
+      {
+        std::lock_guard lock(mutex_);
+        if (active_ == 0) {
+          job_ = {};
+          break;
+        }
+      }
+      if (int const n = active_; n != 0) active_.wait(n);
     }
     busy_.store(false, std::memory_order_release);
   }
 
  private:
   void stop() {
-    {
-      std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
+    stopping_ = true;
+    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.notify_all();
     for (auto& worker : workers_) worker.join();
   }
   void claim(task f, int tasks) {
@@ -73,15 +76,10 @@ class thread_team {
     while (!holds() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
   }
   void work() {
-    std::unique_lock lock(mutex_);
-    for (unsigned long seen = 0;;) {
-      auto const called = [&] {
-        return stopping_ || epoch_.load(std::memory_order_acquire) != seen;
-      };
-      lock.unlock();
-      await(called);
-      lock.lock();
-      wake_.wait(lock, called);
+    for (unsigned seen = 0;;) {
+      await([&] { return epoch_.load(std::memory_order_acquire) != seen; });
+      epoch_.wait(seen, std::memory_order_acquire);
+      std::unique_lock lock(mutex_);
       if (stopping_) return;
       seen = epoch_;
       if (!job_) continue;
@@ -90,8 +88,7 @@ class thread_team {
       ++active_;
       lock.unlock();
       claim(f, tasks);
-      lock.lock();
-      if (--active_ == 0) done_.notify_one();
+      if (--active_ == 0) active_.notify_one();
     }
   }
 
@@ -99,38 +96,12 @@ class thread_team {
   // A flag, since a mutex must not be tried by the thread that holds it.
   std::atomic<bool> busy_{false};
   std::mutex mutex_;
-  std::condition_variable wake_, done_;
   std::atomic<int> next_{0};
   task job_{};
   int tasks_ = 0;
   std::atomic<int> active_{0};
-  std::atomic<unsigned long> epoch_{0};
+  std::atomic<unsigned> epoch_{0};
   std::atomic<bool> stopping_{false};
-
-  friend class shared_team;
-  std::atomic<int> owners_{1};
-};
-
-/// A team that lives as long as one of its owners; std::shared_ptr would bring streams with it.
-class shared_team {
- public:
-  shared_team() = default;
-  explicit shared_team(int threads) : team_(new thread_team(threads)) {}
-  shared_team(shared_team const& other) noexcept : team_(other.team_) {
-    if (team_ != nullptr) team_->owners_.fetch_add(1, std::memory_order_relaxed);
-  }
-  shared_team& operator=(shared_team other) noexcept {
-    std::swap(team_, other.team_);
-    return *this;
-  }
-  ~shared_team() {
-    if (team_ != nullptr && team_->owners_.fetch_sub(1, std::memory_order_acq_rel) == 1)
-      delete team_;
-  }
-  thread_team& operator*() const noexcept { return *team_; }
-
- private:
-  thread_team* team_ = nullptr;
 };
 
 }  // namespace expar::inline v0::detail

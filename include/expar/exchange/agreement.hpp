@@ -48,14 +48,23 @@ enum class step : std::uint8_t {
   combine_backward,
   gradients_of_weights,
   dispatch_backward,
-  make_batch,
+  place,
+  quotas,
   gather_report,
   end
 };
 inline char const* name_of(step s) {
-  constexpr char const* names[] = {
-      "nothing",          "prepare",           "dispatch",   "combine",       "combine_backward",
-      "combine_backward", "dispatch_backward", "make_batch", "gather_report", "the end of a phase"};
+  constexpr char const* names[] = {"nothing",
+                                   "prepare",
+                                   "dispatch",
+                                   "combine",
+                                   "combine_backward",
+                                   "combine_backward",
+                                   "dispatch_backward",
+                                   "place",
+                                   "the quotas of prepare",
+                                   "gather_report",
+                                   "the end of a phase"};
   return names[static_cast<int>(s)];
 }
 
@@ -95,22 +104,24 @@ class agreement {
     failure const wrong = failure_of(local);
     std::uint64_t const word = wrong ? 0 : mine.word();
     all_gather(ctx, comm, &word, words_.data(), sizeof word, counts_);
-    settle(ctx, comm, words_.data(), wrong);
+    settle(ctx, comm, words_.data(), 1, wrong);
   }
 
-  /// Collective, once this rank has the words of all: returns if all are the same and none is 0.
+  /// Collective, once this rank has the words of all, of each rank the first of `stride`: returns
+  /// if all are the same and none is 0.
   template <class Comm>
-  void settle(host_context const& ctx, Comm& comm, std::uint64_t const* words,
+  void settle(host_context const& ctx, Comm& comm, std::uint64_t const* words, index_t stride,
               failure const& wrong) {
     int const ranks = comm.size();
     for (int r = 0; r < ranks; ++r)
-      if (words[r] == 0) fail(ctx, comm, wrong);
+      if (words[r * stride] == 0) fail(ctx, comm, wrong);
     intention const first = intention::of(words[0]);
     for (int r = 1; r < ranks; ++r) {
-      intention const theirs = intention::of(words[r]);
-      expects(words[r] == words[0], "rank 0 calls ", name_of(first.what), " for its batch ",
-              first.batch, " while rank ", r, " calls ", name_of(theirs.what), " for its batch ",
-              theirs.batch, "; all ranks call the same operations in the same order");
+      intention const theirs = intention::of(words[r * stride]);
+      expects(words[r * stride] == words[0], "rank 0 calls ", name_of(first.what),
+              " for its batch ", first.batch, " while rank ", r, " calls ", name_of(theirs.what),
+              " for its batch ", theirs.batch,
+              "; all ranks call the same operations in the same order");
     }
   }
 
@@ -134,6 +145,31 @@ class agreement {
   buffer<char> texts_;
 };
 
+/// Collective. agreement::run() where the words travel as the transport `x` sends them: `say(own)`
+/// adds what else this rank tells all, `count` words with the first. Returns the words of all
+/// ranks, one rank behind the other, which hold until the next meeting.
+template <class X, class Local, class Say>
+std::uint64_t const* meet(host_context const& ctx, X& x, intention mine, index_t count, Local local,
+                          Say say) {
+  bool const alone = x.comm().size() == 1;
+  failure wrong;
+  if (alone)
+    local();
+  else
+    wrong = failure_of(local);
+  std::uint64_t* const own = x.own_words();
+  own[0] = wrong ? 0 : mine.word();
+  if (!wrong) say(own);
+  if (alone) return own;
+  std::uint64_t const* const all = x.gather(ctx, count);
+  x.agreed().settle(ctx, x.comm(), all, count, wrong);
+  return all;
+}
+template <class X, class Local>
+void meet(host_context const& ctx, X& x, intention mine, Local local) {
+  meet(ctx, x, mine, 1, local, [](std::uint64_t*) {});
+}
+
 /// A number that all ranks must pass alike, and its name.
 struct agreed_value {
   char const* name;
@@ -145,7 +181,7 @@ struct agreed_value {
 template <class Comm>
 void expects_agreement(host_context const& ctx, Comm& comm, char const* what,
                        std::initializer_list<agreed_value> mine, failure const& wrong = {}) {
-  constexpr std::size_t most = 8, few = 64;
+  constexpr std::size_t most = 9, few = 64;
   std::size_t const n = mine.size(), ranks = static_cast<std::size_t>(comm.size());
   double own[most + 1] = {wrong ? 1.0 : 0.0}, of_few[few * (most + 1)];
   buffer<double> of_many(ctx.memory());

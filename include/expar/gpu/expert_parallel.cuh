@@ -47,7 +47,13 @@ class expert_parallel {
   /// tokens of a rank: of all ranks where one process drives them all, else all have equally many.
   explicit expert_parallel(Group& group, expert_shape shape, Layout layout = {})
       : group_(&group), shape_(shape), layout_(layout), place_{shape.experts, group.size()} {
-    expar::detail::check_shape("expert_parallel", shape, group.size(), layout);
+    expar::detail::check_shape("expert_parallel", shape, layout);
+    expar::detail::expects(shape.experts >= group.size(), "expert_parallel: experts is ",
+                           shape.experts, ", fewer than the ", group.size(),
+                           " ranks; every rank needs one of its own");
+    expar::detail::expects(shape.hidden_out == 0 || shape.hidden_out == shape.hidden,
+                           "expert_parallel: hidden_out is ", shape.hidden_out,
+                           "; on a device y has the hidden ", shape.hidden, " of the rows");
     if constexpr (has_capacity) detail::check_factor("expert_parallel", layout);
   }
 

@@ -49,7 +49,7 @@ struct encode_quantized_fn {
                                   detail::element_of<decltype(s)>>();
     auto const codes_to = detail::rows_of(y, plan.offsets().data());
     auto const scales_to = detail::rows_of(s, plan.offsets().data());
-    detail::for_each_token(ctx, plan, n, [&](index_t t) {
+    detail::for_each_token(ctx, plan.view(), n, [&](index_t t) {
       for (index_t column = 0; column < n; column += detail::quantized_block)
         block(plan.view(), t, x.row(t), column, n, codes_to, scales_to);
     });

@@ -19,7 +19,7 @@ void carry_weights(host_context const& ctx, route_plan const& plan,
   static_assert(std::is_same_v<std::remove_const_t<W>, Out>,
                 "expar: weights are copied to rows, so both have the same element type");
   auto const table = rows_of(as_column(out), plan.offsets().data());
-  for_each_token(ctx, plan, 8,
+  for_each_token(ctx, plan.view(), 8,
                  [&](index_t t) { scatter_scalars<Out>(plan.view(), t, weights.row(t), table); });
   if (fillers == fill::zero) zero_padding(plan, table, 1);
 }
@@ -51,7 +51,7 @@ struct encode_weights_backward_fn {
         a.gradient("d_weights", d_weights, {detail::tokens_of(plan), detail::choices_of(plan)});
     using A = detail::element_of<decltype(o)>;
     auto const table = detail::rows_of<A const>(detail::as_column(o), plan.offsets().data());
-    detail::for_each_token(ctx, plan, 8, [&](index_t t) {
+    detail::for_each_token(ctx, plan.view(), 8, [&](index_t t) {
       detail::gather_scalars<A, dw.adds>(plan.view(), t, table, dw.row(t));
     });
   }

@@ -16,6 +16,16 @@ struct ragged {
   int alignment = 1;
 };
 
+/// Ragged, with at most `rows` rows on a rank, padding included: also what its windows hold. An
+/// engine whose ranks would get more says how many, on all ranks; or, where it `drops`, every slot
+/// keeps at most so many rows as the largest number allows with which its rank fits, those of the
+/// first source ranks first, of one rank the first tokens'.
+struct row_budget {
+  index_t rows;
+  int alignment = 1;
+  bool drops = false;
+};
+
 /// [experts, capacity, hidden]: every expert has the same number of rows, what exceeds it is
 /// dropped and counted, what is unused is zero. First choices of all tokens take their place before
 /// second choices. The capacity is `rows`, or follows Tutel where that is -1; see capacity_of().
@@ -29,6 +39,10 @@ namespace detail {
 
 constexpr void check_layout(char const* what, ragged layout) {
   expects(layout.alignment >= 1, what, ": alignment is ", layout.alignment, "; it is at least 1");
+}
+constexpr void check_layout(char const* what, row_budget layout) {
+  expects(layout.rows >= 0, what, ": the budget has ", layout.rows, " rows; it is at least 0");
+  check_layout(what, ragged{layout.alignment});
 }
 constexpr void check_layout(char const* what, fixed_capacity layout) {
   expects(layout.alignment >= 1, what, ": alignment is ", layout.alignment, "; it is at least 1");

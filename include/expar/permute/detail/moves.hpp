@@ -47,7 +47,7 @@ void scatter(host_context const& ctx, route_plan const& plan, tensor_view<X, 2> 
   check_same_elements<X, T>();
   index_t const n = tokens.extents[1];
   auto const table = rows_of(rows, plan.offsets().data());
-  for_each_token(ctx, plan, n * static_cast<index_t>(sizeof(T)), [&](index_t t) {
+  for_each_token(ctx, plan.view(), n * static_cast<index_t>(sizeof(T)), [&](index_t t) {
     scatter_token<T, Adds>(plan.view(), t, tokens.row(t), n, weights, table);
   });
   if (!Adds && fillers == fill::zero) zero_padding(plan, table, n);
@@ -60,7 +60,7 @@ void gather(host_context const& ctx, route_plan const& plan, tensor_view<T, 2> c
             std::type_identity_t<tensor_view<Out const, 2>> const& residual = {}) {
   index_t const n = out.extents[1];
   auto const table = rows_of<std::remove_const_t<T> const>(rows, plan.offsets().data());
-  for_each_token(ctx, plan, n * static_cast<index_t>(sizeof(T)), [&](index_t t) {
+  for_each_token(ctx, plan.view(), n * static_cast<index_t>(sizeof(T)), [&](index_t t) {
     gather_token(plan.view(), t, table, weights, out.row(t), n,
                  residual.data == nullptr ? nullptr : residual.row(t));
   });
@@ -86,7 +86,7 @@ void dots(host_context const& ctx, route_plan const& plan, tensor_view<T, 2> con
   using row = std::remove_const_t<T>;
   index_t const n = tokens.extents[1];
   auto const table = rows_of<row const>(rows, plan.offsets().data());
-  for_each_token(ctx, plan, n * static_cast<index_t>(sizeof(T)), [&](index_t t) {
+  for_each_token(ctx, plan.view(), n * static_cast<index_t>(sizeof(T)), [&](index_t t) {
     dot_token<row, Adds>(plan.view(), t, table, tokens.row(t), n, d_weights.row(t));
   });
 }

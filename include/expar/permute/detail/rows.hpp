@@ -173,17 +173,15 @@ EXPAR_HD void dot_token(plan_view const& plan, index_t t, Rows const& rows, T co
 }
 
 /// One scalar per kept route: to its row, and back (0 where there is no row).
-template <class W>
-EXPAR_HD void scatter_scalars(plan_view const& plan, index_t t, W const* from,
-                              expert_rows<W> const& rows) {
+template <class W, class Rows>
+EXPAR_HD void scatter_scalars(plan_view const& plan, index_t t, W const* from, Rows const& rows) {
   for (int j = 0; j < plan.top_k; ++j) {
     index_t const at = t * plan.top_k + j;
     if (plan.locations[at] >= 0) *rows(plan.ids[at], plan.locations[at]) = from[j];
   }
 }
-template <class A, bool Adds = false, class W>
-EXPAR_HD void gather_scalars(plan_view const& plan, index_t t, expert_rows<A const> const& rows,
-                             W* to) {
+template <class A, bool Adds = false, class W, class Rows>
+EXPAR_HD void gather_scalars(plan_view const& plan, index_t t, Rows const& rows, W* to) {
   for (int j = 0; j < plan.top_k; ++j) {
     index_t const at = t * plan.top_k + j;
     auto const x = plan.locations[at] < 0 ? accumulator_t<A>{0}
@@ -195,9 +193,9 @@ EXPAR_HD void gather_scalars(plan_view const& plan, index_t t, expert_rows<A con
 /// Calls f(t) for every token of a plan, in chunks that are worth a thread for rows of `bytes`
 /// bytes.
 template <class F>
-void for_each_token(host_context const& ctx, route_plan const& plan, index_t bytes, F f) {
-  index_t const grain = 1 + 262144 / (1 + bytes * (plan.top_k() + 1));
-  ctx.for_each_chunk(plan.tokens(), grain, [&](int, index_t first, index_t last) {
+void for_each_token(host_context const& ctx, plan_view const& plan, index_t bytes, F f) {
+  index_t const grain = 1 + 262144 / (1 + bytes * (plan.top_k + 1));
+  ctx.for_each_chunk(plan.tokens, grain, [&](int, index_t first, index_t last) {
     for (index_t t = first; t < last; ++t) f(t);
   });
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <expar/exchange/window_layout.hpp>
+#include <expar/gpu/exchange/window_layout.hpp>
 #include <expar/gpu/permute/detail/dots.cuh>
 
 namespace expar::inline v0::gpu::detail {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/plan/placement.hpp>
+#include <expar/plan/block_placement.hpp>
 
 #include <cstdint>
 #include <string>

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include <expar/exchange/seats.hpp>
+#include <expar/exchange/side.hpp>
+#include <expar/plan/plan.hpp>
+
+namespace expar::inline v0::detail {
+
+/// Throws where rows are more than memory can hold.
+inline index_t bytes_of_rows(index_t rows, index_t columns, std::size_t element) {
+  index_t const bytes = size_product(rows, size_product(columns, static_cast<index_t>(element)));
+  expects(bytes <= most_rows, "dispatch: ", rows, " rows of ", columns,
+          " elements are more than memory can hold");
+  return bytes;
+}
+
+/// What a batch is, whatever its rows are made of: its routes, their seats, and its sides.
+struct batch_state {
+  explicit batch_state(std::pmr::memory_resource* memory)
+      : plan(memory), at(memory), slot_ids(memory), slot_locations(memory) {}
+
+  route_plan plan;  // of this rank's tokens, by expert
+  seats at;
+  shared<side_pool> pool;
+  side_memory sides[4];
+  std::uint64_t number = 0;
+  cleared_by_move<bool> prepared, dispatched;
+
+  /// The routes by slot: [tokens, top_k * shards], of which one that lost its row has location -1.
+  plan_view routes() const {
+    plan_view v = plan.view();
+    if (renumbered_) {
+      v.ids = slot_ids.data(), v.locations = slot_locations.data();
+      v.top_k *= at.place.shards(), v.experts = at.place.slots();
+    }
+    return v;
+  }
+  /// Routes that name an expert and have no row.
+  index_t dropped() const { return plan.dropped() + cut_; }
+
+  side_memory& of(side s) { return sides[static_cast<int>(s)]; }
+  side_memory const& of(side s) const { return sides[static_cast<int>(s)]; }
+
+  /// Nothing is prepared, and no row is here.
+  void forget() {
+    prepared = false, dispatched = false;
+    at.clear();
+    for (side_memory& s : sides) s.release();
+  }
+
+  /// Memory for renumber(), which must not fail.
+  void reserve_routes(bool may_drop) {
+    renumbered_ = may_drop || !at.place.is_identity();
+    if (!renumbered_) return;
+    index_t const n = size_product(plan.tokens() * plan.top_k(), at.place.shards());
+    slot_ids.resize(n), slot_locations.resize(n);
+  }
+  /// From the routes to experts to those to slots, once `at` is known. With quotas, `split` is how
+  /// many routes of this rank go to each slot.
+  void renumber(index_t const* quotas) {
+    cut_ = 0;
+    if (!renumbered_) return;
+    placement const& place = at.place;
+    int const shards = place.shards();
+    plan_view const from = plan.view();
+    for (index_t i = 0; i < from.tokens * from.top_k; ++i) {
+      std::int32_t const e = from.ids[i];
+      index_t l = from.locations[i];
+      int copy = 0;
+      if (l >= 0 && quotas != nullptr) {
+        for (; l >= quotas[place.slot(e, copy)]; ++copy) l -= quotas[place.slot(e, copy)];
+      } else if (l >= 0 && place.copies(e) > 1) {
+        turns const near(place, e, at.rank);
+        copy = near.copy_of(l);
+        l /= near.count();
+      }
+      // All shards keep the same routes, or all lose them.
+      if (l >= 0 && l >= at.sent[place.slot(e, copy)]) l = -1, ++cut_;
+      for (int s = 0; s < shards; ++s) {
+        slot_ids[i * shards + s] = l < 0 ? -1 : place.slot(e, copy, s);
+        slot_locations[i * shards + s] = static_cast<std::int32_t>(l);
+      }
+    }
+  }
+
+ private:
+  buffer<std::int32_t> slot_ids, slot_locations;
+  bool renumbered_ = false;
+  index_t cut_ = 0;
+};
+
+}  // namespace expar::inline v0::detail

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <expar/exchange/cargo.hpp>
+#include <expar/exchange/collectives.hpp>
+#include <expar/exchange/segments.hpp>
+
+namespace expar::inline v0 {
+
+/// The transport of ranks that send each other messages: by all_to_all_v, or by all_to_all where a
+/// capacity makes all segments equal. A row of another rank is packed into the message when it is
+/// scattered, and copied out of it once; a row of the own rank never enters one.
+///
+/// Layers of which one runs at a time share a transport, and with it message buffers and the pool
+/// of sides: `expar::messages x(comm); expar::expert_parallel first(x, shape), second(x, shape);`.
+/// The communicator outlives the transport, and that its layers. One thread at a time uses a
+/// transport, its layers and their batches.
+template <class Comm>
+class messages {
+  static_assert(collective_communicator<Comm>,
+                "expar: messages need a communicator with all_to_all, all_gather and barrier, or "
+                "with all_to_all_v");
+
+ public:
+  explicit messages(Comm& comm,
+                    std::pmr::memory_resource* memory = std::pmr::get_default_resource())
+      : comm_(&comm),
+        memory_(memory),
+        agreed_(memory),
+        own_(memory),
+        words_(memory),
+        outgoing_(memory),
+        incoming_(memory),
+        out_(memory),
+        in_(memory),
+        row_seats_(memory),
+        scalar_seats_(memory) {}
+
+ private:
+  template <class, class, class>
+  friend class expert_parallel;
+  template <class X, class Local, class Say>
+  friend std::uint64_t const* detail::meet(host_context const&, X&, detail::intention, index_t,
+                                           Local, Say);
+  using state = detail::batch_state;
+
+  /// Whether rows on other ranks can be read where they are.
+  static constexpr bool reaches_peers = false;
+  static constexpr bool has_ragged_rows = variable_communicator<Comm>;
+  static index_t words_before(index_t) { return 1; }
+  static void say_pieces(state const&, std::uint64_t*) {}
+
+  Comm& comm() const {
+    Comm* const p = comm_;
+    detail::expects(p != nullptr, "expert_parallel: the object was moved from");
+    return *p;
+  }
+  detail::agreement& agreed() { return agreed_; }
+  detail::shared<detail::side_pool> pool() const { return pool_; }
+  std::uint64_t next_batch() { return ++batches_; }
+
+  /// Memory for meetings of so many words, and for tables of so many slots.
+  void reserve(index_t words, placement const& place) {
+    agreed_.reserve(place.ranks());
+    if (pool_.get() == nullptr)
+      pool_ = detail::shared<detail::side_pool>(new detail::local_sides(memory_));
+    ++words;  // the intention
+    if (words > static_cast<index_t>(own_.size())) own_.resize(words);
+    if (words * place.ranks() > static_cast<index_t>(words_.size()))
+      words_.resize(words * place.ranks());
+    row_seats_.reserve(static_cast<std::size_t>(place.slots()));
+    scalar_seats_.reserve(static_cast<std::size_t>(place.slots()));
+  }
+  /// Collective, after reserve() on all ranks.
+  void open(host_context const&) {}
+
+  std::uint64_t* own_words() { return own_.data(); }
+  std::uint64_t const* gather(host_context const& ctx, index_t count) {
+    all_gather(ctx, comm(), own_.data(), words_.data(),
+               static_cast<std::size_t>(count) * sizeof(std::uint64_t), agreed_.counts());
+    return words_.data();
+  }
+
+  /// Collective. Once `checks` pass on every rank, what `write(rows, scalars)` puts at the seats of
+  /// this rank's routes is in `c` on the ranks of their slots. What `write` does may fail, so ranks
+  /// meet behind it, even if they have met for this call before.
+  template <class T, class S, class Y, class Checks, class Write>
+  void to_experts(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
+                  std::initializer_list<detail::opened_side>, detail::cargo<Y, S>* read,
+                  std::uint64_t const*, Checks checks, Write write) {
+    detail::meet(ctx, *this, mine, [&] {
+      checks();
+      c.make_room(b);
+      c.take_from(b);
+      if (read != nullptr) read->take_from(b);
+      divide(outgoing_, incoming_, b.at, c.row_bytes(), c.scalar_bytes);
+      point(b.at, c, outgoing_, out_.data());
+      write(detail::slot_rows<T>{row_seats_.data()}, detail::slot_rows<S>{scalar_seats_.data()});
+    });
+    exchange(ctx, b.at);
+    for_each_foreign_block(ctx, b.at, [&](index_t block, index_t first, index_t rows) {
+      std::byte const* const from = in_.data() + incoming_.row_start()[block];
+      for (index_t i = 0; i < rows && c.columns >= 0; ++i)
+        detail::copy_bytes(c.rows.row(first + i), from + i * c.row_bytes(), c.row_bytes());
+      if (c.scalar_bytes != 0)
+        detail::copy_bytes(c.scalars + first, in_.data() + incoming_.scalar_start()[block],
+                           rows * c.scalar_bytes);
+    });
+    c.clear_gaps(b.at);
+  }
+
+  /// Collective. Once `checks` pass on every rank, `read(rows, scalars)` finds what `c` holds on
+  /// the ranks of their slots at the seats of this rank's routes.
+  template <class T, class S, class Checks, class Read>
+  void to_tokens(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
+                 Checks checks, Read read) {
+    detail::meet(ctx, *this, mine, [&] {
+      checks();
+      c.take_from(b);
+      divide(incoming_, outgoing_, b.at, c.row_bytes(), c.scalar_bytes);
+      for_each_foreign_block(ctx, b.at, [&](index_t block, index_t first, index_t rows) {
+        std::byte* const to = out_.data() + outgoing_.row_start()[block];
+        for (index_t i = 0; i < rows && c.columns >= 0; ++i)
+          detail::copy_bytes(to + i * c.row_bytes(), c.rows.row(first + i), c.row_bytes());
+        if (c.scalar_bytes != 0)
+          detail::copy_bytes(out_.data() + outgoing_.scalar_start()[block], c.scalars + first,
+                             rows * c.scalar_bytes);
+      });
+    });
+    exchange(ctx, b.at);
+    point(b.at, c, incoming_, in_.data());
+    read(detail::slot_rows<T const>{row_seats_.data()},
+         detail::slot_rows<S const>{scalar_seats_.data()});
+  }
+
+  /// Where this rank can read rows of a side without a message: those of its own slots.
+  template <class T, class S>
+  detail::slot_rows<T const> readable(state const& b, detail::cargo<T, S> const& c,
+                                      detail::buffer<detail::seat>& table) const {
+    detail::seats const& s = b.at;
+    for (int slot = 0; slot < s.place.slots(); ++slot)
+      table[slot] = s.is_own(slot) ? own_seat(c.rows, s.to[slot]) : detail::seat{nullptr, 0};
+    return {table.data()};
+  }
+
+  /// `of_slots`: the segments whose blocks are slots, from or to the rank of each; `of_rows`: those
+  /// whose blocks are the rows here, from or to each rank for each local slot.
+  void divide(detail::segments& of_slots, detail::segments& of_rows, detail::seats const& s,
+              index_t row_bytes, index_t scalar_bytes) {
+    bool const equal = s.rule.capacity >= 0;
+    int const locals = s.locals();
+    of_slots.divide(
+        s.place.ranks(),
+        [&](int slot) { return equal            ? s.room_of(slot)
+                               : s.is_own(slot) ? 0
+                                                : s.sent[slot]; },
+        [&](int rank) { return s.place.first(rank); }, row_bytes, scalar_bytes, s.equal_rows());
+    of_rows.divide(
+        s.place.ranks(),
+        [&](int block) {
+          return equal                      ? s.room_of(s.place.first(s.rank) + block % locals)
+                 : block / locals == s.rank ? 0
+                                            : s.arrived[block];
+        },
+        [&](int rank) { return rank * locals; }, row_bytes, scalar_bytes, s.equal_rows());
+    out_.resize(outgoing_.bytes());
+    in_.resize(incoming_.bytes());
+  }
+
+  template <class T>
+  static detail::seat own_seat(tensor_view<T, 2> const& rows, index_t first) {
+    auto* const data = reinterpret_cast<std::byte const*>(rows.data);
+    index_t const pitch = rows.strides[0] * index_t{sizeof(T)};
+    return {const_cast<std::byte*>(data) + first * pitch, pitch};
+  }
+
+  /// The seats of all slots: in the rows here, or in a message.
+  template <class T, class S>
+  void point(detail::seats const& s, detail::cargo<T, S> const& c, detail::segments const& message,
+             std::byte* bytes) {
+    int const slots = s.place.slots();
+    row_seats_.resize(index_t{slots}), scalar_seats_.resize(index_t{slots});
+    for (int slot = 0; slot < slots; ++slot)
+      if (s.is_own(slot)) {
+        if (c.columns >= 0) row_seats_[slot] = own_seat(c.rows, s.to[slot]);
+        scalar_seats_[slot] = {
+            reinterpret_cast<std::byte*>(c.scalars) + s.to[slot] * c.scalar_bytes, c.scalar_bytes};
+      } else {
+        row_seats_[slot] = {bytes + message.row_start()[slot], c.row_bytes()};
+        scalar_seats_[slot] = {bytes + message.scalar_start()[slot], c.scalar_bytes};
+      }
+  }
+
+  /// f(block, first row, rows) for what came from each other rank for each local slot.
+  template <class F>
+  static void for_each_foreign_block(host_context const& ctx, detail::seats const& s, F f) {
+    int const locals = s.locals();
+    ctx.for_each_chunk(s.blocks(), 1, [&](int, index_t first, index_t last) {
+      for (index_t b = first; b < last; ++b)
+        if (b / locals != s.rank) f(b, s.first_row[b], s.arrived[b]);
+    });
+  }
+
+  void exchange(host_context const& ctx, detail::seats const& s) {
+    if (s.place.ranks() == 1) return;
+    if (s.rule.capacity >= 0) {
+      if (outgoing_.bytes() != 0)
+        all_to_all(ctx, comm(), out_.data(), in_.data(), outgoing_.counts()[0], agreed_.counts());
+    } else if constexpr (variable_communicator<Comm>) {
+      comm().all_to_all_v(ctx, out_.data(), outgoing_.counts(), outgoing_.displacements(),
+                          in_.data(), incoming_.counts(), incoming_.displacements());
+    }
+  }
+
+  detail::cleared_by_move<Comm*> comm_;
+  std::pmr::memory_resource* memory_;
+  detail::shared<detail::side_pool> pool_;
+  detail::agreement agreed_;
+  detail::buffer<std::uint64_t> own_, words_;
+  detail::segments outgoing_, incoming_;
+  detail::buffer<std::byte> out_, in_;
+  detail::buffer<detail::seat> row_seats_, scalar_seats_;
+  std::uint64_t batches_ = 0;  // prepared so far
+};
+
+template <class Comm>
+messages(Comm&, std::pmr::memory_resource* = std::pmr::get_default_resource()) -> messages<Comm>;
+
+}  // namespace expar::inline v0

@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <vector>
+
+#include <expar/exchange/cargo.hpp>
+
+namespace expar::inline v0 {
+
+/// The transport of ranks that write and read each other's memory: a row is copied once, from the
+/// token to its final place, and read there. Between phases, in which a rank works alone, ranks
+/// meet by exchange_phase().
+///
+/// Sides stand in windows of one pool, each as large on every rank as the fullest rank needs (or as
+/// the budget allows). Ranks agree which window serves, and that it grows, when they meet anyway: a
+/// window that one rank has released serves again once all have. Sharing, lifetimes and threads as
+/// for `messages`.
+template <class Comm>
+class windows {
+  static_assert(window_communicator<Comm>,
+                "expar: windows need a communicator with windows (tier 3); messages need none");
+
+ public:
+  explicit windows(Comm& comm, std::pmr::memory_resource* memory = std::pmr::get_default_resource())
+      : comm_(&comm), agreed_(memory), own_(memory), row_seats_(memory), scalar_seats_(memory) {}
+
+ private:
+  template <class, class, class>
+  friend class expert_parallel;
+  template <class X, class Local, class Say>
+  friend std::uint64_t const* detail::meet(host_context const&, X&, detail::intention, index_t,
+                                           Local, Say);
+  using state = detail::batch_state;
+  using window = decltype(std::declval<Comm&>().allocate_window(std::size_t{}));
+
+  static constexpr bool reaches_peers = true, has_ragged_rows = true;
+  static constexpr int most_pieces = 1024;
+
+  /// Windows of equal size on all ranks, and which of them no batch of this rank holds.
+  struct window_pool : detail::side_pool {
+    struct piece {
+      window memory;
+      index_t bytes;
+      bool free;
+    };
+    window_pool() { pieces.reserve(most_pieces); }
+    void take(detail::side_memory&, index_t, index_t) override {}
+    void put_back(int i) noexcept override { at(i).free = true; }
+    piece& at(int i) noexcept { return pieces[static_cast<std::size_t>(i)]; }
+    std::vector<piece> pieces;
+  };
+
+  Comm& comm() const {
+    Comm* const p = comm_;
+    detail::expects(p != nullptr, "expert_parallel: the object was moved from");
+    return *p;
+  }
+  detail::agreement& agreed() { return agreed_; }
+  detail::shared<detail::side_pool> pool() const {
+    return detail::shared<detail::side_pool>::one_more(pool_.get());
+  }
+  std::uint64_t next_batch() { return ++batches_; }
+
+  // The words of a meeting: the intention, which pieces the sides of the batch have (15 bits each,
+  // and one whether the caller brings the rows of this side), and a bit for each piece that is
+  // free.
+  /// Where the words of a meeting begin that the transport does not add, of `count` such.
+  index_t words_before(index_t count) {
+    masks_ = (static_cast<index_t>(pool_->pieces.size()) + 63) / 64;
+    stride_ = 2 + masks_ + count;
+    return 2 + masks_;
+  }
+  void say_pieces(state const& b, std::uint64_t* own, int brought = -1) const {
+    own[1] = 0;
+    for (int s = 0; s < 4; ++s) {
+      auto const piece =
+          static_cast<std::uint64_t>(b.sides[static_cast<std::size_t>(s)].piece() + 1);
+      own[1] |= (piece | std::uint64_t{s == brought} << 15) << 16 * s;
+    }
+    for (index_t m = 0; m < masks_; ++m) own[2 + m] = 0;
+    for (std::size_t i = 0; i < pool_->pieces.size(); ++i)
+      own[2 + i / 64] |= std::uint64_t{pool_->pieces[i].free} << i % 64;
+  }
+
+  void reserve(index_t words, placement const& place) {
+    agreed_.reserve(place.ranks());
+    if (pool_.get() == nullptr) pool_ = detail::shared(new window_pool);
+    words += 2 + most_pieces / 64;
+    if (words > static_cast<index_t>(own_.size())) own_.resize(words), opened_ = false;
+    row_seats_.reserve(static_cast<std::size_t>(place.slots()));
+    scalar_seats_.reserve(static_cast<std::size_t>(place.slots()));
+  }
+  /// Collective: the window in which ranks tell each other words, two of each in turns, so that no
+  /// rank overwrites what another still reads.
+  void open(host_context const& ctx) {
+    if (opened_) return;
+    words_.clear();
+    words_.push_back(comm().allocate_window(2 * static_cast<std::size_t>(comm().size()) *
+                                            own_.size() * sizeof(std::uint64_t)));
+    agreed_.run(ctx, comm(), {detail::step::place, 0}, [&] {
+      for (int p = 0; p < comm().size(); ++p)
+        detail::expects(words_.front().view().peer(p, 0) != nullptr,
+                        "expert_parallel: the window of rank ", p, " cannot be reached from rank ",
+                        comm().rank());
+    });
+    opened_ = true;
+  }
+
+  std::uint64_t* own_words() { return own_.data(); }
+  std::uint64_t const* gather(host_context const& ctx, index_t count) {
+    ++turn_;
+    auto const view = words_.front().view();
+    auto const of = [&](index_t rank) {
+      index_t const turn = turn_ % 2 * comm().size() * static_cast<index_t>(own_.size());
+      return static_cast<std::size_t>(turn + rank * count) * sizeof(std::uint64_t);
+    };
+    for (int p = 0; p < comm().size(); ++p)
+      detail::copy_bytes(view.peer(p, of(comm().rank())), own_.data(),
+                         count * index_t{sizeof(std::uint64_t)});
+    comm().exchange_phase(ctx);
+    return static_cast<std::uint64_t const*>(view.peer(comm().rank(), of(0)));
+  }
+
+  /// Collective. Once `checks` pass on every rank, what `write(rows, scalars)` puts at the seats of
+  /// this rank's routes is in `c` on the ranks of their slots. Opens `sides`, that of `c` among
+  /// them. `met`: the words of the ranks, if they have met for this already. `read`: a side that
+  /// all ranks read meanwhile.
+  template <class T, class S, class Y, class Checks, class Write>
+  void to_experts(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
+                  std::initializer_list<detail::opened_side> sides, detail::cargo<Y, S>* read,
+                  std::uint64_t const* met, Checks checks, Write write) {
+    if (met == nullptr) met = agree(ctx, mine, b, brought(read), checks);
+    for (detail::opened_side const& s : sides) allot(b, s, met);
+    if (read != nullptr) bring(ctx, mine, b, *read, met);
+    tensor_view<T, 2> const callers = c.rows;
+    point(b, c);
+    finish(ctx, mine, [&] {
+      write(detail::slot_rows<T>{row_seats_.data()}, detail::slot_rows<S>{scalar_seats_.data()});
+      c.clear_gaps(b.at);
+    });
+    if (c.callers) copy_rows(ctx, c.rows, callers);
+  }
+
+  /// Collective. Once `checks` pass on every rank, `read(rows, scalars)` finds what `c` holds on
+  /// the ranks of their slots at the seats of this rank's routes.
+  template <class T, class S, class Checks, class Read>
+  void to_tokens(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
+                 Checks checks, Read read) {
+    auto const* const met = agree(ctx, mine, b, brought(&c), checks);
+    bring(ctx, mine, b, c, met);
+    point(b, c);
+    finish(ctx, mine, [&] {
+      read(detail::slot_rows<T const>{row_seats_.data()},
+           detail::slot_rows<S const>{scalar_seats_.data()});
+    });
+  }
+
+  /// Where this rank can read the rows of a side without a message: all of them.
+  template <class T, class S>
+  detail::slot_rows<T const> readable(state const& b, detail::cargo<T, S> const& c,
+                                      detail::buffer<detail::seat>& table) const {
+    seats_of(b, c, table, nullptr);
+    return {table.data()};
+  }
+
+  // An operation has at least two meetings. After the first no rank works on what is written then;
+  // after the last all rows are there, and no rank reads them any more.
+  template <class Checks>
+  std::uint64_t const* agree(host_context const& ctx, detail::intention mine, state const& b,
+                             int brought, Checks checks) {
+    return detail::meet(ctx, *this, mine, words_before(0), checks,
+                        [&](std::uint64_t* own) { say_pieces(b, own, brought); });
+  }
+  template <class Local>
+  void finish(host_context const& ctx, detail::intention mine, Local local) {
+    detail::meet(ctx, *this, {detail::step::end, mine.batch}, local);
+  }
+
+  /// Gives the batch the same piece on all ranks, unless it has one.
+  void allot(state& b, detail::opened_side const& s, std::uint64_t const* met) {
+    int const which = static_cast<int>(s.at), ranks = comm().size();
+    auto const held = [&](int r) { return met[r * stride_ + 1] >> 16 * which & 0x7fff; };
+    bool same = b.of(s.at).held();
+    for (int r = 0; r < ranks; ++r) same = same && held(r) == held(0);
+    if (same) return;
+    b.of(s.at).release();
+
+    // A piece that was free everywhere when ranks met, and that nobody has taken since.
+    window_pool& pool = *pool_;
+    auto const free = [&](int i) {
+      bool all = pool.at(i).free;
+      for (int r = 0; r < ranks; ++r)
+        all = all && (i / 64 >= masks_ || (met[r * stride_ + 2 + i / 64] >> i % 64 & 1) != 0);
+      return all;
+    };
+    index_t const row_bytes = detail::size_product(b.at.room, s.row_bytes);
+    index_t const beside = detail::size_product(b.at.room, s.scalar_bytes);
+    detail::expects(row_bytes <= detail::most_rows && beside <= detail::most_rows,
+                    "dispatch: ", b.at.room, " rows of ", s.row_bytes,
+                    " bytes are more than memory can hold");
+    index_t const bytes = detail::behind(row_bytes) + beside;
+    int const pieces = static_cast<int>(pool.pieces.size());
+    int i = detail::piece_for(bytes, pieces, free, [&](int p) { return pool.at(p).bytes; });
+    detail::expects(i >= 0 || pieces < most_pieces, "dispatch: batches hold ", pieces,
+                    " sides in windows; no more are possible: release some");
+    if (i < 0 || pool.at(i).bytes < bytes) {
+      auto memory = comm().allocate_window(static_cast<std::size_t>(bytes));
+      if (i < 0) {
+        i = pieces;
+        pool.pieces.push_back({std::move(memory), bytes, true});
+      } else {
+        pool.at(i).memory = std::move(memory), pool.at(i).bytes = bytes;
+      }
+    }
+    pool.at(i).free = false;
+    auto* const own = static_cast<std::byte*>(pool.at(i).memory.view().peer(comm().rank(), 0));
+    b.of(s.at) = detail::side_memory(this->pool(), i, own,
+                                     beside == 0 ? nullptr : own + detail::behind(row_bytes));
+  }
+
+  template <class T, class S>
+  static int brought(detail::cargo<T, S> const* c) {
+    return c != nullptr && c->callers ? static_cast<int>(c->at) : -1;
+  }
+  /// Puts what callers have brought where all ranks can read it.
+  template <class T, class S>
+  void bring(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
+             std::uint64_t const* met) {
+    bool any = false;
+    for (int r = 0; r < comm().size(); ++r)
+      any = any || (met[r * stride_ + 1] >> 16 * static_cast<int>(c.at) & 0x8000) != 0;
+    if (any) allot(b, {c.at, c.row_bytes(), c.scalar_bytes}, met);
+    auto const from = c;
+    c.callers = false, c.scalars = nullptr;
+    c.take_from(b);
+    if (!any) return;
+    finish(ctx, mine, [&] {
+      if (!from.callers) return;
+      if (from.rows.data != c.rows.data) copy_rows(ctx, from.rows, c.rows);
+      if (c.scalar_bytes != 0 && from.scalars != c.scalars)
+        detail::copy_bytes(c.scalars, from.scalars, b.at.rows() * c.scalar_bytes);
+    });
+  }
+
+  /// Seats in windows; `c` becomes the rows here.
+  template <class T, class S>
+  void point(state const& b, detail::cargo<T, S>& c) {
+    bool const callers = std::exchange(c.callers, false);
+    c.scalars = nullptr;
+    c.take_from(b);
+    c.callers = callers;
+    row_seats_.resize(index_t{b.at.place.slots()});
+    scalar_seats_.resize(index_t{b.at.place.slots()});
+    seats_of(b, c, row_seats_, &scalar_seats_);
+  }
+  template <class T, class S>
+  void seats_of(state const& b, detail::cargo<T, S> const& c, detail::buffer<detail::seat>& rows,
+                detail::buffer<detail::seat>* scalars) const {
+    detail::seats const& s = b.at;
+    auto const view = pool_->at(b.of(c.at).piece()).memory.view();
+    index_t const behind = detail::behind(s.room * c.row_bytes());
+    for (int rank = 0; rank < s.place.ranks(); ++rank) {
+      auto* const base = static_cast<std::byte*>(view.peer(rank, 0));
+      for (int slot = s.place.first(rank); slot < s.place.first(rank + 1); ++slot) {
+        rows[slot] = {base + s.to[slot] * c.row_bytes(), c.row_bytes()};
+        if (scalars != nullptr)
+          (*scalars)[slot] = {base + behind + s.to[slot] * c.scalar_bytes, c.scalar_bytes};
+      }
+    }
+  }
+
+  template <class X, class T>
+  static void copy_rows(host_context const& ctx, tensor_view<X, 2> const& from,
+                        tensor_view<T, 2> const& to) {
+    index_t const bytes = to.extents[1] * index_t{sizeof(T)};
+    ctx.for_each_chunk(to.extents[0], 1 + 262144 / (1 + bytes),
+                       [&](int, index_t first, index_t last) {
+                         for (index_t i = first; i < last; ++i)
+                           detail::copy_bytes(to.row(i), from.row(i), bytes);
+                       });
+  }
+
+  detail::cleared_by_move<Comm*> comm_;
+  detail::shared<window_pool> pool_;
+  detail::agreement agreed_;
+  std::vector<window> words_;  // none before open()
+  detail::buffer<std::uint64_t> own_;
+  detail::buffer<detail::seat> row_seats_, scalar_seats_;
+  bool opened_ = false;
+  unsigned turn_ = 0;               // meetings so far
+  index_t stride_ = 0, masks_ = 0;  // of the last meeting in which pieces were told
+  std::uint64_t batches_ = 0;       // prepared so far
+};
+
+template <class Comm>
+windows(Comm&, std::pmr::memory_resource* = std::pmr::get_default_resource()) -> windows<Comm>;
+
+}  // namespace expar::inline v0
