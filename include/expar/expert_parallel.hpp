@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <expar/balance/quotas.hpp>
 #include <expar/exchange/detail/arguments.hpp>
 #include <expar/exchange/messages.hpp>
-#include <expar/exchange/quotas.hpp>
 #include <expar/exchange/windows.hpp>
 #include <expar/expert_batch.hpp>
 #include <expar/expert_shape.hpp>
@@ -45,8 +45,8 @@ struct transport_of<windows<Comm>> {
 /// caller, who then names them in the call. The communicator outlives the object. One operation at
 /// a time per transport; a repeated shape allocates nothing when its batch is reused.
 ///
-/// Cost per rank and direction: ragged, the rows of its kept routes to other ranks; fixed_capacity
-/// over messages, slots * capacity rows. A row to another rank is copied three times over messages
+/// Cost per rank and direction: the rows of its kept routes to other ranks; fixed_capacity over
+/// messages, slots * capacity rows. A row to another rank is copied three times over messages
 /// (pack, exchange, unpack), and once over windows, as a row to the own rank is.
 template <class From, class Layout = ragged, class Site = weights_at_decode>
 class expert_parallel {
@@ -75,18 +75,18 @@ class expert_parallel {
         shape_(with_defaults(shape)),
         layout_(layout),
         memory_(memory),
-        place_(placement::blocks(shape.experts < 1 ? 1 : shape.experts, x_.comm().size())),
         seating_(memory),
         quotas_(memory),
         y_seats_(memory),
         dots_(memory),
         scalars_(memory) {
-    auto const wrong = detail::failure_of([&] { reserve(place_); });
+    auto const wrong = detail::failure_of([&] {
+      if (shape.experts < 1) return;
+      place_ = placement::blocks(shape.experts, x_.comm().size());
+      reserve(place_);
+    });
     detail::check_group(host_context{}, x_.comm(), "expert_parallel", shape_, layout,
-                        at_decode   ? 0
-                        : at_encode ? 1
-                                    : 2,
-                        wrong);
+                        at_decode ? 0 : 2 - at_encode, wrong);
     x_.open(host_context{});
   }
 
@@ -98,17 +98,17 @@ class expert_parallel {
   /// placement by which it was prepared, and the caller the weights that it needs.
   void place(expar::placement const& p) {
     host_context const ctx;
-    index_t const before = x_.words_before(1), words = before + 1;
+    index_t const before = x().words_before(1), words = before + 1;
     auto const* const met = detail::meet(
-        ctx, x_, {step::place, 0}, words,
+        ctx, x(), {step::place, 0}, words,
         [&] {
-          detail::expects(p.experts() == shape_.experts && p.ranks() == x_.comm().size(),
+          detail::expects(p.experts() == shape_.experts && p.ranks() == x().comm().size(),
                           "place: the placement is of ", p.experts(), " experts on ", p.ranks(),
-                          " ranks, not of ", shape_.experts, " on ", x_.comm().size());
+                          " ranks, not of ", shape_.experts, " on ", x().comm().size());
           reserve(p);
         },
         [&](std::uint64_t* own) { own[before] = p.hash(); });
-    for (int r = 1; r < x_.comm().size(); ++r)
+    for (int r = 1; r < x().comm().size(); ++r)
       detail::expects(met[r * words + before] == met[before], "place: rank ", r,
                       " passes another placement than rank 0; all ranks pass the same");
     place_ = p;
@@ -141,9 +141,7 @@ class expert_parallel {
   template <class Tokens, class T, class W, class Y, class Rows>
   void dispatch(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch,
                 Rows&& rows) {
-    cargo<T, W> c{side::rows};
-    c.rows = detail::overwritten_rows(ctx, rows), c.callers = true;
-    send(ctx, tokens, batch, nullptr, c);
+    send(ctx, tokens, batch, nullptr, callers<T, W>(ctx, side::rows, rows));
   }
 
   /// Both parts: tokens [T, hidden] and their routes to batch.rows(). The second form makes the
@@ -189,22 +187,19 @@ class expert_parallel {
   template <class T, class W, class Y, class DOut, class Rows, class DY, class DWeights>
   void combine_backward(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out,
                         Rows const& y, DY&& d_y, DWeights&& d_weights) {
-    cargo<Y, W> to{side::d_y};
-    to.rows = detail::overwritten_rows(ctx, d_y), to.callers = true;
-    scatter_d_y(ctx, batch, d_out, brought<Y, W>(ctx, side::y, batch, y), to, d_weights);
+    scatter_d_y(ctx, batch, d_out, brought<Y, W>(ctx, side::y, batch, y),
+                callers<Y, W>(ctx, side::d_y, d_y), d_weights);
   }
-  /// The same where combine applies no weights: d_y[row] = d_out[t], in the batch, or the caller's
-  /// [N, hidden_out].
+  /// The same where combine applies no weights: d_y[row] = d_out[t].
   template <class T, class W, class Y, class DOut>
   void combine_backward(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out) {
-    copy_d_y(ctx, batch, d_out, cargo<Y, W>{side::d_y});
+    scatter_d_y(ctx, batch, d_out, cargo<Y, W>{side::y}, cargo<Y, W>{side::d_y}, none{});
   }
   template <class T, class W, class Y, class DOut, class DY>
   requires(!at_decode) void combine_backward(host_context const& ctx, expert_batch<T, W, Y>& batch,
                                              DOut const& d_out, DY&& d_y) {
-    cargo<Y, W> to{side::d_y};
-    to.rows = detail::overwritten_rows(ctx, d_y), to.callers = true;
-    copy_d_y(ctx, batch, d_out, to);
+    scatter_d_y(ctx, batch, d_out, cargo<Y, W>{side::y}, callers<Y, W>(ctx, side::d_y, d_y),
+                none{});
   }
 
   /// The adjoint of dispatch with weights at decode: d_tokens[t] = sum over kept routes, in choice
@@ -213,12 +208,13 @@ class expert_parallel {
   template <class T, class W, class Y, class DTokens>
   void dispatch_backward(host_context const& ctx, expert_batch<T, W, Y>& batch,
                          DTokens&& d_tokens) {
-    gather_d_rows(ctx, batch, row_cargo<T, W>{side::d_rows}, none{}, d_tokens, none{});
+    gather_d_rows(ctx, batch, cargo<T, row_scalar<T, W>>{side::d_rows}, none{}, d_tokens, none{});
   }
   template <class T, class W, class Y, class DRows, class DTokens>
   requires(at_decode) void dispatch_backward(host_context const& ctx, expert_batch<T, W, Y>& batch,
                                              DRows const& d_rows, DTokens&& d_tokens) {
-    gather_d_rows(ctx, batch, brought_rows(ctx, batch, d_rows), none{}, d_tokens, none{});
+    gather_d_rows(ctx, batch, brought<T, row_scalar<T, W>>(ctx, side::d_rows, batch, d_rows),
+                  none{}, d_tokens, none{});
   }
   /// With weights per row, from batch.d_rows() and batch.d_row_weights(): d_tokens[t] = sum of
   /// d_rows[row], and d_weights[t,j] = d_row_weights[row], summed over shards; added to by
@@ -226,7 +222,8 @@ class expert_parallel {
   template <class T, class W, class Y, class DTokens, class DWeights>
   requires(per_row) void dispatch_backward(host_context const& ctx, expert_batch<T, W, Y>& batch,
                                            DTokens&& d_tokens, DWeights&& d_weights) {
-    gather_d_rows(ctx, batch, row_cargo<T, W>{side::d_rows}, none{}, d_tokens, d_weights);
+    gather_d_rows(ctx, batch, cargo<T, row_scalar<T, W>>{side::d_rows}, none{}, d_tokens,
+                  d_weights);
   }
   /// With weights at encode, from batch.d_rows(): d_tokens[t] = sum of weight * d_rows[row], and
   /// d_weights[t,j] = <d_rows[row], tokens[t]>.
@@ -236,7 +233,8 @@ class expert_parallel {
     static_assert(at_encode,
                   "expar: with weights at decode, d_weights comes from combine_backward; give "
                   "dispatch_backward d_rows and d_tokens");
-    gather_d_rows(ctx, batch, row_cargo<T, W>{side::d_rows}, tokens, d_tokens, d_weights);
+    gather_d_rows(ctx, batch, cargo<T, row_scalar<T, W>>{side::d_rows}, tokens, d_tokens,
+                  d_weights);
   }
   /// Both from the caller's d_rows [N, hidden]; `what` is tokens (weights at encode) or
   /// d_row_weights [N] of the accumulator type (weights per row).
@@ -246,14 +244,19 @@ class expert_parallel {
     static_assert(!at_decode,
                   "expar: with weights at decode, d_weights comes from combine_backward; give "
                   "dispatch_backward d_rows and d_tokens");
-    gather_d_rows(ctx, batch, brought_rows(ctx, batch, d_rows), what, d_tokens, d_weights);
+    gather_d_rows(ctx, batch, brought<T, row_scalar<T, W>>(ctx, side::d_rows, batch, d_rows), what,
+                  d_tokens, d_weights);
   }
 
  private:
   struct none {};
   template <class T, class W>
-  using row_cargo = cargo<T, detail::row_scalar_t<T, W>>;
+  using row_scalar = detail::row_scalar_t<T, W>;
 
+  transport_class& x() {
+    detail::expects(usable_, "expert_parallel: the object was moved from");
+    return x_;
+  }
   static transport transport_from(From& from, std::pmr::memory_resource* memory) {
     if constexpr (std::is_reference_v<transport>)
       return from;
@@ -281,12 +284,12 @@ class expert_parallel {
   std::uint64_t const* seat(host_context const& ctx, Routes const& routes,
                             expert_batch<T, W, Y>& batch, Quotas const& quotas, Checks checks) {
     detail::batch_state& b = batch.state_;
-    std::uint64_t const number = x_.next_batch();
+    std::uint64_t const number = x().next_batch();
     b.forget();
-    index_t const before = x_.words_before(routes_words + shape_.experts);
+    index_t const before = x().words_before(routes_words + shape_.experts);
     index_t const words = before + routes_words + shape_.experts;
     auto const* const met = detail::meet(
-        ctx, x_, {step::prepare, number}, words,
+        ctx, x(), {step::prepare, number}, words,
         [&] {
           detail::arguments a(ctx, "dispatch");
           auto const ids = a.ids("ids", routes.ids, {detail::any_extent, detail::top_k_of(shape_)});
@@ -294,7 +297,7 @@ class expert_parallel {
           b.plan.place(
               ctx, ids, shape_.experts,
               has_capacity ? route_plan::order::choice_major : route_plan::order::token_major);
-          b.at.begin(place_, x_.comm().rank());
+          b.at.begin(place_, x().comm().rank());
           b.reserve_routes(drops());
           keep_weights(weights, place_.shards(), batch.weights_);
           batch.hidden_ = shape_.hidden, batch.hidden_out_ = shape_.hidden_out;
@@ -302,7 +305,7 @@ class expert_parallel {
           checks();
         },
         [&](std::uint64_t* own) {
-          x_.say_pieces(b, own);
+          x().say_pieces(b, own);
           own += before;
           own[0] = static_cast<std::uint64_t>(b.plan.tokens());
           own[1] = sizeof(T), own[2] = sizeof(W), own[3] = sizeof(Y);
@@ -333,7 +336,7 @@ class expert_parallel {
     } else {
       b.at.rule.in_turn = false;
       auto const split = seating_.split(place_);
-      detail::meet(ctx, x_, {step::quotas, number},
+      detail::meet(ctx, x(), {step::quotas, number},
                    [&] { detail::split_by(quotas, place_, kept, split); });
       detail::copy_row(static_cast<index_t const*>(split.row(b.at.rank)), quotas_.data(),
                        index_t{place_.slots()});
@@ -341,7 +344,7 @@ class expert_parallel {
     }
     seating_.seat(b.at);
     b.renumber(by_quotas);
-    b.pool = x_.pool();
+    b.pool = x().pool();
     b.number = number, b.prepared = true;
     return met;
   }
@@ -389,43 +392,41 @@ class expert_parallel {
   // --- rows out --------------------------------------------------------------------------------
 
   template <class T, class W, class Y>
-  void check_tokens(tensor_view<T const, 2> const& x, expert_batch<T, W, Y> const& batch) const {
+  void check_tokens(tensor_view<T const, 2> const& tokens,
+                    expert_batch<T, W, Y> const& batch) const {
     detail::argument_table a("dispatch");
-    a.reads("tokens", x, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
+    a.reads("tokens", tokens, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
   }
 
+  /// `met`: the words of the ranks, if they have met for the tokens already.
   template <class Tokens, class T, class W, class Y>
   void send(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch,
             std::uint64_t const* met, cargo<T, W> c) {
     detail::batch_state& b = batch.state_;
-    auto const x = detail::rows_view<T>(ctx, tokens);
+    auto const from = detail::rows_view<T>(ctx, tokens);
     c.columns = shape_.hidden, c.scalar_bytes = per_row ? index_t{sizeof(W)} : 0;
-    tensor_view<T, 2> const callers = c.rows;
     b.dispatched = false;
-    x_.to_experts(
+    x().to_experts(
         ctx, {step::dispatch, b.number}, b, c,
-        {{side::rows, bytes<T>(shape_.hidden), batch.scalar_bytes(side::rows)},
-         {side::y, bytes<Y>(shape_.hidden_out), 0}},
-        static_cast<cargo<Y, W>*>(nullptr), met,
+        {{side::rows, c.row_bytes(), c.scalar_bytes}, {side::y, bytes<Y>(shape_.hidden_out), 0}},
+        no_cargo, met,
         [&] {
           check_prepared("dispatch", batch);
-          check_tokens(x, batch);
-          if (c.callers) {
-            detail::argument_table a("dispatch");
-            a.reads("tokens", x);
-            a.writes("rows", callers, {detail::rows_of_batch(batch), detail::columns_of(shape_)});
-          }
+          check_tokens(from, batch);
+          detail::argument_table a("dispatch");
+          a.reads("tokens", from);
+          c.written_in(a, "rows", b, "hidden");
         },
         [&](detail::slot_rows<T> rows, detail::slot_rows<W> scalars) {
           detail::argument_table a("dispatch");
-          a.reads("tokens", x);
+          a.reads("tokens", from);
           a.writes("rows", c.rows);
           auto const routes = b.routes();
           for_each_token(ctx, b, c.row_bytes(), [&](index_t t) {
             if constexpr (at_encode)
-              detail::scatter_token<T>(routes, t, x.row(t), shape_.hidden, batch.weights(), rows);
+              detail::scatter_token<T>(routes, t, from.row(t), c.columns, batch.weights(), rows);
             else
-              detail::scatter_token<T>(routes, t, x.row(t), shape_.hidden, detail::unit_weights{},
+              detail::scatter_token<T>(routes, t, from.row(t), c.columns, detail::unit_weights{},
                                        rows);
             if constexpr (per_row)
               detail::scatter_scalars<W>(routes, t, batch.weights().at.row(t), scalars);
@@ -434,66 +435,39 @@ class expert_parallel {
     b.dispatched = true;
   }
 
-  template <class T, class W, class Y, class DOut>
-  void copy_d_y(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out,
-                cargo<Y, W> c) {
-    static_assert(!at_decode,
+  /// Where this rank can read y, it makes d_y and the gradient of the weight itself. Elsewhere the
+  /// weights travel with the gradients, and the rank that has y makes both and sends one home.
+  template <class T, class W, class Y, class DOut, class DWeights>
+  void scatter_d_y(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out,
+                   cargo<Y, W> y, cargo<Y, W> c, DWeights&& d_weights) {
+    constexpr bool has_weights = !std::is_same_v<std::remove_cvref_t<DWeights>, none>;
+    static_assert(at_decode || !has_weights,
+                  "expar: weights have a gradient in combine_backward only where they are applied "
+                  "at decode; leave y and d_weights out");
+    static_assert(!at_decode || has_weights,
                   "expar: with weights at decode, combine_backward takes y and d_weights as well");
     detail::batch_state& b = batch.state_;
     auto const d = detail::rows_view<Y>(ctx, d_out);
-    c.columns = shape_.hidden_out;
-    tensor_view<Y, 2> const callers = c.rows;
-    x_.to_experts(
-        ctx, {step::combine_backward, b.number}, b, c,
-        {{side::d_y, bytes<Y>(shape_.hidden_out), 0},
-         {side::d_rows, bytes<T>(shape_.hidden), batch.scalar_bytes(side::d_rows)}},
-        static_cast<cargo<Y, W>*>(nullptr), nullptr,
-        [&] {
-          check_dispatched("combine_backward", batch);
-          detail::argument_table a("combine_backward");
-          name_d_y(a, batch, d, c.callers, callers);
-        },
-        [&](detail::slot_rows<Y> rows, detail::slot_rows<W>) {
-          auto const routes = b.routes();
-          for_each_token(ctx, b, c.row_bytes(), [&](index_t t) {
-            detail::scatter_token<Y>(routes, t, d.row(t), shape_.hidden_out, detail::unit_weights{},
-                                     rows);
-          });
-        });
-  }
-
-  /// Where this rank can read y, it makes d_y and the gradient of the weight itself. Elsewhere the
-  /// weights travel with the gradients, and the rank that has y makes both and sends the second
-  /// home.
-  template <class T, class W, class Y, class DOut, class DWeights>
-  void scatter_d_y(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out,
-                   cargo<Y, W> y, cargo<Y, W> c, DWeights& d_weights) {
-    static_assert(
-        at_decode,
-        "expar: weights have a gradient in combine_backward only where they are applied at "
-        "decode; leave y and d_weights out");
-    detail::batch_state& b = batch.state_;
-    auto const d = detail::rows_view<Y>(ctx, d_out);
-    auto const d_w = detail::gradient_output<2>(ctx, d_weights);
-    using A = accumulator_t<Y>;
-    index_t const n = shape_.hidden_out;
-    bool const by_message = !transport_class::reaches_peers && x_.comm().size() > 1;
-    c.columns = n, y.columns = n, c.scalar_bytes = by_message ? index_t{sizeof(W)} : 0;
-    tensor_view<Y, 2> const callers = c.rows, callers_y = y.rows;
+    auto const with_weights = [&](auto f) {
+      if constexpr (has_weights) f(detail::gradient_output<2>(ctx, d_weights));
+    };
+    using A = detail::row_scalar_t<Y, W>;
+    bool const by_message = has_weights && !transport_class::reaches_peers && x().comm().size() > 1;
+    c.columns = shape_.hidden_out, y.columns = shape_.hidden_out;
+    c.scalar_bytes = by_message ? index_t{sizeof(W)} : 0;
     A* dots_here = nullptr;
-    x_.to_experts(
+    x().to_experts(
         ctx, {step::combine_backward, b.number}, b, c,
-        {{side::d_y, bytes<Y>(shape_.hidden_out), 0},
+        {{side::d_y, c.row_bytes(), 0},
          {side::d_rows, bytes<T>(shape_.hidden), batch.scalar_bytes(side::d_rows)}},
-        &y, nullptr,
+        has_weights ? &y : nullptr, nullptr,
         [&] {
           check_dispatched("combine_backward", batch);
           detail::argument_table a("combine_backward");
-          name_y(a, batch, y.callers, callers_y);
-          name_d_y(a, batch, d, c.callers, callers);
-          detail::name_gradient(a, "d_weights", d_w,
-                                {detail::tokens_of_batch(batch), detail::top_k_of(shape_)});
-          dots_.resize(bytes<A>(b.plan.tokens() * b.routes().top_k));
+          a.reads("d_out", d, {detail::tokens_of_batch(batch), {c.columns, "hidden_out"}});
+          if (has_weights) y.read_in(a, "y", b, "hidden_out");
+          c.written_in(a, "d_y", b, "hidden_out");
+          with_weights([&](auto const& d_w) { name_weights<A>(a, batch, d_w); });
           if (!by_message) return;
           index_t const dots = round_up(bytes<A>(b.at.rows()), 64);
           std::byte* const scratch = scalars_.resize(dots + bytes<W>(b.at.rows()));
@@ -501,47 +475,52 @@ class expert_parallel {
           c.scalars = reinterpret_cast<W*>(scratch + dots);
         },
         [&](detail::slot_rows<Y> rows, detail::slot_rows<W> scalars) {
-          auto const y_rows = x_.readable(b, y, y_seats_);
           auto const routes = b.routes();
-          auto const weights = batch.weights();
-          for_each_token(ctx, b, c.row_bytes(), [&](index_t t) {
-            for (int j = 0; j < routes.top_k; ++j) {
-              index_t const at = t * routes.top_k + j, l = routes.locations[at];
-              dots<A>()[at] = 0;
-              if (l < 0) continue;
-              int const slot = routes.ids[at];
-              W const w = weights.at.row(t)[j];
-              if (y_rows.at[slot].first != nullptr) {
-                dots<A>()[at] = detail::dot_rows(y_rows(slot, l), d.row(t), n);
-                detail::scale_row<Y>(d.row(t), static_cast<A>(widen(w)), rows(slot, l), n);
-              } else {
-                detail::copy_row(d.row(t), rows(slot, l), n);
-                *scalars(slot, l) = w;
+          if constexpr (!has_weights) {
+            for_each_token(ctx, b, c.row_bytes(), [&](index_t t) {
+              detail::scatter_token<Y>(routes, t, d.row(t), c.columns, detail::unit_weights{},
+                                       rows);
+            });
+          } else {
+            auto const y_rows = x().readable(b, y, y_seats_);
+            for_each_token(ctx, b, c.row_bytes(), [&](index_t t) {
+              for (int j = 0; j < routes.top_k; ++j) {
+                index_t const at = t * routes.top_k + j, l = routes.locations[at];
+                dots<A>()[at] = 0;
+                if (l < 0) continue;
+                int const slot = routes.ids[at];
+                W const w = batch.weights().at.row(t)[j];
+                if (y_rows.at[slot].first != nullptr) {
+                  dots<A>()[at] = detail::dot_rows(y_rows(slot, l), d.row(t), c.columns);
+                  detail::scale_row<Y>(d.row(t), static_cast<A>(widen(w)), rows(slot, l),
+                                       c.columns);
+                } else {
+                  detail::copy_row(d.row(t), rows(slot, l), c.columns);
+                  *scalars(slot, l) = w;
+                }
               }
-            }
-          });
+            });
+          }
         });
-    if constexpr (!transport_class::reaches_peers)
+    if constexpr (has_weights && !transport_class::reaches_peers)
       if (by_message) bring_dots(ctx, b, y, c, dots_here);
-    put_weight_gradients<A>(b, d_w);
+    with_weights([&](auto const& d_w) { put_weight_gradients<A>(b, d_w); });
   }
 
-  /// On the ranks that have y: from the gradients and weights that came with messages to d_y and
-  /// dots, and those home.
+  /// From the gradients and weights that came with messages to d_y and dots, and those home.
   template <class Y, class W, class A>
   void bring_dots(host_context const& ctx, detail::batch_state& b, cargo<Y, W> const& y,
                   cargo<Y, W> const& c, A* dots_here) {
     cargo<Y, A> home{side::d_y};
     home.scalar_bytes = sizeof(A), home.scalars = dots_here;
-    index_t const n = c.columns;
-    x_.to_tokens(
+    x().to_tokens(
         ctx, {step::gradients_of_weights, b.number}, b, home,
         [&] {
-          x_.for_each_foreign_block(ctx, b.at, [&](index_t, index_t first, index_t rows) {
+          x().for_each_foreign_block(ctx, b.at, [&](index_t, index_t first, index_t rows) {
             for (index_t i = first; i < first + rows; ++i) {
               Y* const row = c.rows.row(i);
-              dots_here[i] = detail::dot_rows<Y>(y.rows.row(i), row, n);
-              detail::scale_row<Y>(row, static_cast<A>(widen(c.scalars[i])), row, n);
+              dots_here[i] = detail::dot_rows<Y>(y.rows.row(i), row, c.columns);
+              detail::scale_row<Y>(row, static_cast<A>(widen(c.scalars[i])), row, c.columns);
             }
           });
         },
@@ -562,14 +541,13 @@ class expert_parallel {
     detail::batch_state& b = batch.state_;
     auto const to = detail::as_output<2>(ctx, out);
     c.columns = shape_.hidden_out;
-    tensor_view<Y, 2> const callers = c.rows;
-    x_.to_tokens(
+    x().to_tokens(
         ctx, {step::combine, b.number}, b, c,
         [&] {
           check_dispatched("combine", batch);
           detail::argument_table a("combine");
-          name_y(a, batch, c.callers, callers);
-          a.writes("out", to, {detail::tokens_of_batch(batch), {shape_.hidden_out, "hidden_out"}});
+          c.read_in(a, "y", b, "hidden_out");
+          a.writes("out", to, {detail::tokens_of_batch(batch), {c.columns, "hidden_out"}});
         },
         [&](detail::slot_rows<Y const> rows, detail::slot_rows<W const>) {
           if constexpr (at_decode)
@@ -589,45 +567,31 @@ class expert_parallel {
                   "summed");
     static_assert(has_weights || at_decode,
                   "expar: dispatch_backward gives d_weights as well where weights are applied at "
-                  "encode (pass tokens) or per row");
+                  "encode (pass tokens) or per row (pass d_row_weights)");
     detail::batch_state& b = batch.state_;
     auto const to = detail::gradient_output<2>(ctx, d_tokens);
-    using Out = detail::element_of<decltype(to)>;
-    if constexpr (to.adds) detail::check_summed_alike<T, Out>();
-    c.columns = shape_.hidden, c.scalar_bytes = per_row ? index_t{sizeof(S)} : 0;
-    tensor_view<T const, 2> x;
-    tensor_view<S const, 1> row_weights;
-    if constexpr (at_encode) {
-      x = detail::rows_view<T>(ctx, what);
-    } else if constexpr (!std::is_same_v<What, none>) {
-      auto const v = detail::as_view<1>(ctx, what);
-      static_assert(std::is_same_v<detail::element_of<decltype(v)>, S>,
-                    "expar: d_row_weights has the accumulator type of the rows");
-      row_weights = v;
-      bring_row_weights(batch, row_weights, c);
-    }
-    tensor_view<T, 2> const callers = c.rows;
-    auto const with_d_w = [&](auto f) {
+    if constexpr (to.adds) detail::check_summed_alike<T, detail::element_of<decltype(to)>>();
+    auto const with_weights = [&](auto f) {
       if constexpr (has_weights) f(detail::gradient_output<2>(ctx, d_weights));
     };
-    x_.to_tokens(
+    c.columns = shape_.hidden, c.scalar_bytes = per_row ? index_t{sizeof(S)} : 0;
+    tensor_view<T const, 2> tokens;
+    tensor_view<S const, 1> row_weights;
+    if constexpr (at_encode)
+      tokens = detail::rows_view<T>(ctx, what);
+    else if constexpr (!std::is_same_v<What, none>)
+      row_weights = bring_row_weights(ctx, what, b, c);
+    x().to_tokens(
         ctx, {step::dispatch_backward, b.number}, b, c,
         [&] {
           check_dispatched("dispatch_backward", batch);
           detail::argument_table a("dispatch_backward");
-          if (c.callers)
-            a.reads("d_rows", callers, {detail::rows_of_batch(batch), detail::columns_of(shape_)});
-          else
-            name_side(a, "d_rows", b.of(side::d_rows), batch.template there<T>(side::d_rows));
+          c.read_in(a, "d_rows", b, "hidden");
           detail::name_gradient(a, "d_tokens", to,
                                 {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
-          with_d_w([&](auto const& d_w) {
-            detail::name_gradient(a, "d_weights", d_w,
-                                  {detail::tokens_of_batch(batch), detail::top_k_of(shape_)});
-            dots_.resize(bytes<S>(b.plan.tokens() * b.routes().top_k));
-          });
+          with_weights([&](auto const& d_w) { name_weights<S>(a, batch, d_w); });
           if constexpr (at_encode)
-            a.reads("tokens", x, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
+            a.reads("tokens", tokens, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
           else if constexpr (!std::is_same_v<What, none>) {
             a.reads("d_row_weights", row_weights, {detail::rows_of_batch(batch)});
             detail::expects(row_weights.strides[0] == 1 || row_weights.extents[0] <= 1,
@@ -641,7 +605,7 @@ class expert_parallel {
             for_each_token(ctx, b, c.row_bytes(), [&](index_t t) {
               S* const d = dots<S>() + t * routes.top_k;
               if constexpr (at_encode)
-                detail::dot_token<T>(routes, t, rows, x.row(t), shape_.hidden, d);
+                detail::dot_token<T>(routes, t, rows, tokens.row(t), c.columns, d);
               else
                 detail::gather_scalars<S>(routes, t, scalars, d);
             });
@@ -650,13 +614,13 @@ class expert_parallel {
           else
             gather(ctx, b, rows, detail::unit_weights{}, to, to.adds);
         });
-    with_d_w([&](auto const& d_w) { put_weight_gradients<S>(b, d_w); });
+    with_weights([&](auto const& d_w) { put_weight_gradients<S>(b, d_w); });
   }
 
   template <class T, class Weights, class Out>
-  void gather(host_context const& ctx, detail::batch_state const& b,
-              detail::slot_rows<T> const& rows, Weights weights, tensor_view<Out, 2> const& out,
-              bool adds) const {
+  static void gather(host_context const& ctx, detail::batch_state const& b,
+                     detail::slot_rows<T> const& rows, Weights weights,
+                     tensor_view<Out, 2> const& out, bool adds) {
     auto const routes = b.routes();
     index_t const n = out.extents[1];
     for_each_token(ctx, b, n * index_t{sizeof(T)}, [&](index_t t) {
@@ -666,13 +630,12 @@ class expert_parallel {
   /// The gradient of a weight is the sum of those of its shards.
   template <class A, class D, bool Adds>
   void put_weight_gradients(detail::batch_state const& b,
-                            detail::gradient_view<D, 2, Adds> const& to) const {
-    int const shards = b.at.place.shards();
-    A const* from = reinterpret_cast<A const*>(dots_.data());
+                            detail::gradient_view<D, 2, Adds> const& to) {
+    A const* from = dots<A>();
     for (index_t t = 0; t < b.plan.tokens(); ++t)
       for (int j = 0; j < b.plan.top_k(); ++j) {
         A sum = *from++;
-        for (int i = 1; i < shards; ++i) sum += *from++;
+        for (int i = 1; i < b.at.place.shards(); ++i) sum += *from++;
         detail::put_gradient<Adds>(to.row(t)[j], static_cast<accumulator_t<D>>(sum));
       }
   }
@@ -692,20 +655,20 @@ class expert_parallel {
   static index_t bytes(index_t n) {
     return detail::size_product(n, sizeof(T));
   }
+  static constexpr cargo<std::byte, std::byte>* no_cargo = nullptr;
+
   /// What every operation asks of the batch that it is given.
   template <class T, class W, class Y>
   void check_prepared(char const* what, expert_batch<T, W, Y> const& batch) const {
     detail::batch_state const& b = batch.state_;
-    static_cast<void>(x_.comm());  // throws where the object was moved from
     detail::expects(b.prepared, what, ": the batch has no routes; dispatch or prepare it first");
     detail::expects(b.plan.experts() == shape_.experts && b.plan.top_k() == shape_.top_k &&
                         batch.hidden_ == shape_.hidden && batch.hidden_out_ == shape_.hidden_out &&
                         b.at.place.ranks() == place_.ranks(),
                     what, ": the batch was made for ", b.plan.experts(), " experts, top_k ",
-                    b.plan.top_k(), ", rows of ", batch.hidden_, " (y: ", batch.hidden_out_,
-                    ") and ", b.at.place.ranks(), " ranks, not for ", shape_.experts, ", ",
-                    shape_.top_k, ", ", shape_.hidden, " (", shape_.hidden_out, ") and ",
-                    place_.ranks());
+                    b.plan.top_k(), ", rows of ", batch.hidden_, " and ", batch.hidden_out_, ", ",
+                    b.at.place.ranks(), " ranks, not for ", shape_.experts, ", ", shape_.top_k,
+                    ", ", shape_.hidden, " and ", shape_.hidden_out, ", ", place_.ranks());
     detail::expects((b.at.rule.capacity >= 0) == has_capacity, what, ": the batch was made for ",
                     has_capacity ? "a ragged layout, not for fixed_capacity"
                                  : "fixed_capacity, not for a ragged layout");
@@ -718,62 +681,48 @@ class expert_parallel {
     detail::expects(batch.state_.dispatched, what,
                     ": the batch has no rows; dispatch tokens first");
   }
+  /// Gradients of weights, and memory for those of their routes to slots.
+  template <class A, class Batch, class D, bool Adds>
+  void name_weights(detail::argument_table& a, Batch const& batch,
+                    detail::gradient_view<D, 2, Adds> const& d_weights) {
+    detail::name_gradient(a, "d_weights", d_weights,
+                          {detail::tokens_of_batch(batch), detail::top_k_of(shape_)});
+    dots_.resize(bytes<A>(batch.state_.plan.tokens() * batch.state_.routes().top_k));
+  }
 
-  /// Rows of the caller's for a side, which may be the side itself.
+  /// Rows that the caller wants written.
+  template <class R, class S, class X>
+  static cargo<R, S> callers(host_context const& ctx, side at, X& rows) {
+    cargo<R, S> c{at};
+    c.rows = detail::overwritten_rows(ctx, rows), c.callers = true;
+    return c;
+  }
+  /// Rows that the caller has brought, which may be the side of the batch itself.
   template <class R, class S, class T, class W, class Y, class X>
   static cargo<R, S> brought(host_context const& ctx, side at, expert_batch<T, W, Y> const& batch,
                              X const& x) {
     auto const v = detail::rows_view<R>(ctx, x);
     auto const own = batch.template there<R>(at);
     cargo<R, S> c{at};
-    c.rows = {const_cast<R*>(v.data), {v.extents[0], v.extents[1]}, {v.strides[0], v.strides[1]}};
-    c.callers =
-        !(batch.state_.of(at).held() && v.data == own.data && v.strides[0] == own.strides[0] &&
-          v.extents[0] == own.extents[0] && v.extents[1] == own.extents[1]);
+    c.callers = !batch.state_.of(at).held() || v.data != own.data ||
+                v.strides[0] != own.strides[0] || v.extents[0] != own.extents[0] ||
+                v.extents[1] != own.extents[1];
+    c.rows = make_view(const_cast<R*>(v.data), v.extents[0], v.extents[1], v.strides[0]);
+    c.rows.strides[1] = v.strides[1];
     return c;
   }
-  template <class T, class W, class Y, class DRows>
-  static row_cargo<T, W> brought_rows(host_context const& ctx, expert_batch<T, W, Y> const& batch,
-                                      DRows const& d_rows) {
-    return brought<T, detail::row_scalar_t<T, W>>(ctx, side::d_rows, batch, d_rows);
-  }
   /// Gradients of row weights that do not stand beside the side's rows make both the caller's.
-  template <class T, class W, class Y, class S>
-  static void bring_row_weights(expert_batch<T, W, Y> const& batch,
-                                tensor_view<S const, 1> const& from, cargo<T, S>& c) {
-    detail::side_memory const& own = batch.state_.of(side::d_rows);
-    c.scalars = const_cast<S*>(from.data);
-    if (c.callers || (own.held() && reinterpret_cast<std::byte*>(c.scalars) == own.scalars()))
-      return;
-    c.callers = true;
-    c.rows = batch.template there<T>(side::d_rows);
-  }
-
-  template <class T>
-  static void name_side(detail::argument_table& a, char const* name, detail::side_memory const& m,
-                        tensor_view<T, 2> const& rows) {
-    detail::expects(m.held(), a.c_str(), ": the batch has no ", name, "; fill batch.", name,
-                    "() before, or pass one");
-    a.reads(name, rows);
-  }
-  template <class T, class W, class Y>
-  void name_y(detail::argument_table& a, expert_batch<T, W, Y> const& batch, bool callers,
-              tensor_view<Y, 2> const& y) const {
-    if (callers)
-      a.reads("y", y, {detail::rows_of_batch(batch), {shape_.hidden_out, "hidden_out"}});
-    else
-      name_side(a, "y", batch.state_.of(side::y), batch.template there<Y>(side::y));
-  }
-  template <class T, class W, class Y>
-  void name_d_y(detail::argument_table& a, expert_batch<T, W, Y> const& batch,
-                tensor_view<Y const, 2> const& d_out, bool callers,
-                tensor_view<Y, 2> const& d_y) const {
-    detail::rule const columns{shape_.hidden_out, "hidden_out"};
-    a.reads("d_out", d_out, {detail::tokens_of_batch(batch), columns});
-    if (callers)
-      a.writes("d_y", d_y, {detail::rows_of_batch(batch), columns});
-    else
-      a.writes("d_y", batch.template there<Y>(side::d_y));
+  template <class T, class S, class X>
+  static tensor_view<S const, 1> bring_row_weights(host_context const& ctx, X const& x,
+                                                   detail::batch_state const& b, cargo<T, S>& c) {
+    auto const v = detail::as_view<1>(ctx, x);
+    static_assert(std::is_same_v<detail::element_of<decltype(v)>, S>,
+                  "expar: d_row_weights has the accumulator type of the rows");
+    c.scalars = const_cast<S*>(v.data);
+    auto const* const beside = reinterpret_cast<S const*>(b.of(side::d_rows).scalars());
+    if (!c.callers && !(b.of(side::d_rows).held() && v.data == beside))
+      c.callers = true, c.rows = c.rows_of(b);
+    return v;
   }
 
   transport x_;
@@ -785,6 +734,7 @@ class expert_parallel {
   detail::buffer<index_t> quotas_;
   detail::buffer<detail::seat> y_seats_;
   detail::buffer<std::byte> dots_, scalars_;
+  detail::cleared_by_move<bool> usable_ = true;
 };
 
 template <class From, class Layout = ragged, class Site = weights_at_decode>

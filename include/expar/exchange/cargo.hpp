@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <expar/exchange/agreement.hpp>
+#include <expar/detail/argument_table.hpp>
 #include <expar/exchange/batch_state.hpp>
 #include <expar/permute/detail/rows.hpp>
 
 namespace expar::inline v0::detail {
 
-/// Where the rows of every slot are, wherever that is: what a transport tells an operation.
+/// Where the rows of a slot begin, wherever that is; null where this rank cannot reach them.
 struct seat {
-  std::byte* first;  // null where this rank cannot reach them
+  std::byte* first;
   index_t pitch;
 };
+/// What a transport tells an operation: the rows of every slot.
 template <class T>
 struct slot_rows {
   seat const* at;  // [slots]
@@ -24,29 +25,29 @@ struct slot_rows {
 /// What travels between tokens and one side of a batch: rows of T, and beside each a scalar S.
 template <class T, class S>
 struct cargo {
-  static constexpr index_t none = -1;
-
   side at;
-  index_t columns = none;    // of a row; none: scalars travel alone
-  tensor_view<T, 2> rows{};  // the caller's, instead of the side's
-  bool callers = false;      // whether they are
+  index_t columns = -1;      // of a row; -1: scalars travel alone
   index_t scalar_bytes = 0;  // sizeof(S), where they travel
-  S* scalars = nullptr;      // instead of those beside the side's rows
+  bool callers = false;      // whether the caller has brought what follows, instead of the side's
+  tensor_view<T, 2> rows{};
+  S* scalars = nullptr;
 
   index_t row_bytes() const { return columns < 0 ? 0 : columns * index_t{sizeof(T)}; }
-
-  /// The rows and scalars of the side, where the caller has brought none.
-  void take_from(batch_state const& b) {
+  tensor_view<T, 2> rows_of(batch_state const& b) const {
     side_memory const& m = b.of(at);
-    if (columns >= 0 && !callers)
-      rows = make_view(reinterpret_cast<T*>(m.rows()), b.at.rows(), columns);
-    if (scalar_bytes != 0 && scalars == nullptr) scalars = reinterpret_cast<S*>(m.scalars());
+    return make_view(reinterpret_cast<T*>(m.rows()), m.held() ? b.at.rows() : 0, columns);
   }
+
   /// Takes memory for the side from its pool, where it is needed and is not there.
   void make_room(batch_state& b) const {
     if (columns >= 0 && !callers && !b.of(at).held())
       b.pool->take(b.of(at), bytes_of_rows(b.at.rows(), columns, sizeof(T)),
                    scalars == nullptr ? b.at.rows() * scalar_bytes : 0);
+  }
+  /// What the caller has not brought is the side's.
+  void take_from(batch_state const& b) {
+    if (columns >= 0 && !callers) rows = rows_of(b);
+    if (scalar_bytes != 0 && scalars == nullptr) scalars = reinterpret_cast<S*>(b.of(at).scalars());
   }
   /// Zero in padding.
   void clear_gaps(seats const& s) const {
@@ -57,9 +58,23 @@ struct cargo {
       }
     });
   }
+
+  /// Names the rows among the arguments of an operation; `width`: what their columns are.
+  void read_in(argument_table& a, char const* name, batch_state const& b, char const* width) const {
+    expects(callers || b.of(at).held(), a.c_str(), ": the batch has no ", name, "; fill batch.",
+            name, "() before, or pass one");
+    a.reads(name, callers ? rows : rows_of(b),
+            {{b.at.rows(), "the number of rows in the batch"}, {columns, width}});
+  }
+  void written_in(argument_table& a, char const* name, batch_state const& b,
+                  char const* width) const {
+    if (callers || b.of(at).held())
+      a.writes(name, callers ? rows : rows_of(b),
+               {{b.at.rows(), "the number of rows in the batch"}, {columns, width}});
+  }
 };
 
-/// Sizes of a side that an operation opens on all ranks.
+/// A side that an operation opens on all ranks: bytes of a row, and of the scalar beside it.
 struct opened_side {
   side at;
   index_t row_bytes, scalar_bytes;

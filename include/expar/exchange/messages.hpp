@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <expar/exchange/agreement.hpp>
 #include <expar/exchange/cargo.hpp>
 #include <expar/exchange/collectives.hpp>
 #include <expar/exchange/segments.hpp>
@@ -50,11 +51,7 @@ class messages {
   static index_t words_before(index_t) { return 1; }
   static void say_pieces(state const&, std::uint64_t*) {}
 
-  Comm& comm() const {
-    Comm* const p = comm_;
-    detail::expects(p != nullptr, "expert_parallel: the object was moved from");
-    return *p;
-  }
+  Comm& comm() const { return *comm_; }
   detail::agreement& agreed() { return agreed_; }
   detail::shared<detail::side_pool> pool() const { return pool_; }
   std::uint64_t next_batch() { return ++batches_; }
@@ -84,9 +81,9 @@ class messages {
   /// Collective. Once `checks` pass on every rank, what `write(rows, scalars)` puts at the seats of
   /// this rank's routes is in `c` on the ranks of their slots. What `write` does may fail, so ranks
   /// meet behind it, even if they have met for this call before.
-  template <class T, class S, class Y, class Checks, class Write>
+  template <class T, class S, class Y, class V, class Checks, class Write>
   void to_experts(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
-                  std::initializer_list<detail::opened_side>, detail::cargo<Y, S>* read,
+                  std::initializer_list<detail::opened_side>, detail::cargo<Y, V>* read,
                   std::uint64_t const*, Checks checks, Write write) {
     detail::meet(ctx, *this, mine, [&] {
       checks();
@@ -212,7 +209,7 @@ class messages {
     }
   }
 
-  detail::cleared_by_move<Comm*> comm_;
+  Comm* comm_;
   std::pmr::memory_resource* memory_;
   detail::shared<detail::side_pool> pool_;
   detail::agreement agreed_;

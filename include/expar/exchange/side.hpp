@@ -36,31 +36,26 @@ class side_memory {
   /// `scalars`: null where none stand beside the rows.
   side_memory(shared<side_pool> pool, int piece, std::byte* rows, std::byte* scalars) noexcept
       : pool_(std::move(pool)), piece_(piece), rows_(rows), scalars_(scalars) {}
-  side_memory(side_memory&& other) noexcept
-      : pool_(std::move(other.pool_)),
-        piece_(std::exchange(other.piece_, -1)),
-        rows_(other.rows_),
-        scalars_(other.scalars_) {}
+  side_memory(side_memory&& other) noexcept = default;
   side_memory& operator=(side_memory&& other) noexcept {
-    std::swap(pool_, other.pool_);
-    std::swap(piece_, other.piece_);
-    std::swap(rows_, other.rows_);
-    std::swap(scalars_, other.scalars_);
+    release();
+    pool_ = std::move(other.pool_), piece_ = other.piece_;
+    rows_ = other.rows_, scalars_ = other.scalars_;
     return *this;
   }
   ~side_memory() { release(); }
 
-  bool held() const noexcept { return piece_ >= 0; }
-  int piece() const noexcept { return piece_; }
+  bool held() const noexcept { return pool_.get() != nullptr; }
+  int piece() const noexcept { return held() ? piece_ : -1; }
   std::byte* rows() const noexcept { return rows_; }
   std::byte* scalars() const noexcept { return scalars_; }
   void release() noexcept {
     if (held()) pool_->put_back(piece_);
-    piece_ = -1;
+    pool_ = {};
   }
 
  private:
-  shared<side_pool> pool_;
+  shared<side_pool> pool_;  // none where it is not there
   int piece_ = -1;
   std::byte *rows_ = nullptr, *scalars_ = nullptr;
 };

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include <expar/exchange/agreement.hpp>
 #include <expar/exchange/cargo.hpp>
 
 namespace expar::inline v0 {
@@ -50,11 +51,7 @@ class windows {
     std::vector<piece> pieces;
   };
 
-  Comm& comm() const {
-    Comm* const p = comm_;
-    detail::expects(p != nullptr, "expert_parallel: the object was moved from");
-    return *p;
-  }
+  Comm& comm() const { return *comm_; }
   detail::agreement& agreed() { return agreed_; }
   detail::shared<detail::side_pool> pool() const {
     return detail::shared<detail::side_pool>::one_more(pool_.get());
@@ -125,9 +122,9 @@ class windows {
   /// this rank's routes is in `c` on the ranks of their slots. Opens `sides`, that of `c` among
   /// them. `met`: the words of the ranks, if they have met for this already. `read`: a side that
   /// all ranks read meanwhile.
-  template <class T, class S, class Y, class Checks, class Write>
+  template <class T, class S, class Y, class V, class Checks, class Write>
   void to_experts(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
-                  std::initializer_list<detail::opened_side> sides, detail::cargo<Y, S>* read,
+                  std::initializer_list<detail::opened_side> sides, detail::cargo<Y, V>* read,
                   std::uint64_t const* met, Checks checks, Write write) {
     if (met == nullptr) met = agree(ctx, mine, b, brought(read), checks);
     for (detail::opened_side const& s : sides) allot(b, s, met);
@@ -280,14 +277,14 @@ class windows {
                        });
   }
 
-  detail::cleared_by_move<Comm*> comm_;
+  Comm* comm_;
   detail::shared<window_pool> pool_;
   detail::agreement agreed_;
   std::vector<window> words_;  // none before open()
   detail::buffer<std::uint64_t> own_;
   detail::buffer<detail::seat> row_seats_, scalar_seats_;
   bool opened_ = false;
-  unsigned turn_ = 0;               // meetings so far
+  index_t turn_ = 0;                // meetings so far
   index_t stride_ = 0, masks_ = 0;  // of the last meeting in which pieces were told
   std::uint64_t batches_ = 0;       // prepared so far
 };

@@ -10,6 +10,8 @@
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
+template <class, class, class>
+class expert_parallel;
 namespace detail {
 struct seats;
 }
@@ -133,6 +135,8 @@ class placement {
     bool identity = true;
   };
 
+  template <class, class, class>
+  friend class expert_parallel;
   friend struct detail::seats;
   placement() = default;  // of a batch that has no routes
   placement(slot_table* made, int experts, int ranks, int shards)
