@@ -80,6 +80,12 @@ int piece_for(index_t bytes, int count, Free free, Bytes bytes_of) {
   return best;
 }
 
+/// What a piece grows to, so that loads which vary soon stop allocating.
+constexpr index_t grown(index_t bytes, index_t before) {
+  index_t const more = before + before / 4;
+  return bytes > more ? bytes : more;
+}
+
 /// Pieces in the memory of this rank.
 class local_sides : public side_pool {
  public:
@@ -95,6 +101,8 @@ class local_sides : public side_pool {
       i = static_cast<int>(pieces_.size());
       pieces_.push_back({buffer<std::byte>(memory_), true});
     }
+    if (index_t const before = size(i); before > 0 && before < bytes)
+      at(i).memory.reserve(static_cast<std::size_t>(grown(bytes, before)));
     std::byte* const data = at(i).memory.resize(bytes);
     at(i).free = false;
     to = side_memory(shared<side_pool>::one_more(this), i, data,

@@ -83,33 +83,36 @@ class windows {
     agreed_.reserve(place.ranks());
     if (pool_.get() == nullptr) pool_ = detail::shared(new window_pool);
     words += 2 + most_pieces / 64;
-    if (words > static_cast<index_t>(own_.size())) own_.resize(words), opened_ = false;
+    if (words > static_cast<index_t>(own_.size())) own_.resize(words);
+    words_.reserve(1);
     row_seats_.reserve(static_cast<std::size_t>(place.slots()));
     scalar_seats_.reserve(static_cast<std::size_t>(place.slots()));
   }
-  /// Collective: the window in which ranks tell each other words, two of each in turns, so that no
-  /// rank overwrites what another still reads.
+  /// Collective, after reserve() on all ranks: the window in which ranks tell each other words. It
+  /// has those of three meetings, so that no rank overwrites what another still reads.
   void open(host_context const& ctx) {
-    if (opened_) return;
-    words_.clear();
-    words_.push_back(comm().allocate_window(2 * static_cast<std::size_t>(comm().size()) *
-                                            own_.size() * sizeof(std::uint64_t)));
+    auto const words = static_cast<index_t>(own_.size());
+    if (words <= opened_) return;
+    auto window_of_words = comm().allocate_window(
+        static_cast<std::size_t>(3 * comm().size() * words) * sizeof(std::uint64_t));
     agreed_.run(ctx, comm(), {detail::step::place, 0}, [&] {
       for (int p = 0; p < comm().size(); ++p)
-        detail::expects(words_.front().view().peer(p, 0) != nullptr,
+        detail::expects(window_of_words.view().peer(p, 0) != nullptr,
                         "expert_parallel: the window of rank ", p, " cannot be reached from rank ",
                         comm().rank());
     });
-    opened_ = true;
+    words_.clear();
+    words_.push_back(std::move(window_of_words));
+    opened_ = words;
   }
 
   std::uint64_t* own_words() { return own_.data(); }
   std::uint64_t const* gather(host_context const& ctx, index_t count) {
-    ++turn_;
+    turn_ = (turn_ + 1) % 3;
     auto const view = words_.front().view();
     auto const of = [&](index_t rank) {
-      index_t const turn = turn_ % 2 * comm().size() * static_cast<index_t>(own_.size());
-      return static_cast<std::size_t>(turn + rank * count) * sizeof(std::uint64_t);
+      return static_cast<std::size_t>(turn_ * comm().size() * opened_ + rank * count) *
+             sizeof(std::uint64_t);
     };
     for (int p = 0; p < comm().size(); ++p)
       detail::copy_bytes(view.peer(p, of(comm().rank())), own_.data(),
@@ -201,12 +204,13 @@ class windows {
     detail::expects(i >= 0 || pieces < most_pieces, "dispatch: batches hold ", pieces,
                     " sides in windows; no more are possible: release some");
     if (i < 0 || pool.at(i).bytes < bytes) {
-      auto memory = comm().allocate_window(static_cast<std::size_t>(bytes));
+      index_t const grown = i < 0 ? bytes : detail::grown(bytes, pool.at(i).bytes);
+      auto memory = comm().allocate_window(static_cast<std::size_t>(grown));
       if (i < 0) {
         i = pieces;
-        pool.pieces.push_back({std::move(memory), bytes, true});
+        pool.pieces.push_back({std::move(memory), grown, true});
       } else {
-        pool.at(i).memory = std::move(memory), pool.at(i).bytes = bytes;
+        pool.at(i).memory = std::move(memory), pool.at(i).bytes = grown;
       }
     }
     pool.at(i).free = false;
@@ -283,8 +287,8 @@ class windows {
   std::vector<window> words_;  // none before open()
   detail::buffer<std::uint64_t> own_;
   detail::buffer<detail::seat> row_seats_, scalar_seats_;
-  bool opened_ = false;
-  index_t turn_ = 0;                // meetings so far
+  index_t opened_ = 0;              // words of a rank that fit the window
+  index_t turn_ = 0;                // of three meetings
   index_t stride_ = 0, masks_ = 0;  // of the last meeting in which pieces were told
   std::uint64_t batches_ = 0;       // prepared so far
 };
