@@ -96,12 +96,13 @@ class routed_batch {
 /// experts get and make. Any number may be alive, and used in any order. T: element type of rows,
 /// std::byte for rows that are never summed; W: of route weights; Y: of what experts make.
 ///
-/// Memory. A batch holds its routes: for T tokens of k choices to slots of s shards
-///   T * k * (8 + s * sizeof(W)) bytes, and T * k * s * 8 more where routes are renumbered (copies,
-///   shards, a budget that drops), and a few words for every slot.
-/// A side has N rows, and comes from the pool of the transport when an operation or the caller
-/// first asks for it; it goes back by release(), when the batch is prepared again, or ends. So a
-/// batch that waits for its way back may hold routes alone: dispatch() on it brings its rows again.
+/// Memory. A batch holds its routes: for T tokens of k choices, E experts and S slots of s shards,
+/// of which a rank of R has L, on one thread
+///   T * k * (8 + s * sizeof(W)) + 20 * E + 16 * (S + (R + 1) * L) + 24 bytes,
+/// and T * k * s * 8 more where routes are renumbered (copies, shards, a budget that drops). A side
+/// has N rows. It comes from the pool of the transport when an operation or the caller first asks
+/// for it, and goes back by release(), when the batch is prepared again, or ends. So a batch that
+/// waits for its way back may hold routes alone: dispatch() on it brings its rows again.
 template <class T, class W = float, class Y = T>
 class expert_batch : public routed_batch {
  public:
