@@ -14,6 +14,8 @@ namespace expar::inline v0 {
 ///
 /// Layers of which one runs at a time share a transport, and with it message buffers and the pool
 /// of sides: `expar::messages x(comm); expar::expert_parallel first(x, shape), second(x, shape);`.
+/// It keeps the largest message out and in, and tables of 32 * R + 16 * (S + R * L) bytes for R
+/// ranks and S slots, of which L are local.
 /// The communicator outlives the transport, and that its layers. One thread at a time uses a
 /// transport, its layers and their batches.
 template <class Comm>
