@@ -72,7 +72,7 @@ class expert_parallel {
   expert_parallel(From& from, expert_shape shape, Layout layout = {}, Site = {},
                   std::pmr::memory_resource* memory = std::pmr::get_default_resource())
       : x_(transport_from(from, memory)),
-        shape_(with_defaults(shape)),
+        shape_(shape),
         layout_(layout),
         memory_(memory),
         seating_(memory),
@@ -80,6 +80,7 @@ class expert_parallel {
         y_seats_(memory),
         dots_(memory),
         scalars_(memory) {
+    if (shape.hidden_out == 0) shape_.hidden_out = shape.hidden;
     auto const wrong = detail::failure_of([&] {
       if (shape.experts < 1) return;
       place_ = placement::blocks(shape.experts, x_.comm().size());
@@ -263,10 +264,6 @@ class expert_parallel {
     else
       return transport(from, memory);
   }
-  static expert_shape with_defaults(expert_shape s) {
-    if (s.hidden_out == 0) s.hidden_out = s.hidden;
-    return s;
-  }
   void reserve(expar::placement const& p) {
     x_.reserve(routes_words + shape_.experts, p);
     seating_.reserve(p);
@@ -297,8 +294,8 @@ class expert_parallel {
           b.plan.place(
               ctx, ids, shape_.experts,
               has_capacity ? route_plan::order::choice_major : route_plan::order::token_major);
-          b.at.begin(place_, x().comm().rank());
-          b.reserve_routes(drops());
+          b.at.begin(place_, x().comm().rank(), rule());
+          b.reserve_routes();
           keep_weights(weights, place_.shards(), batch.weights_);
           batch.hidden_ = shape_.hidden, batch.hidden_out_ = shape_.hidden_out;
           batch.per_row_ = per_row;
@@ -312,24 +309,29 @@ class expert_parallel {
           own += routes_words;
           for (index_t const n : b.plan.counts()) *own++ = static_cast<std::uint64_t>(n);
         });
-    check_types(met + before, words);
     auto const told = [&](int rank, index_t word) {
       return static_cast<index_t>(met[rank * words + before + word]);
     };
-    b.at.rule = rule_for(told);
-    // On this thread alone: nothing may fail here on one rank, since the others do not ask any
-    // more.
-    if constexpr (has_capacity)
-      b.plan.lay_out(host_context{}, b.at.rule.capacity);
-    else
-      b.plan.lay_out(ragged{layout_.alignment});
+    check_types(told);
     auto const kept = seating_.kept(place_);
-    index_t const most = b.at.rule.capacity < 0 ? detail::uncountable : b.at.rule.capacity;
-    for (int r = 0; r < place_.ranks(); ++r)
+    index_t tokens = 0, most = 0;
+    for (int r = 0; r < place_.ranks(); ++r) {
+      tokens = told(r, 0) > tokens ? told(r, 0) : tokens;
       for (int e = 0; e < shape_.experts; ++e) {
-        index_t const n = told(r, routes_words + e);
-        kept.row(r)[e] = n < most ? n : most;
+        index_t const n = kept.row(r)[e] = told(r, routes_words + e);
+        most = n > most ? n : most;
       }
+    }
+    // On this thread alone: nothing may fail on one rank here, since the others do not ask any
+    // more.
+    if constexpr (has_capacity) {
+      b.at.rule.capacity = capacity_of(layout_, tokens, shape_.experts, shape_.top_k, most);
+      b.plan.lay_out(host_context{}, b.at.rule.capacity);
+      for (index_t i = 0; i < kept.size(); ++i)
+        if (kept.data[i] > b.at.rule.capacity) kept.data[i] = b.at.rule.capacity;
+    } else {
+      b.plan.lay_out(ragged{layout_.alignment});
+    }
     index_t const* by_quotas = nullptr;
     if constexpr (std::is_same_v<Quotas, take_turns>) {
       seating_.take_turns(place_);
@@ -349,37 +351,21 @@ class expert_parallel {
     return met;
   }
 
-  bool drops() const {
-    if constexpr (has_budget)
-      return layout_.drops;
-    else
-      return false;
+  detail::seat_rule rule() const {
+    detail::seat_rule r;
+    if constexpr (!has_capacity) r.alignment = layout_.alignment;
+    if constexpr (has_budget) r.budget = layout_.rows, r.drops = layout_.drops;
+    r.in_turn = place_.ranks_per_node() == 0;
+    return r;
   }
   template <class Told>
-  detail::seat_rule rule_for(Told told) const {
-    detail::seat_rule rule{layout_.alignment};
-    rule.in_turn = place_.ranks_per_node() == 0;
-    if constexpr (has_budget) rule.budget = layout_.rows, rule.drops = layout_.drops;
-    if constexpr (has_capacity) {
-      index_t tokens = 0, most = 0;
-      for (int r = 0; r < place_.ranks(); ++r) {
-        tokens = told(r, 0) > tokens ? told(r, 0) : tokens;
-        for (int e = 0; e < shape_.experts; ++e)
-          most = told(r, routes_words + e) > most ? told(r, routes_words + e) : most;
-      }
-      rule.alignment = 1;
-      rule.capacity = capacity_of(layout_, tokens, shape_.experts, shape_.top_k, most);
-    }
-    return rule;
-  }
-  void check_types(std::uint64_t const* told, index_t words) const {
-    constexpr char const* what[] = {"an element of a row", "a weight", "an element of y"};
-    constexpr char const* which[] = {"element type", "type of weights", "element type of y"};
-    for (int i = 0; i < 3; ++i)
-      for (int r = 1; r < place_.ranks(); ++r)
-        detail::expects(told[r * words + 1 + i] == told[1 + i], "dispatch: ", what[i], " has ",
-                        told[1 + i], " bytes on rank 0 but ", told[r * words + 1 + i], " on rank ",
-                        r, "; all ranks must use the same ", which[i]);
+  void check_types(Told told) const {
+    for (int r = 1; r < place_.ranks(); ++r)
+      detail::expects(
+          told(r, 1) == told(0, 1) && told(r, 2) == told(0, 2) && told(r, 3) == told(0, 3),
+          "dispatch: elements of rows, weights and y have ", told(0, 1), ", ", told(0, 2), " and ",
+          told(0, 3), " bytes on rank 0 but ", told(r, 1), ", ", told(r, 2), " and ", told(r, 3),
+          " on rank ", r, "; all ranks must use the same types");
   }
   template <class X, class W>
   static void keep_weights(tensor_view<X, 2> const& from, int shards, detail::buffer<W>& to) {
@@ -422,7 +408,7 @@ class expert_parallel {
           a.reads("tokens", from);
           a.writes("rows", c.rows);
           auto const routes = b.routes();
-          for_each_token(ctx, b, c.row_bytes(), [&](index_t t) {
+          detail::for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
             if constexpr (at_encode)
               detail::scatter_token<T>(routes, t, from.row(t), c.columns, batch.weights(), rows);
             else
@@ -477,13 +463,13 @@ class expert_parallel {
         [&](detail::slot_rows<Y> rows, detail::slot_rows<W> scalars) {
           auto const routes = b.routes();
           if constexpr (!has_weights) {
-            for_each_token(ctx, b, c.row_bytes(), [&](index_t t) {
+            detail::for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
               detail::scatter_token<Y>(routes, t, d.row(t), c.columns, detail::unit_weights{},
                                        rows);
             });
           } else {
             auto const y_rows = x().readable(b, y, y_seats_);
-            for_each_token(ctx, b, c.row_bytes(), [&](index_t t) {
+            detail::for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
               for (int j = 0; j < routes.top_k; ++j) {
                 index_t const at = t * routes.top_k + j, l = routes.locations[at];
                 dots<A>()[at] = 0;
@@ -602,7 +588,7 @@ class expert_parallel {
         [&](detail::slot_rows<T const> rows, detail::slot_rows<S const> scalars) {
           auto const routes = b.routes();
           if constexpr (has_weights)
-            for_each_token(ctx, b, c.row_bytes(), [&](index_t t) {
+            detail::for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
               S* const d = dots<S>() + t * routes.top_k;
               if constexpr (at_encode)
                 detail::dot_token<T>(routes, t, rows, tokens.row(t), c.columns, d);
@@ -623,7 +609,7 @@ class expert_parallel {
                      tensor_view<Out, 2> const& out, bool adds) {
     auto const routes = b.routes();
     index_t const n = out.extents[1];
-    for_each_token(ctx, b, n * index_t{sizeof(T)}, [&](index_t t) {
+    detail::for_each_token(ctx, routes, n * index_t{sizeof(T)}, [&](index_t t) {
       detail::gather_token(routes, t, rows, weights, out.row(t), n, adds ? out.row(t) : nullptr);
     });
   }
@@ -643,12 +629,6 @@ class expert_parallel {
   A* dots() {
     return reinterpret_cast<A*>(dots_.data());
   }
-  template <class F>
-  static void for_each_token(host_context const& ctx, detail::batch_state const& b,
-                             index_t row_bytes, F f) {
-    detail::for_each_token(ctx, b.routes(), row_bytes, f);
-  }
-
   // --- arguments -------------------------------------------------------------------------------
 
   template <class T>

@@ -31,8 +31,7 @@ std::vector<seats> seat_all(placement const& p, table const& counts, seat_rule r
       for (int e = 0; e < p.experts(); ++e) s.kept(p).row(from)[e] = counts[at(from)][at(e)];
     s.take_turns(p);
     auto& mine = all.emplace_back(memory);
-    mine.begin(p, r);
-    mine.rule = rule;
+    mine.begin(p, r, rule);
     s.seat(mine);
   }
   return all;

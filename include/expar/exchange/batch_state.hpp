@@ -52,8 +52,8 @@ struct batch_state {
   }
 
   /// Memory for renumber(), which must not fail.
-  void reserve_routes(bool may_drop) {
-    renumbered_ = may_drop || !at.place.is_identity();
+  void reserve_routes() {
+    renumbered_ = at.rule.drops || !at.place.is_identity();
     if (!renumbered_) return;
     index_t const n = size_product(plan.tokens() * plan.top_k(), at.place.shards());
     slot_ids.resize(n), slot_locations.resize(n);

@@ -38,9 +38,9 @@ struct seats {
   index_t needed = 0;                  // rows of the fullest rank, if nothing bounds them
 
   /// Of a new batch: memory for what is known after counts have travelled.
-  void begin(placement const& of, int own_rank) {
+  void begin(placement const& of, int own_rank, seat_rule const& asked) {
     clear();
-    place = of, rank = own_rank;
+    place = of, rank = own_rank, rule = asked;
     auto const slots = static_cast<std::size_t>(of.slots());
     auto const local = static_cast<std::size_t>(of.count(own_rank));
     auto const blocks = local * static_cast<std::size_t>(of.ranks());

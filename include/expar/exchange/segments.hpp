@@ -3,7 +3,7 @@
 
 #include <expar/communicator.hpp>
 #include <expar/detail/buffer.hpp>
-#include <expar/error.hpp>
+#include <expar/detail/sizes.hpp>
 
 namespace expar::inline v0::detail {
 
@@ -26,7 +26,10 @@ class segments {
     displacements_.resize(static_cast<std::size_t>(peers));
     row_start_.resize(static_cast<std::size_t>(first(peers)));
     scalar_start_.resize(static_cast<std::size_t>(first(peers)));
-    check_total(peers, rows, first, row_bytes, scalar_bytes, equal_rows);
+    index_t all = equal_rows < 0 ? 0 : size_product(peers, equal_rows);
+    for (int b = 0; equal_rows < 0 && b < first(peers); ++b) all = size_sum(all, rows(b));
+    expects(size_product(all, row_bytes + scalar_bytes) <= most_rows, "exchange: ", all,
+            " rows of ", row_bytes + scalar_bytes, " bytes are more than memory can hold");
     total_ = 0;
     for (int p = 0; p < peers; ++p) {
       index_t n = 0;
@@ -55,20 +58,6 @@ class segments {
 
  private:
   static constexpr index_t padded(index_t n) { return (n + 63) / 64 * 64; }
-
-  template <class Rows, class First>
-  static void check_total(int peers, Rows rows, First first, index_t row_bytes,
-                          index_t scalar_bytes, index_t equal_rows) {
-    index_t n = 0, total = 0;
-    if (equal_rows < 0)
-      for (int b = 0; b < first(peers); ++b) n += rows(b);
-    else
-      n = peers * equal_rows;
-    expects(!__builtin_mul_overflow(n, row_bytes + scalar_bytes, &total) &&
-                !__builtin_add_overflow(total, index_t{peers} * 128, &total),
-            "exchange: ", n, " rows of ", row_bytes + scalar_bytes,
-            " bytes are more than memory can hold");
-  }
 
   buffer<std::size_t> counts_, displacements_;
   buffer<index_t> row_start_, scalar_start_;
