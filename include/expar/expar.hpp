@@ -4,13 +4,13 @@
 /// Everything that needs a C++20 compiler alone. Adapters to MPI and to the tensors of others are
 /// included by name: <expar/comm/mpi.hpp>; so are <expar/laws.hpp>, for tests, and
 /// router/research/.
+#include <expar/balance/sum_counts.hpp>
 #include <expar/comm/self.hpp>
 #include <expar/comm/thread.hpp>
 #include <expar/communicator.hpp>
 #include <expar/context.hpp>
 #include <expar/element.hpp>
 #include <expar/error.hpp>
-#include <expar/exchange/sum_counts.hpp>
 #include <expar/expert_parallel.hpp>
 #include <expar/permute/decode.hpp>
 #include <expar/permute/encode.hpp>

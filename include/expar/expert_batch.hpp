@@ -25,10 +25,56 @@ template <class T, class W>
 using row_scalar_t = typename row_scalar<T, W>::type;
 }  // namespace detail
 
-/// What every batch tells of its routes, once it is prepared. Before that it has no local slots,
-/// and what is asked of a single one throws.
-class routed_batch {
+/// One batch on its way: where the routes of this rank's tokens went, and the rows that this rank's
+/// experts get and make. Any number may be alive, and used in any order. T: element type of rows,
+/// std::byte for rows that are never summed; W: of route weights; Y: of what experts make.
+///
+/// Memory. A batch holds its routes: for T tokens of k choices, E experts and S slots of s shards,
+/// of which a rank of R has L, on one thread
+///   T * k * (8 + s * sizeof(W)) + 20 * E + 16 * (S + (R + 1) * L) + 24 bytes,
+/// and T * k * s * 8 more where routes are renumbered (copies, shards, a budget that drops). A side
+/// has N rows. It comes from the pool of the transport when an operation or the caller first asks
+/// for it, and goes back by release(), when the batch is prepared again, or ends. So a batch that
+/// waits for its way back may hold routes alone: dispatch() on it brings its rows again.
+template <class T, class W = float, class Y = T>
+class expert_batch {
  public:
+  explicit expert_batch(std::pmr::memory_resource* memory = std::pmr::get_default_resource())
+      : state_(memory), weights_(memory) {}
+
+  /// [N, hidden]: the rows of the local slots, slot after slot, within one by (source rank, token,
+  /// choice). Padding (alignment, unused capacity) is zero. No rows before dispatch.
+  tensor_view<T, 2> rows() noexcept { return there<T>(side::rows); }
+  /// [N, hidden_out]: for the caller to fill: what the experts made of rows().
+  tensor_view<Y, 2> y() { return wanted<Y>(side::y, "y"); }
+  /// [N, hidden_out]: the gradient of y, zero in padding. None before combine_backward.
+  tensor_view<Y, 2> d_y() noexcept { return there<Y>(side::d_y); }
+  /// [N, hidden]: for the caller to fill: the gradient of rows.
+  tensor_view<T, 2> d_rows() { return wanted<T>(side::d_rows, "d_rows"); }
+  /// [N]: the weight of each row's route, where weights are handed over per row (else empty). Zero
+  /// in padding.
+  tensor_view<W const, 1> row_weights() const noexcept {
+    return beside<W const>(state_.of(side::rows));
+  }
+  /// [N]: for the caller to fill: the gradient of row_weights().
+  tensor_view<detail::row_scalar_t<T, W>, 1> d_row_weights() {
+    static_cast<void>(d_rows());
+    return beside<detail::row_scalar_t<T, W>>(state_.of(side::d_rows));
+  }
+
+  /// rows() of one local slot, its padding included, after dispatch.
+  tensor_view<T, 2> slot_rows(int local_slot) {
+    check_local("slot_rows", local_slot);
+    detail::expects(state_.of(side::rows).held(),
+                    "slot_rows: the batch has no rows; dispatch tokens first");
+    index_t const first = state_.at.offsets[local_slot];
+    return make_view(rows().data + first * hidden_, state_.at.offsets[local_slot + 1] - first,
+                     hidden_);
+  }
+
+  // Of the routes, once they are prepared; before that there are no local slots, and what is asked
+  // of a single one throws.
+
   /// The slots of this rank: first_slot() .. first_slot() + local_slots() - 1. Slot and expert have
   /// the same number where experts are placed in blocks.
   int local_slots() const noexcept { return state_.at.locals(); }
@@ -72,73 +118,6 @@ class routed_batch {
   /// Gives a side back to the pool from which it came: its rows are gone, its memory serves others.
   void release(side s) noexcept { state_.of(s).release(); }
 
- protected:
-  explicit routed_batch(std::pmr::memory_resource* memory) : state_(memory) {}
-
-  void check_local(char const* what, int local_slot) const {
-    detail::expects(local_slot >= 0 && local_slot < local_slots(), what, ": local_slot is ",
-                    local_slot, "; the batch has ", local_slots(), " local slots");
-  }
-
-  detail::batch_state state_;
-
- private:
-  index_t block(char const* what, int rank, int local_slot) const {
-    check_local(what, local_slot);
-    int const ranks = state_.at.place.ranks();
-    detail::expects(rank >= 0 && rank < ranks, what, ": rank is ", rank, "; there are ", ranks,
-                    " ranks");
-    return index_t{rank} * local_slots() + local_slot;
-  }
-};
-
-/// One batch on its way: where the routes of this rank's tokens went, and the rows that this rank's
-/// experts get and make. Any number may be alive, and used in any order. T: element type of rows,
-/// std::byte for rows that are never summed; W: of route weights; Y: of what experts make.
-///
-/// Memory. A batch holds its routes: for T tokens of k choices, E experts and S slots of s shards,
-/// of which a rank of R has L, on one thread
-///   T * k * (8 + s * sizeof(W)) + 20 * E + 16 * (S + (R + 1) * L) + 24 bytes,
-/// and T * k * s * 8 more where routes are renumbered (copies, shards, a budget that drops). A side
-/// has N rows. It comes from the pool of the transport when an operation or the caller first asks
-/// for it, and goes back by release(), when the batch is prepared again, or ends. So a batch that
-/// waits for its way back may hold routes alone: dispatch() on it brings its rows again.
-template <class T, class W = float, class Y = T>
-class expert_batch : public routed_batch {
- public:
-  explicit expert_batch(std::pmr::memory_resource* memory = std::pmr::get_default_resource())
-      : routed_batch(memory), weights_(memory) {}
-
-  /// [N, hidden]: the rows of the local slots, slot after slot, within one by (source rank, token,
-  /// choice). Padding (alignment, unused capacity) is zero. No rows before dispatch.
-  tensor_view<T, 2> rows() noexcept { return there<T>(side::rows); }
-  /// [N, hidden_out]: for the caller to fill: what the experts made of rows().
-  tensor_view<Y, 2> y() { return wanted<Y>(side::y, "y"); }
-  /// [N, hidden_out]: the gradient of y, zero in padding. None before combine_backward.
-  tensor_view<Y, 2> d_y() noexcept { return there<Y>(side::d_y); }
-  /// [N, hidden]: for the caller to fill: the gradient of rows.
-  tensor_view<T, 2> d_rows() { return wanted<T>(side::d_rows, "d_rows"); }
-  /// [N]: the weight of each row's route, where weights are handed over per row (else empty). Zero
-  /// in padding.
-  tensor_view<W const, 1> row_weights() const noexcept {
-    return beside<W const>(state_.of(side::rows));
-  }
-  /// [N]: for the caller to fill: the gradient of row_weights().
-  tensor_view<detail::row_scalar_t<T, W>, 1> d_row_weights() {
-    static_cast<void>(d_rows());
-    return beside<detail::row_scalar_t<T, W>>(state_.of(side::d_rows));
-  }
-
-  /// rows() of one local slot, its padding included, after dispatch.
-  tensor_view<T, 2> slot_rows(int local_slot) {
-    check_local("slot_rows", local_slot);
-    detail::expects(state_.of(side::rows).held(),
-                    "slot_rows: the batch has no rows; dispatch tokens first");
-    index_t const first = state_.at.offsets[local_slot];
-    return make_view(rows().data + first * hidden_, state_.at.offsets[local_slot + 1] - first,
-                     hidden_);
-  }
-
   /// Elements of a row of rows() and of y().
   index_t hidden() const noexcept { return hidden_; }
   index_t hidden_out() const noexcept { return hidden_out_; }
@@ -147,6 +126,18 @@ class expert_batch : public routed_batch {
   template <class, class, class>
   friend class expert_parallel;
 
+  void check_local(char const* what, int local_slot) const {
+    detail::expects(local_slot >= 0 && local_slot < local_slots(), what, ": local_slot is ",
+                    local_slot, "; the batch has ", local_slots(), " local slots");
+  }
+
+  index_t block(char const* what, int rank, int local_slot) const {
+    check_local(what, local_slot);
+    int const ranks = state_.at.place.ranks();
+    detail::expects(rank >= 0 && rank < ranks, what, ": rank is ", rank, "; there are ", ranks,
+                    " ranks");
+    return index_t{rank} * local_slots() + local_slot;
+  }
   index_t columns_of(side s) const noexcept {
     return s == side::rows || s == side::d_rows ? hidden_ : hidden_out_;
   }
@@ -184,6 +175,7 @@ class expert_batch : public routed_batch {
     return {make_view(weights_.data(), v.tokens, index_t{v.top_k})};
   }
 
+  detail::batch_state state_;
   detail::buffer<W> weights_;  // of the routes to slots
   index_t hidden_ = 0, hidden_out_ = 0;
   bool per_row_ = false;

@@ -180,10 +180,14 @@ class expert_parallel {
   /// d_weights[t,j] = <y[row], d_out[t]>, summed over shards, zero for a route without a row. y is
   /// read from the batch and d_y written there, or both are the caller's [N, hidden_out]. d_out:
   /// [T, hidden_out] of y's element type; d_weights: [T,k], added to by add_to().
-  template <class T, class W, class Y, class DOut, class DWeights>
+  template <class T, class W, class Y, class DOut, class Last>
   void combine_backward(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out,
-                        DWeights&& d_weights) {
-    scatter_d_y(ctx, batch, d_out, cargo<Y, W>{side::y}, cargo<Y, W>{side::d_y}, d_weights);
+                        Last&& d_weights) {
+    if constexpr (at_decode)
+      scatter_d_y(ctx, batch, d_out, cargo<Y, W>{side::y}, cargo<Y, W>{side::d_y}, d_weights);
+    else  // it is the caller's d_y
+      scatter_d_y(ctx, batch, d_out, cargo<Y, W>{side::y}, callers<Y, W>(ctx, side::d_y, d_weights),
+                  none{});
   }
   template <class T, class W, class Y, class DOut, class Rows, class DY, class DWeights>
   void combine_backward(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out,
@@ -191,16 +195,10 @@ class expert_parallel {
     scatter_d_y(ctx, batch, d_out, brought<Y, W>(ctx, side::y, batch, y),
                 callers<Y, W>(ctx, side::d_y, d_y), d_weights);
   }
-  /// The same where combine applies no weights: d_y[row] = d_out[t].
+  /// Where combine applies no weights: d_y[row] = d_out[t]; the caller's d_y may follow d_out.
   template <class T, class W, class Y, class DOut>
   void combine_backward(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out) {
     scatter_d_y(ctx, batch, d_out, cargo<Y, W>{side::y}, cargo<Y, W>{side::d_y}, none{});
-  }
-  template <class T, class W, class Y, class DOut, class DY>
-  requires(!at_decode) void combine_backward(host_context const& ctx, expert_batch<T, W, Y>& batch,
-                                             DOut const& d_out, DY&& d_y) {
-    scatter_d_y(ctx, batch, d_out, cargo<Y, W>{side::y}, callers<Y, W>(ctx, side::d_y, d_y),
-                none{});
   }
 
   /// The adjoint of dispatch with weights at decode: d_tokens[t] = sum over kept routes, in choice
@@ -211,20 +209,16 @@ class expert_parallel {
                          DTokens&& d_tokens) {
     gather_d_rows(ctx, batch, cargo<T, row_scalar<T, W>>{side::d_rows}, none{}, d_tokens, none{});
   }
-  template <class T, class W, class Y, class DRows, class DTokens>
-  requires(at_decode) void dispatch_backward(host_context const& ctx, expert_batch<T, W, Y>& batch,
-                                             DRows const& d_rows, DTokens&& d_tokens) {
-    gather_d_rows(ctx, batch, brought<T, row_scalar<T, W>>(ctx, side::d_rows, batch, d_rows),
-                  none{}, d_tokens, none{});
-  }
-  /// With weights per row, from batch.d_rows() and batch.d_row_weights(): d_tokens[t] = sum of
-  /// d_rows[row], and d_weights[t,j] = d_row_weights[row], summed over shards; added to by
-  /// add_to().
-  template <class T, class W, class Y, class DTokens, class DWeights>
-  requires(per_row) void dispatch_backward(host_context const& ctx, expert_batch<T, W, Y>& batch,
-                                           DTokens&& d_tokens, DWeights&& d_weights) {
-    gather_d_rows(ctx, batch, cargo<T, row_scalar<T, W>>{side::d_rows}, none{}, d_tokens,
-                  d_weights);
+  /// With weights per row, d_tokens and d_weights from batch.d_rows() and batch.d_row_weights():
+  /// d_weights[t,j] = d_row_weights[row], summed over shards; added to by add_to().
+  template <class T, class W, class Y, class First, class Second>
+  void dispatch_backward(host_context const& ctx, expert_batch<T, W, Y>& batch, First&& first,
+                         Second&& second) {
+    if constexpr (per_row)
+      gather_d_rows(ctx, batch, cargo<T, row_scalar<T, W>>{side::d_rows}, none{}, first, second);
+    else
+      gather_d_rows(ctx, batch, brought<T, row_scalar<T, W>>(ctx, side::d_rows, batch, first),
+                    none{}, second, none{});
   }
   /// With weights at encode, from batch.d_rows(): d_tokens[t] = sum of weight * d_rows[row], and
   /// d_weights[t,j] = <d_rows[row], tokens[t]>.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/exchange/sum_counts.hpp>
+#include <expar/balance/sum_counts.hpp>
 
 #include <limits>
 #include <string>
