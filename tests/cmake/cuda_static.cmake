@@ -21,25 +21,34 @@ function(expar_static_test name)
   set_tests_properties(cuda_static.${name} PROPERTIES LABELS cuda_static TIMEOUT 300)
 endfunction()
 
-# --- every header that needs nvcc, alone -----------------------------------------------------------
+# --- the headers that need nvcc: each alone, to PTX, and all together, to code for every device ------
 file(GLOB_RECURSE cuda_headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/include"
   "${PROJECT_SOURCE_DIR}/include/expar/*.cuh" "${PROJECT_SOURCE_DIR}/include/expar/comm/nccl*.hpp")
+set(nccl_include "")
 if(NOT TARGET expar::nccl)
   list(FILTER cuda_headers EXCLUDE REGEX "/nccl[^/]*$")
+elseif(NOT NCCL_INCLUDE_DIR IN_LIST CMAKE_CXX_IMPLICIT_INCLUDE_DIRECTORIES)
+  set(nccl_include -isystem "${NCCL_INCLUDE_DIR}")
 endif()
+function(expar_alone_test name)
+  expar_static_test(alone.${name} ${nvcc} ${ARGN} -o "${scratch}/alone/${name}.o")
+  set_tests_properties(cuda_static.alone.${name} PROPERTIES LABELS alone)
+endfunction()
 file(WRITE "${scratch}/alone/empty.cu" "")
+set(together "")
 foreach(header IN LISTS cuda_headers)
   string(REGEX REPLACE "^expar/|\\.[a-z]+$" "" name "${header}")
   string(REPLACE "/" "." name "${name}")
   set(include "")
-  if(header MATCHES "/nccl[^/]*$" AND
-      NOT NCCL_INCLUDE_DIR IN_LIST CMAKE_CXX_IMPLICIT_INCLUDE_DIRECTORIES)
-    set(include -isystem "${NCCL_INCLUDE_DIR}")
+  if(header MATCHES "/nccl[^/]*$")
+    set(include ${nccl_include})
   endif()
-  expar_static_test(alone.${name} ${nvcc} ${include} ${code} -include "${header}"
-    -c "${scratch}/alone/empty.cu" -o "${scratch}/alone/${name}.o")
-  set_tests_properties(cuda_static.alone.${name} PROPERTIES LABELS alone)
+  expar_alone_test(${name} ${include} -arch=compute_80 -include "${header}"
+    -c "${scratch}/alone/empty.cu")
+  string(APPEND together "#include <${header}>\n")
 endforeach()
+file(CONFIGURE OUTPUT "${scratch}/alone/together.cu" CONTENT "${together}")
+expar_alone_test(together ${nccl_include} ${code} -c "${scratch}/alone/together.cu")
 
 # --- expar.hpp brings no CUDA with it, not even where nvcc compiles it -------------------------------
 expar_static_test(umbrella "${CMAKE_COMMAND}" "-DCOMPILER=${CMAKE_CUDA_COMPILER}"
