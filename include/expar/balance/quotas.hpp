@@ -36,9 +36,9 @@ struct even_quotas_fn {
     }
   }
 };
-/// `even_quotas`, passed to prepare() or dispatch(): the copies of an expert get equally many
-/// routes (but for one), whatever the ranks send: the routes of rank 0 come first, then those of
-/// rank 1.
+/// `even_quotas(counts, place, out)`, passed by its name to prepare() or dispatch(): the copies of
+/// an expert get equally many routes (but for one), whatever the ranks send: the routes of rank 0
+/// come first, then those of rank 1.
 inline constexpr even_quotas_fn even_quotas{};
 
 namespace detail {
