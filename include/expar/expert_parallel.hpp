@@ -271,7 +271,7 @@ class expert_parallel {
     x_.reserve(routes_words + shape_.experts, p);
     seating_.reserve(p);
     quotas_.resize(index_t{p.slots()});
-    y_seats_.resize(index_t{p.slots()});
+    y_seats_.reserve(static_cast<std::size_t>(p.slots()));
   }
 
   // --- routes ----------------------------------------------------------------------------------
@@ -279,7 +279,8 @@ class expert_parallel {
   // What a rank tells of its routes: tokens, three element sizes, and its routes for each expert.
   static constexpr index_t routes_words = 4;
 
-  /// From routes to seats, once ranks have told each other their counts. Returns what they told.
+  /// From routes to seats, once ranks have told each other their counts. Returns what they told
+  /// when they met last.
   template <class Routes, class T, class W, class Y, class Quotas, class Checks>
   std::uint64_t const* seat(host_context const& ctx, Routes const& routes,
                             expert_batch<T, W, Y>& batch, Quotas const& quotas, Checks checks) {
@@ -288,7 +289,7 @@ class expert_parallel {
     b.forget();
     index_t const before = x().words_before(routes_words + shape_.experts);
     index_t const words = before + routes_words + shape_.experts;
-    auto const* const met = detail::meet(
+    auto const* met = detail::meet(
         ctx, x(), {step::prepare, number}, words,
         [&] {
           detail::arguments a(ctx, "dispatch");
@@ -336,8 +337,17 @@ class expert_parallel {
     } else {
       b.at.rule.in_turn = false;
       auto const split = seating_.split(place_);
-      detail::meet(ctx, x(), {step::quotas, number},
-                   [&] { detail::split_by(quotas, place_, kept, split); });
+      index_t const sums = x().words_before(1), told_now = sums + 1;
+      met = detail::meet(
+          ctx, x(), {step::quotas, number}, told_now,
+          [&] { detail::split_by(quotas, place_, kept, split); },
+          [&](std::uint64_t* own) {
+            x().say_pieces(b, own);
+            own[sums] = detail::checksum(split);
+          });
+      for (int r = 1; r < place_.ranks(); ++r)
+        detail::expects(met[r * told_now + sums] == met[sums], "prepare: the quotas of rank ", r,
+                        " give other numbers than those of rank 0; all ranks compute the same");
       detail::copy_row(static_cast<index_t const*>(split.row(b.at.rank)), quotas_.data(),
                        index_t{place_.slots()});
       by_quotas = quotas_.data();
@@ -468,6 +478,7 @@ class expert_parallel {
           if (has_weights) y.read_in(a, "y", b, "hidden_out");
           c.written_in(a, "d_y", b, "hidden_out");
           with_weights([&](auto const& d_w) { name_weights<A>(a, batch, d_w); });
+          y_seats_.resize(index_t{b.at.place.slots()});
           if (!by_message) return;
           index_t const dots = round_up(bytes<A>(b.at.rows()), 64);
           std::byte* const scratch = scalars_.resize(dots + bytes<W>(b.at.rows()));
