@@ -98,7 +98,7 @@ class expert_parallel {
   /// placement by which it was prepared, and the caller the weights that it needs.
   void place(expar::placement const& p) {
     host_context const ctx;
-    index_t const before = x().words_before(1), words = before + 1;
+    index_t const before = x().words_before(), words = before + 1, pitch = x().pitch(words);
     auto const* const met = detail::meet(
         ctx, x(), {step::place, 0}, words,
         [&] {
@@ -109,7 +109,7 @@ class expert_parallel {
         },
         [&](std::uint64_t* own) { own[before] = p.hash(); });
     for (int r = 1; r < x().comm().size(); ++r)
-      detail::expects(met[r * words + before] == met[before], "place: rank ", r,
+      detail::expects(met[r * pitch + before] == met[before], "place: rank ", r,
                       " passes another placement than rank 0; all ranks pass the same");
     place_ = p;
   }
@@ -287,10 +287,11 @@ class expert_parallel {
     detail::batch_state& b = batch.state_;
     std::uint64_t const number = x().next_batch();
     b.forget();
-    index_t const before = x().words_before(routes_words + shape_.experts);
-    index_t const words = before + routes_words + shape_.experts;
+    index_t const before = x().words_before();
+    index_t const words = before + routes_words + shape_.experts, pitch = x().pitch(words);
+    constexpr bool asks_quotas = !std::is_same_v<Quotas, take_turns>;
     auto const* met = detail::meet(
-        ctx, x(), {step::prepare, number}, words,
+        ctx, x(), {asks_quotas ? step::quotas : step::prepare, number}, words,
         [&] {
           detail::arguments a(ctx, "dispatch");
           auto const ids = a.ids("ids", routes.ids, {detail::any_extent, detail::top_k_of(shape_)});
@@ -313,9 +314,9 @@ class expert_parallel {
           own += routes_words;
           for (index_t const n : b.plan.counts()) *own++ = static_cast<std::uint64_t>(n);
         });
-    check_types(met + before, words);
+    check_types(met + before, pitch);
     auto const told = [&](int rank, index_t word) {
-      return static_cast<index_t>(met[rank * words + before + word]);
+      return static_cast<index_t>(met[rank * pitch + before + word]);
     };
     b.at.rule = rule_for(told);
     // On this thread alone: nothing may fail here on one rank, since the others do not ask any
@@ -332,21 +333,21 @@ class expert_parallel {
         kept.row(r)[e] = n < most ? n : most;
       }
     index_t const* by_quotas = nullptr;
-    if constexpr (std::is_same_v<Quotas, take_turns>) {
+    if constexpr (!asks_quotas) {
       seating_.take_turns(place_);
     } else {
       b.at.rule.in_turn = false;
       auto const split = seating_.split(place_);
-      index_t const sums = x().words_before(1), told_now = sums + 1;
+      index_t const sums = x().words_before(), apart = x().pitch(sums + 1);
       met = detail::meet(
-          ctx, x(), {step::quotas, number}, told_now,
+          ctx, x(), {step::quotas, number}, sums + 1,
           [&] { detail::split_by(quotas, place_, kept, split); },
           [&](std::uint64_t* own) {
             x().say_pieces(b, own);
             own[sums] = detail::checksum(split);
           });
       for (int r = 1; r < place_.ranks(); ++r)
-        detail::expects(met[r * told_now + sums] == met[sums], "prepare: the quotas of rank ", r,
+        detail::expects(met[r * apart + sums] == met[sums], "prepare: the quotas of rank ", r,
                         " give other numbers than those of rank 0; all ranks compute the same");
       detail::copy_row(static_cast<index_t const*>(split.row(b.at.rank)), quotas_.data(),
                        index_t{place_.slots()});
@@ -382,13 +383,13 @@ class expert_parallel {
     }
     return rule;
   }
-  void check_types(std::uint64_t const* told, index_t words) const {
+  void check_types(std::uint64_t const* told, index_t pitch) const {
     constexpr char const* what[] = {"an element of a row", "a weight", "an element of y"};
     constexpr char const* which[] = {"element type", "type of weights", "element type of y"};
     for (int i = 0; i < 3; ++i)
       for (int r = 1; r < place_.ranks(); ++r)
-        detail::expects(told[r * words + 1 + i] == told[1 + i], "dispatch: ", what[i], " has ",
-                        told[1 + i], " bytes on rank 0 but ", told[r * words + 1 + i], " on rank ",
+        detail::expects(told[r * pitch + 1 + i] == told[1 + i], "dispatch: ", what[i], " has ",
+                        told[1 + i], " bytes on rank 0 but ", told[r * pitch + 1 + i], " on rank ",
                         r, "; all ranks must use the same ", which[i]);
   }
   template <class X, class W>
