@@ -42,8 +42,9 @@ struct transport_of<windows<Comm>> {
 /// accumulator.
 ///
 /// Rows of experts stand in the sides of a batch, rows() y() d_y() d_rows(), or in tensors of the
-/// caller, who then names them in the call. The communicator outlives the object. One operation at
-/// a time per transport; a repeated shape allocates nothing when its batch is reused.
+/// caller, who then names them in the call: the side itself, or apart from it. The communicator
+/// outlives the object. One operation at a time per transport; a repeated shape allocates nothing
+/// when its batch is reused.
 ///
 /// Cost per rank and direction: the rows of its kept routes to other ranks; fixed_capacity over
 /// messages, slots * capacity rows. A row to another rank is copied three times over messages
@@ -141,7 +142,7 @@ class expert_parallel {
   template <class Tokens, class T, class W, class Y, class Rows>
   void dispatch(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch,
                 Rows&& rows) {
-    send(ctx, tokens, batch, nullptr, callers<T, W>(ctx, side::rows, rows));
+    send(ctx, tokens, batch, nullptr, callers<T, W>(ctx, side::rows, batch, rows));
   }
 
   /// Both parts: tokens [T, hidden] and their routes to batch.rows(). The second form makes the
@@ -188,7 +189,7 @@ class expert_parallel {
   void combine_backward(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out,
                         Rows const& y, DY&& d_y, DWeights&& d_weights) {
     scatter_d_y(ctx, batch, d_out, brought<Y, W>(ctx, side::y, batch, y),
-                callers<Y, W>(ctx, side::d_y, d_y), d_weights);
+                callers<Y, W>(ctx, side::d_y, batch, d_y), d_weights);
   }
   /// The same where combine applies no weights: d_y[row] = d_out[t].
   template <class T, class W, class Y, class DOut>
@@ -198,7 +199,7 @@ class expert_parallel {
   template <class T, class W, class Y, class DOut, class DY>
   requires(!at_decode) void combine_backward(host_context const& ctx, expert_batch<T, W, Y>& batch,
                                              DOut const& d_out, DY&& d_y) {
-    scatter_d_y(ctx, batch, d_out, cargo<Y, W>{side::y}, callers<Y, W>(ctx, side::d_y, d_y),
+    scatter_d_y(ctx, batch, d_out, cargo<Y, W>{side::y}, callers<Y, W>(ctx, side::d_y, batch, d_y),
                 none{});
   }
 
@@ -702,25 +703,29 @@ class expert_parallel {
     dots_.resize(bytes<A>(batch.state_.plan.tokens() * batch.state_.routes().top_k));
   }
 
-  /// Rows that the caller wants written.
-  template <class R, class S, class X>
-  static cargo<R, S> callers(host_context const& ctx, side at, X& rows) {
-    cargo<R, S> c{at};
-    c.rows = detail::overwritten_rows(ctx, rows), c.callers = true;
-    return c;
+  /// Rows that the caller wants written, or has brought; they may be the side of the batch itself.
+  template <class R, class S, class T, class W, class Y, class X>
+  static cargo<R, S> callers(host_context const& ctx, side at, expert_batch<T, W, Y> const& batch,
+                             X& x) {
+    return of_caller<S>(at, batch, detail::overwritten_rows(ctx, x));
   }
-  /// Rows that the caller has brought, which may be the side of the batch itself.
   template <class R, class S, class T, class W, class Y, class X>
   static cargo<R, S> brought(host_context const& ctx, side at, expert_batch<T, W, Y> const& batch,
                              X const& x) {
     auto const v = detail::rows_view<R>(ctx, x);
+    auto rows = make_view(const_cast<R*>(v.data), v.extents[0], v.extents[1], v.strides[0]);
+    rows.strides[1] = v.strides[1];
+    return of_caller<S>(at, batch, rows);
+  }
+  template <class S, class R, class T, class W, class Y>
+  static cargo<R, S> of_caller(side at, expert_batch<T, W, Y> const& batch,
+                               tensor_view<R, 2> const& rows) {
     auto const own = batch.template there<R>(at);
     cargo<R, S> c{at};
-    c.callers = !batch.state_.of(at).held() || v.data != own.data ||
-                v.strides[0] != own.strides[0] || v.extents[0] != own.extents[0] ||
-                v.extents[1] != own.extents[1];
-    c.rows = make_view(const_cast<R*>(v.data), v.extents[0], v.extents[1], v.strides[0]);
-    c.rows.strides[1] = v.strides[1];
+    c.rows = rows;
+    c.callers = !batch.state_.of(at).held() || rows.data != own.data ||
+                rows.strides[0] != own.strides[0] || rows.extents[0] != own.extents[0] ||
+                rows.extents[1] != own.extents[1];
     return c;
   }
   /// Gradients of row weights that do not stand beside the side's rows make both the caller's.
