@@ -45,8 +45,8 @@ int main() {
 
   expar::expert_parallel moe(comm, {experts, top_k, hidden});
   auto batch = moe.dispatch(ctx, x, routes);
-  for (int e = 0; e < batch.local_experts(); ++e) {  // expert e multiplies by e + 1
-    auto const rows = batch.expert_rows(e);
+  for (int e = 0; e < batch.local_slots(); ++e) {  // expert e multiplies by e + 1
+    auto const rows = batch.slot_rows(e);
     for (expar::index_t i = 0; i < rows.size(); ++i) rows.data[i] *= float(e + 1);
   }
   moe.combine(ctx, batch, batch.rows(), out);

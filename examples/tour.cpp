@@ -19,13 +19,13 @@ struct matrix : std::vector<float> {
 
 /// Stands for the caller's GEMMs: expert e gives (e + 1) * row, and takes gradients back the same
 /// way.
-template <class Batch>
-void run_experts(Batch const& batch, float const* in, matrix& out) {
-  for (int e = 0; e < batch.local_experts(); ++e) {
-    auto const l = static_cast<std::size_t>(e);
-    for (auto i = batch.expert_offsets()[l] * hidden; i < batch.expert_offsets()[l + 1] * hidden;
-         ++i)
-      out.data()[i] = static_cast<float>(batch.first_expert() + e + 1) * in[i];
+template <class Batch, class Rows>
+void run_experts(Batch const& batch, Rows in, Rows out) {
+  for (int l = 0; l < batch.local_slots(); ++l) {
+    auto const slot = static_cast<std::size_t>(l);
+    for (auto i = batch.slot_offsets()[slot]; i < batch.slot_offsets()[slot + 1]; ++i)
+      for (int h = 0; h < hidden; ++h)
+        out.row(i)[h] = static_cast<float>(batch.expert_of(l) + 1) * in.row(i)[h];
   }
 }
 
@@ -52,16 +52,15 @@ float layer(Comm& comm) {         // called by every rank
 
   // Send each token's row to its experts, run them, bring the results home.
   expar::expert_parallel moe(comm, {.experts = experts, .top_k = top_k, .hidden = hidden});
-  auto batch = moe.dispatch(ctx, x, routes);  // batch.rows(): [N,H], grouped by local expert
-  matrix y(batch.row_count(), hidden);
-  run_experts(batch, batch.rows().data, y);
-  moe.combine(ctx, batch, y, out);  // out[t] = sum over j of weight[t,j] * y[row(t,j)]
+  auto batch = moe.dispatch(ctx, x, routes);    // batch.rows(): [N,H], grouped by local expert
+  run_experts(batch, batch.rows(), batch.y());  // yours: from rows to y, [N,H] as well
+  moe.combine(ctx, batch, out);                 // out[t] = sum of weight[t,j] * y[row(t,j)]
 
   // Training: the adjoint of every step, with no second exchange of counts.
-  matrix d_y = y, d_rows = y, d_x = x, d_weights(tokens, top_k), d_logits = logits;
-  moe.combine_backward(ctx, batch, out, y, d_y, d_weights);  // for a loss of |out|^2 / 2
-  run_experts(batch, d_y.data(), d_rows);
-  moe.dispatch_backward(ctx, batch, d_rows, d_x);
+  matrix d_x = x, d_weights(tokens, top_k), d_logits = logits;
+  moe.combine_backward(ctx, batch, out, d_weights);  // for a loss of |out|^2 / 2
+  run_experts(batch, batch.d_y(), batch.d_rows());
+  moe.dispatch_backward(ctx, batch, d_x);
   expar::route_backward(ctx, router, logits, routes, d_weights, d_logits);
   float norm = 0;
   for (float g : d_logits) norm += g * g;

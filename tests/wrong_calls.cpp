@@ -3,13 +3,14 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <mutex>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include <expar/comm/self.hpp>
 #include <expar/comm/thread.hpp>
-#include <expar/exchange/window.hpp>
 #include <expar/expar.hpp>
 #include <expar/router/research/attention_logits.hpp>
 #include <expar/router/research/balanced_assignment.hpp>
@@ -112,6 +113,50 @@ struct layer {
   expar::expert_batch<float> batch;
   layer() { moe.dispatch(ctx, x, some_routes<>{ids, weights}, batch); }
 };
+
+/// An engine of one rank of several, over one transport, and a batch that has rows and y.
+template <class X, class Layout>
+struct layer_of_rank {
+  X& x;
+  int rank;
+  expar::expert_parallel<X, Layout> moe;
+  expar::expert_batch<float> batch;
+
+  layer_of_rank(X& by, int of, Layout layout) : x(by), rank(of), moe(x, shape, layout) { fill(); }
+  void fill() {
+    moe.dispatch(ctx, ::x, some_routes<>{ids, weights}, batch);
+    auto const made = batch.y();
+    for (index_t i = 0; i < made.size(); ++i) made.data[i] = 1;
+  }
+  /// Whether the sum over two routes of weight one half is what each of them brings.
+  bool works() {
+    fill();
+    std::vector<float> home(std::size_t{tokens * columns});
+    moe.combine(ctx, batch, make_view(home.data(), tokens, columns));
+    return home == std::vector<float>(home.size(), 1);
+  }
+};
+/// Throws what call(layer) throws on every rank of `n`, over messages and over windows, if that is
+/// one sentence and the layer works behind it.
+template <class Call, class Layout = expar::ragged>
+void on_ranks(int n, Call call, Layout layout = {}) {
+  std::mutex one_at_a_time;
+  std::set<std::string> sentences;
+  expar::run_ranks(n, [&](auto& c) {
+    auto const with = [&](auto by) {
+      layer_of_rank l(by, c.rank(), layout);
+      auto const said = expar_test::thrown_by([&] { call(l); });
+      bool const works = l.works();
+      std::lock_guard const lock(one_at_a_time);
+      sentences.insert(works ? said : said + " AND THEN IT DOES NOT WORK");
+    };
+    with(expar::messages(c));
+    with(expar::windows(c));
+  });
+  std::string all;
+  for (auto const& s : sentences) all += s + (sentences.size() > 1 ? " OR " : "");
+  throw expar::error(all);
+}
 
 struct wrong_call {
   std::function<void()> call;
@@ -705,6 +750,179 @@ std::vector<wrong_call> const of_routes{
      "experts, 8"},
 };
 
+using expar::placement;
+auto const eight_on_two = placement::blocks(experts, 2);
+std::vector<wrong_call> const of_placements{
+    {[] { (void)placement::blocks(0, 2); }, "expar: placement: experts is 0; at least 1 is needed"},
+    {[] { (void)placement::whole(experts, 0); },
+     "expar: placement: ranks is 0; at least 1 is needed"},
+    {[] { (void)placement::replicated(experts, 2, 0); },
+     "expar: placement: copies is 0; at least 1 is needed"},
+    {[] { (void)placement::replicated(experts, 2, INT32_MAX); },
+     "expar: placement: 8 experts have 17179869176 slots; at most 2147483647 are possible"},
+    {[] { (void)placement::sharded(experts, 2, -1); },
+     "expar: placement: shards is -1; at least 1 is needed"},
+    {[] {
+       (void)placement::table(3, {{0}, {1}});
+     },
+     "expar: placement: expert 2 has no slot; it needs one"},
+    {[] {
+       (void)placement::table(2, {{0, 1}, {5}});
+     },
+     "expar: placement: slot 2 holds expert 5; there are 2 experts"},
+    {[] {
+       (void)placement::table(2, {{0, 1}, {0}}, 2);
+     },
+     "expar: placement: expert 1 has 1 slots; with shards it has a multiple of 2"},
+    {[] { (void)eight_on_two.nearest(0); },
+     "expar: placement: ranks_per_node is 0; it is at least 1"},
+    {[] { (void)eight_on_two.first(3); }, "expar: placement: rank is 3; it lies between 0 and 2"},
+    {[] { (void)eight_on_two.count(2); }, "expar: placement: rank is 2; it lies between 0 and 1"},
+    {[] { (void)eight_on_two.rank_of(8); }, "expar: placement: slot is 8; it lies between 0 and 7"},
+    {[] { (void)eight_on_two.expert_of(-1); },
+     "expar: placement: slot is -1; it lies between 0 and 7"},
+    {[] { (void)eight_on_two.copies(8); },
+     "expar: placement: expert is 8; it lies between 0 and 7"},
+    {[] { (void)eight_on_two.slot(0, 1); }, "expar: placement: copy is 1; it lies between 0 and 0"},
+    {[] { (void)eight_on_two.slot(0, 0, -1); },
+     "expar: placement: shard is -1; it lies between 0 and 0"},
+    {[] { expar::local_routes(ctx, eight_on_two, 2, ids, kept); },
+     "expar: local_routes: rank is 2; there are 2 ranks"},
+    {[] {
+       std::int32_t const bad[] = {0, 1, 2, 8};
+       expar::local_routes(ctx, eight_on_two, 0, make_view(bad, 2, k), make_view(m.kept, 2, k));
+     },
+     "expar: local_routes: ids(1, 1) is 8; an expert id is -1 (no expert) or 0 to 7"},
+    {[] { expar::local_routes(ctx, eight_on_two, 0, ids, make_view(m.kept, 3, k)); },
+     "expar: local_routes: out has extent 3 in dimension 0, but the number of tokens is 4"},
+    {[] { expar::local_routes(ctx, placement::sharded(experts, 2, 3), 0, ids, kept); },
+     "expar: local_routes: out has extent 2 in dimension 1, but top_k times the shards of the "
+     "placement is 6"},
+    {[] {
+       expar::local_routes(ctx, placement::blocks(400, 2), 0, ids, make_view(m.narrow, tokens, k));
+     },
+     "expar: local_routes: out of 8 bits cannot name 200 experts"},
+};
+
+/// Passes quotas that give `first` routes of each rank to the first copy of each expert.
+template <class Layer>
+void prepare_with_quotas(Layer& l, index_t first, index_t second) {
+  l.moe.place(placement::replicated(experts, l.moe.placement().ranks(), 2));
+  l.moe.prepare(ctx, some_routes<>{ids, weights}, l.batch,
+                [&](auto, placement const& p, auto split) {
+                  for (int r = 0; r < p.ranks(); ++r)
+                    for (int e = 0; e < experts; ++e) {
+                      split.row(r)[p.slot(e, 0)] = first;
+                      split.row(r)[p.slot(e, 1)] = second;
+                    }
+                });
+}
+/// What all ranks throw alike, whichever of them is wrong.
+std::vector<wrong_call> const of_ranks{
+    {[] { on_ranks(2, [](auto& l) { l.moe.place(placement::blocks(experts, 3)); }); },
+     "expar: place: the placement is of 8 experts on 3 ranks, not of 8 on 2 (rank 0)"},
+    {[] {
+       on_ranks(3, [](auto& l) {
+         l.moe.place(l.rank == 2 ? placement::sharded(experts, 3, 2) : l.moe.placement());
+       });
+     },
+     "expar: place: rank 2 passes another placement than rank 0; all ranks pass the same"},
+    {[] {
+       on_ranks(2, [](auto& l) {
+         if (l.rank == 0)
+           l.moe.combine(ctx, l.batch, out);
+         else
+           l.moe.dispatch(ctx, x, l.batch);
+       });
+     },
+     "expar: rank 0 calls combine for its batch 1 while rank 1 calls dispatch for its batch 1; all "
+     "ranks call the same operations in the same order"},
+    {[] {
+       on_ranks(
+           2, [](auto& l) { (void)expar::expert_parallel(l.x, shape, expar::row_budget{l.rank}); });
+     },
+     "expar: expert_parallel: budget rows is 0 on rank 0 but 1 on rank 1; all ranks must pass the "
+     "same"},
+    {[] {
+       on_ranks(2, [](auto& l) { expar::expert_parallel(l.x, {experts, k, columns, 4 + l.rank}); });
+     },
+     "expar: expert_parallel: hidden_out is 4 on rank 0 but 5 on rank 1; all ranks must pass the "
+     "same"},
+    {[] {
+       on_ranks(3, [](auto& l) {
+         expar::expert_parallel moe(l.x, shape, expar::row_budget{.rows = 8});
+         moe.dispatch(ctx, x, some_routes<>{ids, weights}, l.batch);
+       });
+     },
+     "expar: dispatch: rank 0 would get 9 rows; the budget has 8"},
+    {[] { on_ranks(2, [](auto& l) { prepare_with_quotas(l, 2, 0); }); },
+     "expar: prepare: the quotas give 2 routes of rank 0 to copy 0 of expert 0; there are 1 left "
+     "(rank 0)"},
+    {[] { on_ranks(1, [](auto& l) { prepare_with_quotas(l, 0, -1); }); },
+     "expar: prepare: the quotas give -1 routes of rank 0 to copy 1 of expert 0; there are 1 left"},
+    {[] { on_ranks(3, [](auto& l) { prepare_with_quotas(l, 0, l.rank == 0 ? 1 : 0); }); },
+     "expar: prepare: the quotas leave out 1 of the 1 routes of rank 0 for expert 0 (rank 1)"},
+    {[] { on_ranks(3, [](auto& l) { prepare_with_quotas(l, l.rank == 2, l.rank != 2); }); },
+     "expar: prepare: the quotas of rank 2 give other numbers than those of rank 0; all ranks "
+     "compute the same"},
+    {[] {
+       on_ranks(2, [](auto& l) {
+         l.moe.prepare(ctx, some_routes<>{ids, weights}, l.batch,
+                       [](auto, auto&, auto) { throw std::runtime_error("no balance today"); });
+       });
+     },
+     "expar: an exception: no balance today (rank 0)"},
+    {[] {
+       on_ranks(2, [](auto& l) {
+         if (l.rank == 0)
+           l.moe.prepare(ctx, some_routes<>{ids, weights}, l.batch);
+         else
+           l.moe.prepare(ctx, some_routes<>{ids, weights}, l.batch, expar::even_quotas);
+       });
+     },
+     "expar: rank 0 calls prepare for its batch 2 while rank 1 calls prepare with quotas for its "
+     "batch 2; all ranks call the same operations in the same order"},
+    {[] {
+       on_ranks(2, [](auto& l) {
+         if (l.rank == 1) l.batch.release(expar::side::y);
+         l.moe.combine(ctx, l.batch, out);
+       });
+     },
+     "expar: combine: the batch has no y; fill batch.y() before, or pass one (rank 1)"},
+    {[] {
+       on_ranks(3, [](auto& l) {
+         std::vector<float> all(99 * columns);
+         index_t const n = l.batch.row_count() + (l.rank == 1);
+         l.moe.dispatch(ctx, x, l.batch, make_view(all.data(), n, columns));
+       });
+     },
+     "expar: dispatch: rows has extent 10 in dimension 0, but the number of rows in the batch is 9 "
+     "(rank 1)"},
+    {[] {
+       on_ranks(2, [](auto& l) {
+         expar::expert_batch<float> other;
+         l.moe.combine(ctx, l.rank == 0 ? l.batch : other, out);
+       });
+     },
+     "expar: combine: the batch has no routes; dispatch or prepare it first (rank 1)"},
+    {[] {
+       expar::run_ranks(1, [](auto& c) {
+         expar::expert_parallel moe(c, shape);
+         auto batch = moe.dispatch(ctx, x, some_routes<>{ids, weights});
+         batch.release(expar::side::y);
+         (void)batch.y();
+       });
+     },
+     "expar: y: it has no memory now; dispatch gives it where rows stand in windows"},
+    {[] {
+       expar::run_ranks(1, [](auto& c) {
+         expar::expert_parallel moe(c, shape);
+         (void)moe.dispatch(ctx, x, some_routes<>{ids, weights}).d_rows();
+       });
+     },
+     "expar: d_rows: it has no memory now; combine_backward gives it where rows stand in windows"},
+};
+
 std::vector<wrong_call> const of_exchanges{
     {[] { expar::host_context(0); }, "expar: host_context: threads is 0; at least 1 is needed"},
     {[] { expar::host_context(1, nullptr); },
@@ -739,11 +957,13 @@ std::vector<wrong_call> const of_exchanges{
      "expar: expert_parallel: alignment is -1; it is at least 1"},
     {[] { expar::expert_parallel(self, shape, expar::fixed_capacity{1e9}); },
      "expar: expert_parallel: capacity factor is 1000000000; it lies between -1000000 and 1000000"},
-    {[] { expar::run_ranks(2, [](auto& c) {
-            expar::expert_parallel(c, {1, 1, 1});
-          }); },
-     "expar: expert_parallel: experts is 1, fewer than the 2 ranks; every rank needs one of its "
-     "own"},
+    {[] {
+       engine(self, {experts, k, columns, -1});
+     },
+     "expar: expert_parallel: hidden_out is -1; it lies between 0, for hidden, and "
+     "281474976710656"},
+    {[] { expar::expert_parallel(self, shape, expar::row_budget{-5}); },
+     "expar: expert_parallel: the budget has -5 rows; it is at least 0"},
     {[] {
        layer().moe.dispatch(ctx, x, some_routes<>{ids, make_view(m.weights, 3, k)});
      },
@@ -765,7 +985,7 @@ std::vector<wrong_call> const of_exchanges{
      "expar: combine: the batch has no rows; dispatch tokens first"},
     {[] {
        layer l;
-       expar::expert_batch<float> const batch;
+       expar::expert_batch<float> batch;
        l.moe.combine(ctx, batch, y, out);
      },
      "expar: combine: the batch has no routes; dispatch or prepare it first"},
@@ -796,14 +1016,85 @@ std::vector<wrong_call> const of_exchanges{
        engine other(self, {experts, k, 3});
        other.combine(ctx, l.batch, y, out);
      },
-     "expar: combine: the batch was made for 8 experts, top_k 2, rows of 4 and 1 ranks, not for 8, "
-     "2, 3 and 1"},
+     "expar: combine: the batch was made for 8 experts, top_k 2, rows of 4 and 4, 1 ranks, not for "
+     "8, 2, 3 and 3, 1"},
     {[] {
        layer l;
        expar::expert_parallel other(self, shape, expar::fixed_capacity{});
        other.combine(ctx, l.batch, y, out);
      },
      "expar: combine: the batch was made for a ragged layout, not for fixed_capacity"},
+    {[] {
+       layer l;
+       engine other(self, shape);
+       other.combine(ctx, l.batch, y, out);
+     },
+     "expar: combine: the batch was prepared by another object"},
+    {[] {
+       layer l;
+       l.moe.dispatch(ctx, x, l.batch, make_view(m.y, 7, columns));
+     },
+     "expar: dispatch: rows has extent 7 in dimension 0, but the number of rows in the batch is 8"},
+    {[] {
+       layer l;
+       l.moe.dispatch(ctx, x, l.batch, make_view(m.y, rows, 3));
+     },
+     "expar: dispatch: rows has extent 3 in dimension 1, but hidden is 4"},
+    {[] {
+       layer l;
+       l.moe.combine_backward(ctx, l.batch, x, y, make_view(m.d_y, 7, columns), d_weights);
+     },
+     "expar: combine_backward: d_y has extent 7 in dimension 0, but the number of rows in the "
+     "batch "
+     "is 8"},
+    {[] {
+       layer l;
+       l.moe.dispatch_backward(ctx, l.batch, make_view(m.y, 7, columns), out);
+     },
+     "expar: dispatch_backward: d_rows has extent 7 in dimension 0, but the number of rows in the "
+     "batch is 8"},
+    {[] {
+       layer l;
+       engine wide(self, {experts, k, columns, 6});
+       wide.dispatch(ctx, x, some_routes<>{ids, weights}, l.batch);
+       wide.combine(ctx, l.batch, y, out);
+     },
+     "expar: combine: y has extent 4 in dimension 1, but hidden_out is 6"},
+    {[] {
+       layer l;
+       l.moe.combine(ctx, l.batch, out);
+     },
+     "expar: combine: the batch has no y; fill batch.y() before, or pass one"},
+    {[] {
+       layer l;
+       static_cast<void>(l.batch.y());
+       l.batch.release(expar::side::y);
+       l.moe.combine_backward(ctx, l.batch, x, d_weights);
+     },
+     "expar: combine_backward: the batch has no y; fill batch.y() before, or pass one"},
+    {[] {
+       layer l;
+       l.moe.dispatch_backward(ctx, l.batch, out);
+     },
+     "expar: dispatch_backward: the batch has no d_rows; fill batch.d_rows() before, or pass one"},
+    {[] {
+       expar::expert_parallel moe(self, shape, expar::ragged{}, expar::weights_per_row{});
+       expar::expert_batch<float> batch;
+       moe.dispatch(ctx, x, some_routes<>{ids, weights}, batch);
+       moe.dispatch_backward(ctx, batch, y, make_view(m.of_rows, 7), out, d_weights);
+     },
+     "expar: dispatch_backward: d_row_weights has extent 7 in dimension 0, but the number of rows "
+     "in the batch is 8"},
+    {[] {
+       expar::expert_parallel moe(self, shape, expar::ragged{}, expar::weights_per_row{});
+       expar::expert_batch<float> batch;
+       moe.dispatch(ctx, x, some_routes<>{ids, weights}, batch);
+       expar::tensor_view<float, 1> const apart{m.logits, {rows}, {2}};
+       moe.dispatch_backward(ctx, batch, y, apart, out, d_weights);
+     },
+     "expar: dispatch_backward: d_row_weights has stride 2; it must be contiguous"},
+    {[] { expar::expert_parallel(self, shape).place(expar::placement::blocks(3, 2)); },
+     "expar: place: the placement is of 3 experts on 2 ranks, not of 8 on 1"},
     {[] { expar::expert_batch<float> const empty(nullptr); },
      "expar: memory is null; a resource is needed"},
     {[] {
@@ -830,49 +1121,24 @@ std::vector<wrong_call> const of_exchanges{
        l.moe.combine(ctx, l.batch, y, out);
      },
      "expar: expert_parallel: the object was moved from"},
-    {[] { (void)layer().batch.expert_rows(99); },
-     "expar: expert_rows: local_expert is 99; the batch has 8 local experts"},
+    {[] { (void)layer().batch.slot_rows(99); },
+     "expar: slot_rows: local_slot is 99; the batch has 8 local slots"},
     {[] { (void)layer().batch.count_from(1, 0); },
      "expar: count_from: rank is 1; there are 1 ranks"},
-    {[] { (void)expar::expert_batch<float>().first_expert(); },
-     "expar: first_expert: the batch has no routes; dispatch or prepare it first"},
+    {[] { (void)expar::expert_batch<float>().first_slot(); },
+     "expar: first_slot: the batch has no routes; dispatch or prepare it first"},
     {[] { (void)expar::expert_batch<float>().first_row_from(0, 0); },
-     "expar: first_row_from: local_expert is 0; the batch has 0 local experts"},
+     "expar: first_row_from: local_slot is 0; the batch has 0 local slots"},
+    {[] { (void)expar::expert_batch<float>().placement(); },
+     "expar: placement: the batch has no routes; dispatch or prepare it first"},
+    {[] { (void)layer().batch.expert_of(8); },
+     "expar: expert_of: local_slot is 8; the batch has 8 local slots"},
     {[] {
-       expar::run_ranks(1, [](auto& c) { expar::window_parallel(c, shape).worst_case_rows(-5); });
+       layer l;
+       l.batch.release(expar::side::rows);
+       (void)l.batch.slot_rows(0);
      },
-     "expar: worst_case_rows: tokens is -5; it is at least 0"},
-    {[] {
-       expar::run_ranks(1, [](auto& c) {
-         (void)expar::window_parallel(c, shape).template make_batch<float>({.rows = -1});
-       });
-     },
-     "expar: make_batch: rows is -1; it lies between 0 and 72057594037927935"},
-    {[] {
-       expar::run_ranks(1, [](auto& c) {
-         expar::window_parallel moe(c, shape);
-         auto batch = moe.template make_batch<float>({.rows = 7});
-         moe.dispatch(ctx, x, some_routes<>{ids, weights}, batch);
-       });
-     },
-     "expar: dispatch: rank 0 would get 8 rows, but the windows of the batch have 7"},
-    {[] {
-       expar::run_ranks(1, [](auto& c) {
-         expar::window_parallel moe(c, shape), other(c, shape);
-         auto batch = moe.template make_batch<float>({.rows = rows});
-         other.prepare(ctx, some_routes<>{ids, weights}, batch);
-       });
-     },
-     "expar: dispatch: the batch was made by another object (rank 0)"},
-    {[] {
-       expar::run_ranks(1, [](auto& c) {
-         expar::window_parallel moe(c, shape);
-         auto batch = moe.template make_batch<float>({.rows = rows, .backward = false});
-         moe.dispatch(ctx, x, some_routes<>{ids, weights}, batch);
-         moe.dispatch_backward(ctx, batch, out);
-       });
-     },
-     "expar: dispatch_backward: the batch was made for the forward pass alone (rank 0)"},
+     "expar: slot_rows: the batch has no rows; dispatch tokens first"},
     {[] {
        expar::run_ranks(2, [](auto& c) {
          std::vector<std::int32_t> values{INT32_MAX - 1};
@@ -911,7 +1177,8 @@ std::vector<wrong_call> const of_exchanges{
 
 std::vector<wrong_call> all() {
   std::vector<wrong_call> calls;
-  for (auto const* area : {&of_routers, &of_losses, &of_plans, &of_routes, &of_exchanges})
+  for (auto const* area :
+       {&of_routers, &of_losses, &of_plans, &of_routes, &of_placements, &of_exchanges, &of_ranks})
     calls.insert(calls.end(), area->begin(), area->end());
   return calls;
 }
@@ -928,4 +1195,46 @@ TEST_CASE("wrong calls give a sentence each, and change nothing") {
     CHECK(sentences.insert(sentence).second);
     CHECK(std::memcmp(static_cast<void const*>(&m), &before, sizeof m) == 0);
   }
+}
+
+TEST_CASE("ranks that call different operations all throw one sentence") {
+  auto const call = [](auto& moe, auto& batch, int which, float* memory) {
+    auto const home = make_view(memory, tokens, columns), gradients = make_view(memory, tokens, k);
+    some_routes<> const to{ids, weights};
+    expar::expert_batch<float> other;
+    if (which == 0) moe.prepare(ctx, to, other);
+    if (which == 1) moe.prepare(ctx, to, other, expar::even_quotas);
+    if (which == 2) moe.dispatch(ctx, x, batch);
+    if (which == 3) moe.combine(ctx, batch, home);
+    if (which == 4) moe.combine_backward(ctx, batch, x, gradients);
+    if (which == 5) moe.dispatch_backward(ctx, batch, home);
+    if (which == 6) moe.place(moe.placement());
+  };
+  constexpr int operations = 7;
+  for (bool const by_window : {false, true})
+    for (int i = 0; i < operations * operations; ++i) {
+      int const mine[] = {i / operations, i % operations};
+      std::string said[2];
+      expar::run_ranks(2, [&](auto& c) {
+        float memory[tokens * columns] = {};
+        auto const with = [&](auto by) {
+          expar::expert_parallel moe(by, shape);
+          auto batch = moe.template make_batch<float>();
+          // Once in order, so that nothing but the order is wrong.
+          moe.dispatch(ctx, x, some_routes<>{ids, weights}, batch);
+          for (float& y : std::span(batch.y().data, std::size_t(batch.y().size()))) y = 0;
+          for (int const which : {3, 4}) call(moe, batch, which, memory);
+          for (float& d : std::span(batch.d_rows().data, std::size_t(batch.d_rows().size()))) d = 0;
+          call(moe, batch, 5, memory);
+          said[c.rank()] = expar_test::thrown_by([&] { call(moe, batch, mine[c.rank()], memory); });
+        };
+        if (by_window)
+          with(expar::windows(c));
+        else
+          with(expar::messages(c));
+      });
+      CAPTURE(by_window, mine[0], mine[1]);
+      CHECK(said[0] == said[1]);
+      CHECK((said[0] == "nothing was thrown") == (mine[0] == mine[1]));
+    }
 }

@@ -78,7 +78,7 @@ class expert_batch {
   /// The slots of this rank: first_slot() .. first_slot() + local_slots() - 1. Slot and expert have
   /// the same number where experts are placed in blocks.
   int local_slots() const noexcept { return state_.at.locals(); }
-  int first_slot() const { return placement().first(state_.at.rank); }
+  int first_slot() const { return placed("first_slot").first(state_.at.rank); }
   int expert_of(int local_slot) const {
     check_local("expert_of", local_slot);
     return state_.at.place.expert_of(first_slot() + local_slot);
@@ -109,11 +109,7 @@ class expert_batch {
   /// Routes of this rank's tokens that name an expert and have no row: beyond a capacity or budget.
   index_t dropped() const { return state_.dropped(); }
   /// By which the routes went. It stays when the object that prepared the batch gets another.
-  expar::placement const& placement() const {
-    detail::expects(state_.prepared,
-                    "placement: the batch has no routes; dispatch or prepare it first");
-    return state_.at.place;
-  }
+  expar::placement const& placement() const { return placed("placement"); }
 
   /// Gives a side back to the pool from which it came: its rows are gone, its memory serves others.
   void release(side s) noexcept { state_.of(s).release(); }
@@ -131,6 +127,11 @@ class expert_batch {
                     local_slot, "; the batch has ", local_slots(), " local slots");
   }
 
+  expar::placement const& placed(char const* what) const {
+    detail::expects(state_.prepared, what,
+                    ": the batch has no routes; dispatch or prepare it first");
+    return state_.at.place;
+  }
   index_t block(char const* what, int rank, int local_slot) const {
     check_local(what, local_slot);
     int const ranks = state_.at.place.ranks();

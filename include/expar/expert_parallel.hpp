@@ -42,8 +42,9 @@ struct transport_of<windows<Comm>> {
 /// accumulator.
 ///
 /// Rows of experts stand in the sides of a batch, rows() y() d_y() d_rows(), or in tensors of the
-/// caller, who then names them in the call. The communicator outlives the object. One operation at
-/// a time per transport; a repeated shape allocates nothing when its batch is reused.
+/// caller, who then names them in the call: the side itself, or apart from it. The communicator
+/// outlives the object. One operation at a time per transport; a repeated shape allocates nothing
+/// when its batch is reused.
 ///
 /// Cost per rank and direction: the rows of its kept routes to other ranks; fixed_capacity over
 /// messages, slots * capacity rows. A row to another rank is copied three times over messages
@@ -99,7 +100,7 @@ class expert_parallel {
   /// placement by which it was prepared, and the caller the weights that it needs.
   void place(expar::placement const& p) {
     host_context const ctx;
-    index_t const before = x().words_before(1), words = before + 1;
+    index_t const before = x().words_before(), words = before + 1, pitch = x().pitch(words);
     auto const* const met = detail::meet(
         ctx, x(), {step::place, 0}, words,
         [&] {
@@ -110,7 +111,7 @@ class expert_parallel {
         },
         [&](std::uint64_t* own) { own[before] = p.hash(); });
     for (int r = 1; r < x().comm().size(); ++r)
-      detail::expects(met[r * words + before] == met[before], "place: rank ", r,
+      detail::expects(met[r * pitch + before] == met[before], "place: rank ", r,
                       " passes another placement than rank 0; all ranks pass the same");
     place_ = p;
   }
@@ -142,7 +143,7 @@ class expert_parallel {
   template <class Tokens, class T, class W, class Y, class Rows>
   void dispatch(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch,
                 Rows&& rows) {
-    send(ctx, tokens, batch, nullptr, callers<T, W>(ctx, side::rows, rows));
+    send(ctx, tokens, batch, nullptr, callers<T, W>(ctx, side::rows, batch, rows));
   }
 
   /// Both parts: tokens [T, hidden] and their routes to batch.rows(). The second form makes the
@@ -186,14 +187,14 @@ class expert_parallel {
     if constexpr (at_decode)
       scatter_d_y(ctx, batch, d_out, cargo<Y, W>{side::y}, cargo<Y, W>{side::d_y}, d_weights);
     else  // it is the caller's d_y
-      scatter_d_y(ctx, batch, d_out, cargo<Y, W>{side::y}, callers<Y, W>(ctx, side::d_y, d_weights),
-                  none{});
+      scatter_d_y(ctx, batch, d_out, cargo<Y, W>{side::y},
+                  callers<Y, W>(ctx, side::d_y, batch, d_weights), none{});
   }
   template <class T, class W, class Y, class DOut, class Rows, class DY, class DWeights>
   void combine_backward(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out,
                         Rows const& y, DY&& d_y, DWeights&& d_weights) {
     scatter_d_y(ctx, batch, d_out, brought<Y, W>(ctx, side::y, batch, y),
-                callers<Y, W>(ctx, side::d_y, d_y), d_weights);
+                callers<Y, W>(ctx, side::d_y, batch, d_y), d_weights);
   }
   /// Where combine applies no weights: d_y[row] = d_out[t]; the caller's d_y may follow d_out.
   template <class T, class W, class Y, class DOut>
@@ -262,7 +263,7 @@ class expert_parallel {
     x_.reserve(routes_words + shape_.experts, p);
     seating_.reserve(p);
     quotas_.resize(index_t{p.slots()});
-    y_seats_.resize(index_t{p.slots()});
+    y_seats_.reserve(static_cast<std::size_t>(p.slots()));
   }
 
   // --- routes ----------------------------------------------------------------------------------
@@ -270,17 +271,19 @@ class expert_parallel {
   // What a rank tells of its routes: tokens, three element sizes, and its routes for each expert.
   static constexpr index_t routes_words = 4;
 
-  /// From routes to seats, once ranks have told each other their counts. Returns what they told.
+  /// From routes to seats, once ranks have told each other their counts. Returns what they told
+  /// when they met last.
   template <class Routes, class T, class W, class Y, class Quotas, class Checks>
   std::uint64_t const* seat(host_context const& ctx, Routes const& routes,
                             expert_batch<T, W, Y>& batch, Quotas const& quotas, Checks checks) {
     detail::batch_state& b = batch.state_;
     std::uint64_t const number = x().next_batch();
     b.forget();
-    index_t const before = x().words_before(routes_words + shape_.experts);
-    index_t const words = before + routes_words + shape_.experts;
-    auto const* const met = detail::meet(
-        ctx, x(), {step::prepare, number}, words,
+    index_t const before = x().words_before();
+    index_t const words = before + routes_words + shape_.experts, pitch = x().pitch(words);
+    constexpr bool asks_quotas = !std::is_same_v<Quotas, take_turns>;
+    auto const* met = detail::meet(
+        ctx, x(), {asks_quotas ? step::quotas : step::prepare, number}, words,
         [&] {
           detail::arguments a(ctx, "dispatch");
           auto const ids = a.ids("ids", routes.ids, {detail::any_extent, detail::top_k_of(shape_)});
@@ -304,7 +307,7 @@ class expert_parallel {
           for (index_t const n : b.plan.counts()) *own++ = static_cast<std::uint64_t>(n);
         });
     auto const told = [&](int rank, index_t word) {
-      return static_cast<index_t>(met[rank * words + before + word]);
+      return static_cast<index_t>(met[rank * pitch + before + word]);
     };
     check_types(told);
     auto const kept = seating_.kept(place_);
@@ -327,13 +330,22 @@ class expert_parallel {
       b.plan.lay_out(ragged{layout_.alignment});
     }
     index_t const* by_quotas = nullptr;
-    if constexpr (std::is_same_v<Quotas, take_turns>) {
+    if constexpr (!asks_quotas) {
       seating_.take_turns(place_);
     } else {
       b.at.rule.in_turn = false;
       auto const split = seating_.split(place_);
-      detail::meet(ctx, x(), {step::quotas, number},
-                   [&] { detail::split_by(quotas, place_, kept, split); });
+      index_t const sums = x().words_before(), apart = x().pitch(sums + 1);
+      met = detail::meet(
+          ctx, x(), {step::quotas, number}, sums + 1,
+          [&] { detail::split_by(quotas, place_, kept, split); },
+          [&](std::uint64_t* own) {
+            x().say_pieces(b, own);
+            own[sums] = detail::checksum(split);
+          });
+      for (int r = 1; r < place_.ranks(); ++r)
+        detail::expects(met[r * apart + sums] == met[sums], "prepare: the quotas of rank ", r,
+                        " give other numbers than those of rank 0; all ranks compute the same");
       detail::copy_row(static_cast<index_t const*>(split.row(b.at.rank)), quotas_.data(),
                        index_t{place_.slots()});
       by_quotas = quotas_.data();
@@ -448,6 +460,7 @@ class expert_parallel {
           if (has_weights) y.read_in(a, "y", b, "hidden_out");
           c.written_in(a, "d_y", b, "hidden_out");
           with_weights([&](auto const& d_w) { name_weights<A>(a, batch, d_w); });
+          y_seats_.resize(index_t{b.at.place.slots()});
           if (!by_message) return;
           index_t const dots = round_up(bytes<A>(b.at.rows()), 64);
           std::byte* const scratch = scalars_.resize(dots + bytes<W>(b.at.rows()));
@@ -664,25 +677,29 @@ class expert_parallel {
     dots_.resize(bytes<A>(batch.state_.plan.tokens() * batch.state_.routes().top_k));
   }
 
-  /// Rows that the caller wants written.
-  template <class R, class S, class X>
-  static cargo<R, S> callers(host_context const& ctx, side at, X& rows) {
-    cargo<R, S> c{at};
-    c.rows = detail::overwritten_rows(ctx, rows), c.callers = true;
-    return c;
+  /// Rows that the caller wants written, or has brought; they may be the side of the batch itself.
+  template <class R, class S, class T, class W, class Y, class X>
+  static cargo<R, S> callers(host_context const& ctx, side at, expert_batch<T, W, Y> const& batch,
+                             X& x) {
+    return of_caller<S>(at, batch, detail::overwritten_rows(ctx, x));
   }
-  /// Rows that the caller has brought, which may be the side of the batch itself.
   template <class R, class S, class T, class W, class Y, class X>
   static cargo<R, S> brought(host_context const& ctx, side at, expert_batch<T, W, Y> const& batch,
                              X const& x) {
     auto const v = detail::rows_view<R>(ctx, x);
+    auto rows = make_view(const_cast<R*>(v.data), v.extents[0], v.extents[1], v.strides[0]);
+    rows.strides[1] = v.strides[1];
+    return of_caller<S>(at, batch, rows);
+  }
+  template <class S, class R, class T, class W, class Y>
+  static cargo<R, S> of_caller(side at, expert_batch<T, W, Y> const& batch,
+                               tensor_view<R, 2> const& rows) {
     auto const own = batch.template there<R>(at);
     cargo<R, S> c{at};
-    c.callers = !batch.state_.of(at).held() || v.data != own.data ||
-                v.strides[0] != own.strides[0] || v.extents[0] != own.extents[0] ||
-                v.extents[1] != own.extents[1];
-    c.rows = make_view(const_cast<R*>(v.data), v.extents[0], v.extents[1], v.strides[0]);
-    c.rows.strides[1] = v.strides[1];
+    c.rows = rows;
+    c.callers = !batch.state_.of(at).held() || rows.data != own.data ||
+                rows.strides[0] != own.strides[0] || rows.extents[0] != own.extents[0] ||
+                rows.extents[1] != own.extents[1];
     return c;
   }
   /// Gradients of row weights that do not stand beside the side's rows make both the caller's.

@@ -10,6 +10,8 @@ set(without_pairs
   make_plan gather_report route_sparsity route_variable to_variable routes_of_tokens
   count_above cosine_scale_backward score_bins cv_squared device_balance_loss diverse_loss entropy_loss expert_choice_loss load_balance_loss
   orthogonal_loss sequence_balance_loss z_loss
+  # tables of the library's own
+  even_quotas
   # bytes, and one tensor in place
   all_to_all all_gather sum_counts)
 

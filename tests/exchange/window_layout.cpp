@@ -5,8 +5,6 @@
 #include <string>
 #include <vector>
 
-#include <expar/exchange/arrivals.hpp>
-
 #include "../support/catch.hpp"
 #include "../support/random.hpp"
 
@@ -35,7 +33,7 @@ TEST_CASE("a window holds two tables and its buffers, apart and aligned") {
   }
 }
 
-TEST_CASE("room_of has the integers of arrivals") {
+TEST_CASE("room_of lays rows out by source rank, in equal parts where a capacity bounds them") {
   expar_test::random rng(2);
   for (int i = 0; i < 200; ++i) {
     int const ranks = static_cast<int>(rng.integer(1, 5));
@@ -50,24 +48,21 @@ TEST_CASE("room_of has the integers of arrivals") {
     };
     for (int s = 0; s < ranks; ++s)
       for (int e = 0; e < experts; ++e) count(s, e) = static_cast<index_t>(rng.integer(0, 9));
-    for (int owner = 0; owner < ranks; ++owner) {
-      expar::detail::arrivals map(std::pmr::get_default_resource());
-      map.begin(shape.place, owner);
-      map.capacity = rule.capacity;
-      for (int s = 0; s < ranks; ++s)
-        for (int l = 0; l < map.locals(); ++l) {
-          index_t const n = count(s, map.place.first(owner) + l);
-          map.arrived[s * map.locals() + l] = fixed && n > rule.capacity ? rule.capacity : n;
-        }
-      map.lay_out(rule.alignment);
-      for (int l = 0; l < map.locals(); ++l)
-        for (int s = 0; s < ranks; ++s) {
-          auto const room =
-              expar::detail::room_of(shape, rule, said.data(), map.place.first(owner) + l, s);
-          REQUIRE(room.size == map.offsets[l + 1] - map.offsets[l]);
-          REQUIRE(room.filled == map.counts[l]);
-          REQUIRE(room.before == map.first_row[s * map.locals() + l] - map.offsets[l]);
-        }
+    for (int e = 0; e < experts; ++e) {
+      index_t rows = 0, end = 0;
+      for (int s = 0; s < ranks; ++s) {
+        auto const room = expar::detail::room_of(shape, rule, said.data(), e, s);
+        REQUIRE(room.before == end);
+        index_t const n = count(s, e);
+        rows += fixed && n > rule.capacity ? rule.capacity : n;
+        end += fixed ? rule.capacity : n;
+      }
+      while (end % rule.alignment != 0) ++end;
+      for (int s = 0; s < ranks; ++s) {
+        auto const room = expar::detail::room_of(shape, rule, said.data(), e, s);
+        REQUIRE(room.filled == rows);
+        REQUIRE(room.size == end);
+      }
     }
   }
 }

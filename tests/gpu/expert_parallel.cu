@@ -116,8 +116,8 @@ std::vector<rank_data<T>> on_host(problem const& p, std::uint64_t seed) {
     expar::expert_batch<T> batch;
     moe.dispatch(ctx, d.x.view(), routes_of_rank{d.id_view(d.ids.data()), d.weights.view()}, batch);
     auto const n = batch.row_count();
-    d.counts.assign(batch.expert_counts().begin(), batch.expert_counts().end());
-    d.offsets.assign(batch.expert_offsets().begin(), batch.expert_offsets().end());
+    d.counts.assign(batch.slot_counts().begin(), batch.slot_counts().end());
+    d.offsets.assign(batch.slot_offsets().begin(), batch.slot_offsets().end());
     d.rows.assign(batch.rows().data, batch.rows().data + n * p.hidden);
     d.y = expert(d.rows, 1.37f);
     d.d_y.resize(d.y.size());

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/comm/self.hpp>
 #include <expar/comm/thread.hpp>
-#include <expar/exchange/window.hpp>
 #include <expar/expert_parallel.hpp>
+#include <expar/plan/local_routes.hpp>
 
 #include "support/overlaps.hpp"
 
@@ -37,25 +37,36 @@ auto matrix(std::byte* at) {
   return make_view(as<float>(at), tokens, k);
 }
 
-/// An engine of one rank, and a batch that has its rows.
-template <class Site>
+/// An engine of one rank over messages or windows, and a batch that has all its sides.
+template <class X, class Site>
 struct layer {
-  explicit layer(Site site) : moe(comm, shape, expar::ragged{}, site) {
-    float const x[tokens * columns] = {};
-    moe.dispatch(ctx, make_view(x, tokens, columns), routes(), batch);
+  layer(X& x, Site site) : moe(x, shape, expar::ragged{}, site) {
+    float values[tokens * columns] = {}, d_weights[tokens * k];
+    auto const v = make_view(values, tokens, columns), w = make_view(d_weights, tokens, k);
+    moe.dispatch(ctx, v, routes(), batch);
+    static_cast<void>(batch.y());
+    if constexpr (std::is_same_v<Site, expar::weights_at_decode>)
+      moe.combine_backward(ctx, batch, v, w);
+    else
+      moe.combine_backward(ctx, batch, v);
+    static_cast<void>(batch.d_rows());
   }
-  expar::self_communicator comm;
-  expar::expert_parallel<expar::self_communicator, expar::ragged, Site> moe;
+  expar::expert_parallel<X, expar::ragged, Site> moe;
   expar::expert_batch<float> batch;
 };
 
-}  // namespace
-
-TEST_CASE("overlaps: what an exchange writes is apart from all else") {
-  layer at_decode(expar::weights_at_decode{});
-  layer at_encode(expar::weights_at_encode{});
-  layer per_row(expar::weights_per_row{});
+template <class X>
+void check_rows_of_the_caller(X& x) {
+  layer at_decode(x, expar::weights_at_decode{}), to_dispatch(x, expar::weights_at_decode{});
+  layer at_encode(x, expar::weights_at_encode{});
+  layer per_row(x, expar::weights_per_row{});
   check_all({
+      {"dispatch",
+       {{"tokens", in, of_tokens}, {"rows", out, of_rows}},
+       {},
+       [&](auto at) {
+         to_dispatch.moe.dispatch(ctx, token_rows(at[0]), to_dispatch.batch, expert_rows(at[1]));
+       }},
       {"combine",
        {{"y", in, of_rows}, {"out", out, of_tokens}},
        {},
@@ -110,33 +121,82 @@ TEST_CASE("overlaps: what an exchange writes is apart from all else") {
   });
 }
 
-TEST_CASE("overlaps: what windows give to the caller is apart from the windows") {
+/// What stands in the sides of a batch is an argument of whatever reads or writes them.
+template <class X>
+void check_sides(X& x) {
+  layer l(x, expar::weights_at_decode{});
+  auto& batch = l.batch;
+  float values[row_count * columns] = {};
+  auto const mine = make_view(values, tokens, columns), weights = make_view(values, tokens, k);
+  auto const rows = make_view(values, row_count, columns);
+  float others[row_count * columns] = {};
+  auto const other_rows = make_view(others, row_count, columns);
+  auto const in_side = [](auto const& side, auto n, auto m) { return make_view(side.data, n, m); };
+  auto const y = in_side(batch.y(), tokens, columns), d_y = in_side(batch.d_y(), tokens, columns),
+             d_rows = in_side(batch.d_rows(), tokens, columns);
+  std::string const end = " in memory; the operation cannot work in place";
+  auto const check = [&](auto call, char const* sentence) {
+    CHECK_THROWS_WITH(call(), sentence + end);
+  };
+  check([&] { l.moe.combine(ctx, batch, y); }, "expar: combine: out overlaps y");
+  check([&] { l.moe.combine_backward(ctx, batch, d_y, weights); },
+        "expar: combine_backward: d_y overlaps d_out");
+  check([&] { l.moe.combine_backward(ctx, batch, mine, weights); },
+        "expar: combine_backward: d_weights overlaps d_out");
+  check([&] { l.moe.combine_backward(ctx, batch, mine, in_side(y, tokens, k)); },
+        "expar: combine_backward: d_weights overlaps y");
+  check([&] { l.moe.combine_backward(ctx, batch, mine, in_side(d_y, tokens, k)); },
+        "expar: combine_backward: d_weights overlaps d_y");
+  check([&] { l.moe.dispatch_backward(ctx, batch, d_rows); },
+        "expar: dispatch_backward: d_tokens overlaps d_rows");
+
+  // What the caller brings instead goes through them where rows stand in windows.
+  check([&] { l.moe.combine(ctx, batch, rows, y); }, "expar: combine: out overlaps batch.y()");
+  check(
+      [&] { l.moe.combine_backward(ctx, batch, y, rows, other_rows, in_side(d_rows, tokens, k)); },
+      "expar: combine_backward: batch.y() overlaps d_out");
+  check(
+      [&] {
+        l.moe.combine_backward(ctx, batch, d_y, rows, other_rows, in_side(d_rows, tokens, k));
+      },
+      "expar: combine_backward: batch.d_y() overlaps d_out");
+  check([&] { l.moe.dispatch_backward(ctx, batch, rows, d_rows); },
+        "expar: dispatch_backward: d_tokens overlaps batch.d_rows()");
+
+  check([&] { l.moe.dispatch(ctx, in_side(batch.rows(), tokens, columns), batch); },
+        "expar: dispatch: rows overlaps tokens");
+  check([&] { l.moe.dispatch(ctx, in_side(batch.rows(), tokens, columns), batch, rows); },
+        "expar: dispatch: batch.rows() overlaps tokens");
+
+  // A side by its name is the side.
+  CHECK_NOTHROW(l.moe.dispatch(ctx, mine, batch, batch.rows()));
+  CHECK_NOTHROW(l.moe.combine(ctx, batch, batch.y(), mine));
+  CHECK_NOTHROW(l.moe.combine_backward(ctx, batch, mine, batch.y(), batch.d_y(),
+                                       make_view(others, tokens, k)));
+  CHECK_NOTHROW(l.moe.dispatch_backward(ctx, batch, batch.d_rows(), mine));
+}
+
+}  // namespace
+
+TEST_CASE("overlaps: what an exchange writes is apart from all else") {
+  expar::self_communicator alone;
+  expar::messages x(alone);
+  check_rows_of_the_caller(x);
+  check_sides(x);
+}
+
+TEST_CASE("overlaps: what an exchange writes is apart from all else, in windows, too") {
   expar::run_ranks(1, [](auto& comm) {
-    expar::window_parallel moe(comm, shape);
-    auto batch = moe.template make_batch<float>({.rows = row_count});
-    float x[tokens * columns] = {};
-    moe.dispatch(ctx, make_view(x, tokens, columns), routes(), batch);
-    std::string const end = " in memory; the operation cannot work in place (rank 0)";
-    auto const in_buffer = [](auto const& buffer, auto n, auto m) {
-      return make_view(buffer.data, n, m);
-    };
-    CHECK_THROWS_WITH(moe.dispatch(ctx, in_buffer(batch.rows(), tokens, columns), batch),
-                      "expar: dispatch: rows overlaps tokens" + end);
-    CHECK_THROWS_WITH(moe.combine(ctx, batch, in_buffer(batch.y(), tokens, columns)),
-                      "expar: combine: out overlaps y" + end);
-    CHECK_THROWS_WITH(moe.combine_backward(ctx, batch, in_buffer(batch.d_y(), tokens, columns),
-                                           make_view(x, tokens, k)),
-                      "expar: combine_backward: d_y overlaps d_out" + end);
-    CHECK_THROWS_WITH(
-        moe.combine_backward(ctx, batch, make_view(x, tokens, columns), make_view(x, tokens, k)),
-        "expar: combine_backward: d_weights overlaps d_out" + end);
-    CHECK_THROWS_WITH(moe.combine_backward(ctx, batch, make_view(x, tokens, columns),
-                                           in_buffer(batch.y(), tokens, k)),
-                      "expar: combine_backward: d_weights overlaps y" + end);
-    CHECK_THROWS_WITH(moe.combine_backward(ctx, batch, make_view(x, tokens, columns),
-                                           in_buffer(batch.d_y(), tokens, k)),
-                      "expar: combine_backward: d_weights overlaps d_y" + end);
-    CHECK_THROWS_WITH(moe.dispatch_backward(ctx, batch, in_buffer(batch.d_rows(), tokens, columns)),
-                      "expar: dispatch_backward: d_tokens overlaps d_rows" + end);
+    expar::windows x(comm);
+    check_rows_of_the_caller(x);
+    check_sides(x);
   });
+}
+
+TEST_CASE("overlaps: local routes are apart from those of all ranks") {
+  check_all({{"local_routes", {{"ids", in, of_routes}, {"out", out, of_routes}}, {}, [](auto at) {
+                auto const place = expar::placement::blocks(experts, 2);
+                expar::local_routes(ctx, place, 1, make_view(as<std::int32_t>(at[0]), tokens, k),
+                                    make_view(as<std::int32_t>(at[1]), tokens, k));
+              }}});
 }

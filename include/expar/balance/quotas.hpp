@@ -64,5 +64,15 @@ void split_by(Quotas const& quotas, placement const& place, tensor_view<index_t,
     }
 }
 
+/// A number that differs, as good as surely, where the numbers of a table do.
+inline std::uint64_t checksum(tensor_view<index_t const, 2> table) {
+  std::uint64_t h = 0xcbf29ce484222325u;
+  for (index_t i = 0; i < table.size(); ++i) {
+    h = (h ^ static_cast<std::uint64_t>(table.data[i])) * 0x100000001b3u;
+    h ^= h >> 32;
+  }
+  return h;
+}
+
 }  // namespace detail
 }  // namespace expar::inline v0

@@ -65,12 +65,21 @@ struct cargo {
             name, "() before, or pass one");
     a.reads(name, callers ? rows : rows_of(b),
             {{b.at.rows(), "the number of rows in the batch"}, {columns, width}});
+    name_side(a, b);
   }
   void written_in(argument_table& a, char const* name, batch_state const& b,
                   char const* width) const {
     if (callers || b.of(at).held())
       a.writes(name, callers ? rows : rows_of(b),
                {{b.at.rows(), "the number of rows in the batch"}, {columns, width}});
+    name_side(a, b);
+  }
+
+ private:
+  /// Over windows what the caller has brought goes through the side, if that is there.
+  void name_side(argument_table& a, batch_state const& b) const {
+    constexpr char const* sides[] = {"batch.rows()", "batch.y()", "batch.d_y()", "batch.d_rows()"};
+    if (callers && b.of(at).held()) a.writes(sides[static_cast<int>(at)], rows_of(b));
   }
 };
 

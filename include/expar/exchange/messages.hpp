@@ -50,7 +50,8 @@ class messages {
   /// Whether rows on other ranks can be read where they are.
   static constexpr bool reaches_peers = false;
   static constexpr bool has_ragged_rows = variable_communicator<Comm>;
-  static index_t words_before(index_t) { return 1; }
+  static index_t words_before() { return 1; }
+  static index_t pitch(index_t count) { return count; }
   static void say_pieces(state const&, std::uint64_t*) {}
 
   Comm& comm() const { return *comm_; }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/detail/arguments.hpp>
+#include <expar/detail/expert_ids.hpp>
 #include <expar/plan/placement.hpp>
 
 namespace expar::inline v0 {
@@ -11,19 +12,20 @@ struct local_routes_fn {
   void operator()(host_context const& ctx, placement const& place, int rank, Ids const& ids,
                   Out&& out) const {
     detail::arguments a(ctx, "local_routes");
+    detail::expects(rank >= 0 && rank < place.ranks(), "local_routes: rank is ", rank,
+                    "; there are ", place.ranks(), " ranks");
+    int const first = place.first(rank), count = place.count(rank);
     auto const from = a.ids("ids", ids);
     index_t const k = from.extents[1], shards = place.shards();
-    auto to = a.written_ids("out", out, place.slots(),
+    auto to = a.written_ids("out", out, count,
                             {{from.extents[0], "the number of tokens"},
                              {k * shards, "top_k times the shards of the placement"}});
-    int const first = place.first(rank), count = place.count(rank);
+    detail::check_expert_ids("local_routes: ids", from, place.experts());
     detail::buffer<index_t> routes(ctx.memory());
     routes.assign(static_cast<std::size_t>(place.experts()), 0);
     for (index_t t = 0; t < from.extents[0]; ++t)
       for (index_t j = 0; j < k; ++j) {
         std::int32_t const e = from.row(t)[j];
-        detail::expects(e >= -1 && e < place.experts(), "local_routes: ids(", t, ", ", j, ") is ",
-                        e, "; an expert id is -1 (no expert) or 0 to ", place.experts() - 1);
         int const copy = e < 0 ? 0 : static_cast<int>(routes[e]++ % place.copies(e));
         for (int i = 0; i < static_cast<int>(shards); ++i) {
           int const slot = e < 0 ? -1 : place.slot(e, copy, i) - first;
