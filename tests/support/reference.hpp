@@ -155,13 +155,11 @@ class answer {
       long const count = counts[static_cast<std::size_t>(expert)];
       auto& mine = of_rank.emplace_back(n);
       if (p_.even) {
-        // All routes in order of their ranks, cut into parts of which the first are one longer.
-        long begin = 0;
+        // All routes in order of their ranks, cut into parts that are equal but for one.
         for (std::size_t c = 0; c < n; ++c) {
-          long const end = begin + all / static_cast<long>(n) +
-                           (static_cast<long>(c) < all % static_cast<long>(n));
+          long const begin = all * static_cast<long>(c) / static_cast<long>(n),
+                     end = all * static_cast<long>(c + 1) / static_cast<long>(n);
           mine[c] = std::max(0L, std::min(end, before + count) - std::max(begin, before));
-          begin = end;
         }
       } else {
         // Two thirds to the last copy where the rank is odd, else to the first, the rest in turn.
