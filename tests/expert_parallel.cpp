@@ -571,7 +571,7 @@ TEST_CASE("a batch whose prepare failed has no rows, and one that was only prepa
         "expar: plan: ids(0, 0) is 700; an expert id is -1 (no expert) or 0 to 639");
   CHECK(batch.row_count() == 0);
   CHECK(batch.rows().extent(0) == 0);
-  CHECK(batch.local_experts() == 0);
+  CHECK(batch.local_slots() == 0);
 }
 
 TEST_CASE("sizes that memory cannot hold are refused") {
@@ -605,7 +605,7 @@ TEST_CASE("other operations, or other batches, on some ranks: the same sentence 
   auto const said = said_by(2, [&](auto& comm) -> std::string {
     expar::host_context const ctx;
     auto const me = comm.rank();
-    std::string said[3];
+    std::string told[3];
     expar::expert_parallel moe(comm, {2, 1, 3}, expar::fixed_capacity{});
     std::vector<std::int32_t> ids{0, 1};
     std::vector<float> w{1, 1}, x{1, 2, 3, 4, 5, 6}, out(6);
@@ -613,21 +613,21 @@ TEST_CASE("other operations, or other batches, on some ranks: the same sentence 
                                 expar::make_view(w.data(), 2, 1)};
     auto const tokens = expar::make_view(x.data(), 2, 3);
     auto a = moe.dispatch(ctx, tokens, routes), b = moe.dispatch(ctx, tokens, routes);
-    said[0] = thrown_by([&] {
+    told[0] = thrown_by([&] {
       if (me == 0)
         moe.dispatch(ctx, tokens, a);
       else
         moe.combine(ctx, a, a.rows(), expar::make_view(out.data(), 2, 3));
     });
-    said[1] = thrown_by([&] { moe.dispatch(ctx, tokens, me == 0 ? a : b); });
-    said[2] = thrown_by([&] {
+    told[1] = thrown_by([&] { moe.dispatch(ctx, tokens, me == 0 ? a : b); });
+    told[2] = thrown_by([&] {
       if (me == 0)
         moe.prepare(ctx, routes, a);
       else
         moe.dispatch(ctx, tokens, b);
     });
     for (int i = 0; i < 3; ++i)
-      if (said[i] != wanted[i]) return said[i];
+      if (told[i] != wanted[i]) return told[i];
     moe.dispatch(ctx, tokens, b);
     moe.combine(ctx, b, b.rows(), expar::make_view(out.data(), 2, 3));
     return out == x ? "" : "a token did not come home";
@@ -741,4 +741,126 @@ TEST_CASE("ranks that disagree about weights all throw the same error") {
           "expar: dispatch: a weight has 4 bytes on rank 0 but 8 on rank 1; all ranks must use the "
           "same type of weights");
   }
+}
+
+namespace {
+
+/// One token of a rank for an expert, and its way out and home through an engine.
+struct one_token {
+  std::int32_t id;
+  float weight = 1, x[2] = {3, 5}, out[2] = {};
+  expar::expert_batch<float> batch;
+
+  explicit one_token(int expert) : id(expert) {}
+  routes_of_rank routes() { return {expar::make_view(&id, 1, 1), expar::make_view(&weight, 1, 1)}; }
+  template <class Moe, class... Quotas>
+  void dispatch(Moe& moe, Quotas const&... quotas) {
+    moe.dispatch(expar::host_context{}, expar::make_view(x, 1, 2), routes(), batch, quotas...);
+  }
+  template <class Moe>
+  bool comes_home(Moe& moe) {
+    std::copy_n(batch.rows().data, batch.rows().size(), batch.y().data);
+    moe.combine(expar::host_context{}, batch, expar::make_view(out, 1, 2));
+    return std::equal(x, x + 2, out);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a placement that does not fit, or differs, is one sentence on all ranks") {
+  auto const said = said_by(3, [](auto& comm) -> std::string {
+    using expar::placement;
+    expar::expert_parallel moe(comm, {4, 1, 2});
+    auto const before = moe.placement();
+    std::string const told[] = {
+        thrown_by([&] { moe.place(placement::blocks(comm.rank() == 1 ? 5 : 4, 3)); }),
+        thrown_by([&] { moe.place(placement::blocks(4, comm.rank() == 1 ? 2 : 3)); }),
+        thrown_by([&] { moe.place(placement::replicated(4, 3, comm.rank() == 1 ? 2 : 3)); })};
+    std::string const wanted[] = {
+        "expar: place: the placement is of 5 experts on 3 ranks, not of 4 on 3 (rank 1)",
+        "expar: place: the placement is of 4 experts on 2 ranks, not of 4 on 3 (rank 1)",
+        "expar: place: rank 1 passes another placement than rank 0; all ranks pass the same"};
+    for (int i = 0; i < 3; ++i)
+      if (told[i] != wanted[i]) return told[i];
+    if (!(moe.placement() == before)) return "a wrong placement has been taken";
+    one_token t(comm.rank());
+    t.dispatch(moe);
+    return t.comes_home(moe) ? "" : "a token did not come home";
+  });
+  REQUIRE(said == all(3, ""));
+}
+
+TEST_CASE("quotas that do not add up are one sentence on all ranks") {
+  auto const said = said_by(2, [](auto& comm) -> std::string {
+    expar::expert_parallel moe(comm, {1, 1, 2});
+    moe.place(expar::placement::replicated(1, 2, 2));
+    one_token t(0);
+    auto const told_with = [&](index_t first, index_t second) {
+      return thrown_by([&] {
+        t.dispatch(moe, [&](auto, expar::placement const&, expar::tensor_view<index_t, 2> out) {
+          if (first < 0 && comm.rank() == 1) throw std::runtime_error("no quota");
+          out(1, 0) = first, out(1, 1) = second, out(0, 0) = 1;
+        });
+      });
+    };
+    std::string const told[] = {told_with(0, 0), told_with(2, -1), told_with(1, 1),
+                                told_with(-1, 0)};
+    std::string const wanted[] = {
+        "expar: prepare: the quotas leave out 1 of the 1 routes of rank 1 for expert 0 (rank 0)",
+        "expar: prepare: the quotas give 2 routes of rank 1 to copy 0 of expert 0; there are 1 "
+        "left (rank 0)",
+        "expar: prepare: the quotas give 1 routes of rank 1 to copy 1 of expert 0; there are 0 "
+        "left (rank 0)",
+        "expar: prepare: the quotas give -1 routes of rank 1 to copy 0 of expert 0; there are 1 "
+        "left (rank 0)"};
+    for (int i = 0; i < 4; ++i)
+      if (told[i] != wanted[i]) return told[i];
+    if (told_with(0, 1) != "nothing was thrown") return "good quotas are refused";
+    return t.comes_home(moe) ? "" : "a token did not come home";
+  });
+  REQUIRE(said == all(2, ""));
+}
+
+TEST_CASE("layers of one transport have batches alive at once, and a batch may outlive its layer") {
+  auto const check = [](auto& comm, auto transport) -> std::string {
+    one_token kept(0);
+    {
+      expar::expert_parallel one(transport, {4, 1, 2}), other(transport, {3, 1, 2}, expar::ragged{3});
+      other.place(expar::placement::replicated(3, comm.size(), 2));
+      one_token a(comm.rank()), b(2), c(3);
+      a.dispatch(one), b.dispatch(other), c.dispatch(one), kept.dispatch(other);
+      if (!b.comes_home(other) || !a.comes_home(one) || !c.comes_home(one))
+        return "a token did not come home";
+    }
+    expar::expert_parallel last(transport, {3, 1, 2}, expar::ragged{3});
+    return kept.comes_home(last) ? "" : "a token did not come home to another layer";
+  };
+  for (bool const by_windows : {false, true})
+    REQUIRE(on_ranks(3, [&](auto& comm) {
+              return by_windows ? check(comm, expar::windows(comm))
+                                : check(comm, expar::messages(comm));
+            }) == "");
+}
+
+TEST_CASE("rows may be bytes that nobody sums, and what experts make of them another type") {
+  auto const said = said_by(2, [](auto& comm) -> std::string {
+    expar::host_context const ctx;
+    expar::expert_parallel moe(comm, {2, 1, 3, 1});
+    std::int32_t id = 1 - comm.rank();
+    float weight = 2, out = 0;
+    std::byte x[3];
+    for (int i = 0; i < 3; ++i) x[i] = static_cast<std::byte>(100 * comm.rank() + i);
+    expar::expert_batch<std::byte, float, float> batch;
+    moe.dispatch(
+        ctx, expar::make_view(x, 1, 3),
+        routes_of_rank{expar::make_view(&id, 1, 1), expar::make_view(&weight, 1, 1)}, batch);
+    if (batch.row_count() != 1) return "not one row";
+    for (int i = 0; i < 3; ++i)
+      if (batch.rows()(0, i) != static_cast<std::byte>(100 * (1 - comm.rank()) + i))
+        return "other bytes";
+    batch.y()(0, 0) = static_cast<float>(batch.rows()(0, 2));
+    moe.combine(ctx, batch, expar::make_view(&out, 1, 1));
+    return out == 2 * static_cast<float>(100 * comm.rank() + 2) ? "" : "another sum";
+  });
+  REQUIRE(said == all(2, ""));
 }

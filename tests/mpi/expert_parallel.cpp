@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <expar/comm/mpi.hpp>
+#include <expar/router/routes.hpp>
 
 #include "../support/catch.hpp"
 #include "../support/engine_run.hpp"
