@@ -125,12 +125,12 @@ class engine_run {
   std::string forward(expar::host_context const& ctx, Moe& moe) {
     if (wanted_.fails) return refuse(ctx, moe);
     prepare(ctx, moe);
-    if (auto const wrong = check_routes(); !wrong.empty()) return wrong;
+    wrong_ = check_routes();
     if (d_.how.again) {
       fill(rows(), 1e30);
       send_rows(ctx, moe);
     }
-    if (auto const wrong = check_rows(); !wrong.empty()) return wrong;
+    note(check_rows());
     if (d_.how.own_y) {
       y_ = grid<Y>(batch_.row_count(), p_.hidden_out, d_.how.gap);
       run_experts(y_.view());
@@ -139,24 +139,26 @@ class engine_run {
       run_experts(batch_.y());
       moe.combine(ctx, batch_, out_.view());
     }
-    return check_out();
+    note(check_out());
+    return wrong_;
   }
 
   template <class Moe>
   std::string backward(expar::host_context const& ctx, Moe& moe) {
     if (wanted_.fails) return "";
+    wrong_.clear();
     if (d_.how.recomputes) {
       batch_.release(expar::side::rows);
       batch_.release(expar::side::y);
       send_rows(ctx, moe);
-      if (auto const wrong = check_rows(); !wrong.empty()) return "again: " + wrong;
+      note(check_rows());
     }
     double const before = d_.how.adds ? 1 : 50;
     fill(d_x_.view(), before), fill(d_w_.view(), before);
     if (d_.how.own_back) d_y_ = grid<Y>(batch_.row_count(), p_.hidden_out, d_.how.gap);
     combine_backward(ctx, moe);
     auto const d_y = d_.how.own_back ? d_y_.view() : batch_.d_y();
-    if (auto const wrong = check_d_y(d_y); !wrong.empty()) return wrong;
+    note(check_d_y(d_y));
     if (d_.how.own_d_rows) {
       d_rows_ = grid<T>(batch_.row_count(), p_.hidden, d_.how.gap);
       d_row_weights_.resize(static_cast<std::size_t>(batch_.row_count()));
@@ -167,7 +169,8 @@ class engine_run {
       run_experts_backward(d_y, batch_.d_rows(), scalars);
     }
     dispatch_backward(ctx, moe);
-    return check_gradients();
+    note(check_gradients());
+    return wrong_;
   }
 
   expar::expert_batch<T, W, Y>& batch() { return batch_; }
@@ -181,6 +184,10 @@ class engine_run {
     return {expar::make_view(ids_.data(), tokens_, index_t{p_.top_k},
                              index_t{p_.top_k + d_.how.gap}),
             weights_.view()};
+  }
+  /// What is wrong first: the rank goes on, since the others do.
+  void note(std::string const& what) {
+    if (wrong_.empty()) wrong_ = what;
   }
   expar::tensor_view<T, 2> rows() { return d_.how.own_rows ? rows_.view() : batch_.rows(); }
 
@@ -428,6 +435,7 @@ class engine_run {
   problem const& p_;
   answer const& wanted_;
   int rank_;
+  std::string wrong_;
   index_t tokens_;
   std::vector<Id> ids_;
   grid<W> weights_;
