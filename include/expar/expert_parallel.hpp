@@ -99,7 +99,7 @@ class expert_parallel {
   /// placement by which it was prepared, and the caller the weights that it needs.
   void place(expar::placement const& p) {
     host_context const ctx;
-    index_t const before = x().words_before(1), words = before + 1;
+    index_t const before = x().words_before(), words = before + 1;
     auto const* const met = detail::meet(
         ctx, x(), {step::place, 0}, words,
         [&] {
@@ -110,7 +110,7 @@ class expert_parallel {
         },
         [&](std::uint64_t* own) { own[before] = p.hash(); });
     for (int r = 1; r < x().comm().size(); ++r)
-      detail::expects(met[r * words + before] == met[before], "place: rank ", r,
+      detail::expects(met[r * x().stride(words) + before] == met[before], "place: rank ", r,
                       " passes another placement than rank 0; all ranks pass the same");
     place_ = p;
   }
@@ -277,7 +277,7 @@ class expert_parallel {
     detail::batch_state& b = batch.state_;
     std::uint64_t const number = x().next_batch();
     b.forget();
-    index_t const before = x().words_before(routes_words + shape_.experts);
+    index_t const before = x().words_before();
     index_t const words = before + routes_words + shape_.experts;
     auto const* const met = detail::meet(
         ctx, x(), {step::prepare, number}, words,
@@ -303,8 +303,9 @@ class expert_parallel {
           own += routes_words;
           for (index_t const n : b.plan.counts()) *own++ = static_cast<std::uint64_t>(n);
         });
+    index_t const stride = x().stride(words);
     auto const told = [&](int rank, index_t word) {
-      return static_cast<index_t>(met[rank * words + before + word]);
+      return static_cast<index_t>(met[rank * stride + before + word]);
     };
     check_types(told);
     auto const kept = seating_.kept(place_);

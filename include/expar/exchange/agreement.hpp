@@ -147,7 +147,7 @@ class agreement {
 
 /// Collective. agreement::run() where the words travel as the transport `x` sends them: `say(own)`
 /// adds what else this rank tells all, `count` words with the first. Returns the words of all
-/// ranks, one rank behind the other, which hold until the next meeting.
+/// ranks, x.stride(count) apart, which hold until the next meeting.
 template <class X, class Local, class Say>
 std::uint64_t const* meet(host_context const& ctx, X& x, intention mine, index_t count, Local local,
                           Say say) {
@@ -162,7 +162,7 @@ std::uint64_t const* meet(host_context const& ctx, X& x, intention mine, index_t
   if (!wrong) say(own);
   if (alone) return own;
   std::uint64_t const* const all = x.gather(ctx, count);
-  x.agreed().settle(ctx, x.comm(), all, count, wrong);
+  x.agreed().settle(ctx, x.comm(), all, x.stride(count), wrong);
   return all;
 }
 template <class X, class Local>

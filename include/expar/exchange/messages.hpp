@@ -50,7 +50,7 @@ class messages {
   /// Whether rows on other ranks can be read where they are.
   static constexpr bool reaches_peers = false;
   static constexpr bool has_ragged_rows = variable_communicator<Comm>;
-  static index_t words_before(index_t) { return 1; }
+  static index_t words_before() { return 1; }
   static void say_pieces(state const&, std::uint64_t*) {}
 
   Comm& comm() const { return *comm_; }
@@ -74,6 +74,7 @@ class messages {
   void open(host_context const&) {}
 
   std::uint64_t* own_words() { return own_.data(); }
+  static index_t stride(index_t count) { return count; }
   std::uint64_t const* gather(host_context const& ctx, index_t count) {
     all_gather(ctx, comm(), own_.data(), words_.data(),
                static_cast<std::size_t>(count) * sizeof(std::uint64_t), agreed_.counts());

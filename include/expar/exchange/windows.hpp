@@ -61,10 +61,9 @@ class windows {
   // The words of a meeting: the intention, which pieces the sides of the batch have (15 bits each,
   // and one whether the caller brings the rows of this side), and a bit for each piece that is
   // free.
-  /// Where the words of a meeting begin that the transport does not add, of `count` such.
-  index_t words_before(index_t count) {
+  /// Where the words of a meeting begin that the transport does not add.
+  index_t words_before() {
     masks_ = (static_cast<index_t>(pool_->pieces.size()) + 63) / 64;
-    stride_ = 2 + masks_ + count;
     return 2 + masks_;
   }
   void say_pieces(state const& b, std::uint64_t* own, int brought = -1) const {
@@ -107,11 +106,14 @@ class windows {
   }
 
   std::uint64_t* own_words() { return own_.data(); }
+  /// From the words of one rank to those of the next, whatever each rank says: ranks may be in
+  /// different calls.
+  index_t stride(index_t) const { return opened_; }
   std::uint64_t const* gather(host_context const& ctx, index_t count) {
     turn_ = (turn_ + 1) % 3;
     auto const view = words_.front().view();
     auto const of = [&](index_t rank) {
-      return static_cast<std::size_t>(turn_ * comm().size() * opened_ + rank * count) *
+      return static_cast<std::size_t>((turn_ * comm().size() + rank) * opened_) *
              sizeof(std::uint64_t);
     };
     for (int p = 0; p < comm().size(); ++p)
@@ -168,7 +170,7 @@ class windows {
   template <class Checks>
   std::uint64_t const* agree(host_context const& ctx, detail::intention mine, state const& b,
                              int brought, Checks checks) {
-    return detail::meet(ctx, *this, mine, words_before(0), checks,
+    return detail::meet(ctx, *this, mine, words_before(), checks,
                         [&](std::uint64_t* own) { say_pieces(b, own, brought); });
   }
   template <class Local>
@@ -179,7 +181,7 @@ class windows {
   /// Gives the batch the same piece on all ranks, unless it has one.
   void allot(state& b, detail::opened_side const& s, std::uint64_t const* met) {
     int const which = static_cast<int>(s.at), ranks = comm().size();
-    auto const held = [&](int r) { return met[r * stride_ + 1] >> 16 * which & 0x7fff; };
+    auto const held = [&](int r) { return met[r * opened_ + 1] >> 16 * which & 0x7fff; };
     bool same = b.of(s.at).held();
     for (int r = 0; r < ranks; ++r) same = same && held(r) == held(0);
     if (same) return;
@@ -190,7 +192,7 @@ class windows {
     auto const free = [&](int i) {
       bool all = pool.at(i).free;
       for (int r = 0; r < ranks; ++r)
-        all = all && (i / 64 >= masks_ || (met[r * stride_ + 2 + i / 64] >> i % 64 & 1) != 0);
+        all = all && (i / 64 >= masks_ || (met[r * opened_ + 2 + i / 64] >> i % 64 & 1) != 0);
       return all;
     };
     index_t const row_bytes = detail::size_product(b.at.room, s.row_bytes);
@@ -229,7 +231,7 @@ class windows {
              std::uint64_t const* met) {
     bool any = false;
     for (int r = 0; r < comm().size(); ++r)
-      any = any || (met[r * stride_ + 1] >> 16 * static_cast<int>(c.at) & 0x8000) != 0;
+      any = any || (met[r * opened_ + 1] >> 16 * static_cast<int>(c.at) & 0x8000) != 0;
     if (any) allot(b, {c.at, c.row_bytes(), c.scalar_bytes}, met);
     auto const from = c;
     c.callers = false, c.scalars = nullptr;
@@ -289,7 +291,7 @@ class windows {
   detail::buffer<detail::seat> row_seats_, scalar_seats_;
   index_t opened_ = 0;              // words of a rank that fit the window
   index_t turn_ = 0;                // of three meetings
-  index_t stride_ = 0, masks_ = 0;  // of the last meeting in which pieces were told
+  index_t masks_ = 0;               // of the last meeting in which pieces were told
   std::uint64_t batches_ = 0;       // prepared so far
 };
 
