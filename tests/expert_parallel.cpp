@@ -291,8 +291,9 @@ TEST_CASE("what a budget cannot hold is one sentence on all ranks, and harms not
                    batch);
     };
     auto const sentence = thrown_by([&] { dispatch(hot); });
-    if (thrown_by([&] { moe.combine(ctx, batch, m(out, 4)); })
-            .find("expar: combine: the batch has no routes; dispatch or prepare it first") != 0)
+    if (thrown_by([&] {
+          moe.combine(ctx, batch, m(out, 4));
+        }).find("expar: combine: the batch has no routes; dispatch or prepare it first") != 0)
       return "combine goes on without routes";
     dispatch(spread);
     std::copy_n(batch.rows().data, batch.rows().size(), batch.y().data);
@@ -368,10 +369,11 @@ TEST_CASE("ranks whose elements differ in size all throw the same error") {
         moe.dispatch(ctx, expar::tensor_view<float, 2>{nullptr, {0, 4}, {4, 1}}, none);
     });
   });
-  REQUIRE(sizes ==
-          all(3,
-              "expar: dispatch: an element of a row has 4 bytes on rank 0 but 8 on rank 1; all "
-              "ranks must use the same element type"));
+  REQUIRE(
+      sizes ==
+      all(3,
+          "expar: dispatch: elements of rows, weights and y have 4, 4 and 4 bytes on rank 0 but 8, "
+          "4 and 8 on rank 1; all ranks must use the same types"));
 }
 
 TEST_CASE("a batch without routes, or of another object, is refused") {
@@ -484,10 +486,9 @@ TEST_CASE("no memory, a closed pool, or a wrong batch on one rank: the same sent
       trouble{"expar: an exception: the pool is closed (rank 2)", 3},
       trouble{"expar: an exception: the pool is closed (rank 2)", 4},
       trouble{"expar: combine: the batch has no routes; dispatch or prepare it first (rank 2)", 5},
-      trouble{
-          "expar: combine_backward: the batch was made for 8 experts, top_k 1, rows of 64 and "
-          "64, 3 ranks, not for 8, 2, 64 and 64, 3 (rank 2)",
-          6},
+      trouble{"expar: combine_backward: the batch was made for 8 experts, top_k 1, rows of 64 and "
+              "64, 3 ranks, not for 8, 2, 64 and 64, 3 (rank 2)",
+              6},
       trouble{"expar: dispatch: rows overlaps tokens in memory; the operation cannot work in place "
               "(rank 2)",
               7},
@@ -696,8 +697,10 @@ TEST_CASE("whichever allocation fails on one rank, all throw alike, and the next
         auto const first = said[3 * transport];
         REQUIRE(said[3 * transport + 1] == first);
         REQUIRE(said[3 * transport + 2] == first);
-        if (first == "nothing was thrown") done[transport] = true;
-        else REQUIRE(first.find("afterwards") == std::string::npos);
+        if (first == "nothing was thrown")
+          done[transport] = true;
+        else
+          REQUIRE(first.find("afterwards") == std::string::npos);
       }
       REQUIRE(n < 150);
     }
@@ -736,12 +739,13 @@ TEST_CASE("ranks that disagree about weights all throw the same error") {
     CHECK(site[r] ==
           "expar: expert_parallel: where weights are applied (0: decode, 1: encode, 2: per row) is "
           "0 on rank 0 but 2 on rank 1; all ranks must pass the same");
-    CHECK(kind[r] ==
-          "expar: expert_parallel: the layout (0: ragged, 1: fixed_capacity, 2: row_budget) is 0 on "
-          "rank 0 but 1 on rank 1; all ranks must pass the same");
+    CHECK(
+        kind[r] ==
+        "expar: expert_parallel: the layout (0: ragged, 1: fixed_capacity, 2: row_budget) is 0 on "
+        "rank 0 but 1 on rank 1; all ranks must pass the same");
     CHECK(type[r] ==
-          "expar: dispatch: a weight has 4 bytes on rank 0 but 8 on rank 1; all ranks must use the "
-          "same type of weights");
+          "expar: dispatch: elements of rows, weights and y have 4, 4 and 4 bytes on rank 0 but 4, "
+          "8 and 4 on rank 1; all ranks must use the same types");
   }
 }
 
@@ -827,7 +831,8 @@ TEST_CASE("layers of one transport have batches alive at once, and a batch may o
   auto const check = [](auto& comm, auto transport) -> std::string {
     one_token kept(0);
     {
-      expar::expert_parallel one(transport, {4, 1, 2}), other(transport, {3, 1, 2}, expar::ragged{3});
+      expar::expert_parallel one(transport, {4, 1, 2}),
+          other(transport, {3, 1, 2}, expar::ragged{3});
       other.place(expar::placement::replicated(3, comm.size(), 2));
       one_token a(comm.rank()), b(2), c(3);
       a.dispatch(one), b.dispatch(other), c.dispatch(one), kept.dispatch(other);
@@ -853,9 +858,9 @@ TEST_CASE("rows may be bytes that nobody sums, and what experts make of them ano
     std::byte x[3];
     for (int i = 0; i < 3; ++i) x[i] = static_cast<std::byte>(100 * comm.rank() + i);
     expar::expert_batch<std::byte, float, float> batch;
-    moe.dispatch(
-        ctx, expar::make_view(x, 1, 3),
-        routes_of_rank{expar::make_view(&id, 1, 1), expar::make_view(&weight, 1, 1)}, batch);
+    moe.dispatch(ctx, expar::make_view(x, 1, 3),
+                 routes_of_rank{expar::make_view(&id, 1, 1), expar::make_view(&weight, 1, 1)},
+                 batch);
     if (batch.row_count() != 1) return "not one row";
     for (int i = 0; i < 3; ++i)
       if (batch.rows()(0, i) != static_cast<std::byte>(100 * (1 - comm.rank()) + i))

@@ -65,7 +65,8 @@ std::unique_ptr<drawn_problem> problem_of(stream const& s, setting const& how) {
   else
     cut_into_blocks(p, 2 * s.experts, [&](int n) { return n % s.experts; });
   for (int r = 0; r < p.ranks; ++r)
-    p.tokens.emplace_back(s.all.begin() + s.first(r, p.ranks), s.all.begin() + s.first(r + 1, p.ranks));
+    p.tokens.emplace_back(s.all.begin() + s.first(r, p.ranks),
+                          s.all.begin() + s.first(r + 1, p.ranks));
   if (how.capacity) p.limited = problem::limit::capacity, p.factor = 0;  // drops nothing
   return std::make_unique<drawn_problem>(
       kinds{how.placement, laid_out::ragged, weighed::at_decode, p.ranks}, manner{}, std::move(p));
@@ -260,8 +261,8 @@ TEST_CASE("dispatch and combine have their adjoints: real numbers in double") {
   for (int p = 0; p < placements; ++p)
     for (int turn = 0; turn < 6; ++turn) {
       int const ranks = turn % 4 + 1;
-      kinds const k{static_cast<placed>(p), laid_out::aligned_budget_with_drops,
-                    weighed::at_decode, ranks};
+      kinds const k{static_cast<placed>(p), laid_out::aligned_budget_with_drops, weighed::at_decode,
+                    ranks};
       if (!kinds::possible(k.placement, ranks)) continue;
       expar_test::random rng(static_cast<std::uint64_t>(p * 10 + turn));
       drawn_problem const d(k, manner{}, make_problem(rng, k));

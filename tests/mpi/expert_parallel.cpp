@@ -62,7 +62,8 @@ TEST_CASE("a wrong argument on one MPI rank is the same sentence on all, and nob
   expar::expert_parallel moe(comm, {8, 2, 4});
   std::vector<std::int32_t> ids{0, 3, 5, culprit ? 8 : 7};
   std::vector<float> w(4, 1.f), x(8, 1.f), out(8);
-  expar::routes_view<float> const routes{expar::make_view(ids.data(), 2, 2), expar::make_view(w.data(), 2, 2)};
+  expar::routes_view<float> const routes{expar::make_view(ids.data(), 2, 2),
+                                         expar::make_view(w.data(), 2, 2)};
   auto const rows = expar::make_view(x.data(), 2, 4);
   expar::expert_batch<float> batch;
   REQUIRE(of_all(comm, thrown_by([&] { moe.dispatch(ctx, rows, routes, batch); })) ==

@@ -31,8 +31,8 @@ enum class laid_out {
   ragged,
   aligned,
   capacity,
-  capacity_of_most,   // factor 0
-  capacity_at_most,   // factor < 0
+  capacity_of_most,  // factor 0
+  capacity_at_most,  // factor < 0
   capacity_of_rows,
   budget,
   budget_with_drops,
@@ -58,8 +58,8 @@ struct kinds {
 /// How the calls of a problem are made.
 struct manner {
   int threads;
-  bool two_steps;  // prepare, then dispatch
-  bool again;      // dispatch twice
+  bool two_steps;                              // prepare, then dispatch
+  bool again;                                  // dispatch twice
   bool own_rows, own_y, own_back, own_d_rows;  // the caller's memory, not the batch's
   bool recomputes, adds;
   int gap;  // elements between the rows of the caller's tensors
@@ -71,8 +71,7 @@ struct drawn_problem {
   problem made;
   answer wanted;
 
-  drawn_problem(kinds k, manner m, problem p)
-      : what(k), how(m), made(std::move(p)), wanted(made) {}
+  drawn_problem(kinds k, manner m, problem p) : what(k), how(m), made(std::move(p)), wanted(made) {}
   drawn_problem(drawn_problem const&) = delete;
 };
 
@@ -164,8 +163,8 @@ inline void draw_tokens(random& rng, problem& p, bool apart) {
   double const weights[] = {-1, -.5, .5, 1, 2};
   p.tokens.clear();
   for (int r = 0; r < p.ranks; ++r) {
-    bool const none = apart ? !p.experts_of_rank[static_cast<std::size_t>(r)].empty()
-                            : nobody || rng.chance(.2);
+    bool const none =
+        apart ? !p.experts_of_rank[static_cast<std::size_t>(r)].empty() : nobody || rng.chance(.2);
     auto const n = none ? 0 : rng.integer(1, 8);
     auto& mine = p.tokens.emplace_back();
     for (int t = 0; t < n; ++t) {
@@ -175,8 +174,7 @@ inline void draw_tokens(random& rng, problem& p, bool apart) {
         token.ids.push_back(rng.chance(absent) ? -1 : static_cast<int>(id));
         token.weights.push_back(weights[rng.integer(0, 4)]);
       }
-      for (int h = 0; h < p.hidden; ++h)
-        token.x.push_back(static_cast<double>(rng.integer(-2, 2)));
+      for (int h = 0; h < p.hidden; ++h) token.x.push_back(static_cast<double>(rng.integer(-2, 2)));
       for (int h = 0; h < p.hidden_out; ++h)
         token.d_out.push_back(static_cast<double>(rng.integer(-1, 1)));
     }
@@ -247,8 +245,8 @@ class covered_pairs {
       for (int p = 0; p < placements; ++p)
         for (int l = 0; l < layouts; ++l)
           for (int s = 0; s < sites; ++s) {
-            kinds const k{static_cast<placed>(p), static_cast<laid_out>(l),
-                          static_cast<weighed>(s), r};
+            kinds const k{static_cast<placed>(p), static_cast<laid_out>(l), static_cast<weighed>(s),
+                          r};
             if (!kinds::possible(k.placement, r)) continue;
             for (auto const& two : pairs_of(k))
               if (seen_.count(two) == 0) lacking.insert(two.first + ", " + two.second);

@@ -70,8 +70,8 @@ struct quotas_of {
     for (std::size_t s = 0; s < wanted.slots.size(); ++s) {
       auto const of_rank = wanted.quotas(wanted.slots[s].expert);
       for (int r = 0; r < d->made.ranks; ++r) {
-        auto const n = of_rank[static_cast<std::size_t>(r)]
-                              [static_cast<std::size_t>(wanted.slots[s].copy)];
+        auto const n =
+            of_rank[static_cast<std::size_t>(r)][static_cast<std::size_t>(wanted.slots[s].copy)];
         auto& to = out(r, static_cast<int>(s));
         if (d->made.even && wanted.slots[s].shard == 0 && to != n)
           throw std::runtime_error("even_quotas are others");
@@ -181,9 +181,9 @@ class engine_run {
     expar::tensor_view<W, 2> weights;
   };
   routes_of_rank routes() {
-    return {expar::make_view(ids_.data(), tokens_, index_t{p_.top_k},
-                             index_t{p_.top_k + d_.how.gap}),
-            weights_.view()};
+    return {
+        expar::make_view(ids_.data(), tokens_, index_t{p_.top_k}, index_t{p_.top_k + d_.how.gap}),
+        weights_.view()};
   }
   /// What is wrong first: the rank goes on, since the others do.
   void note(std::string const& what) {

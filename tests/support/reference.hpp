@@ -86,18 +86,15 @@ class answer {
   };
 
   long capacity = -1;
-  long needed = 0;    // rows of the fullest rank, had there been no budget
+  long needed = 0;     // rows of the fullest rank, had there been no budget
   bool fails = false;  // a budget does not suffice, and nothing may be dropped
   std::vector<problem::slot> slots;
-  std::vector<slot_rows> at;             // [slot]
-  std::vector<long> row_count, dropped;  // [rank]
+  std::vector<slot_rows> at;                 // [slot]
+  std::vector<long> row_count, dropped;      // [rank]
   std::vector<problem::numbers> routes_for;  // [rank][expert] that a capacity keeps
 
   explicit answer(problem const& p)
-      : slots(p.slots()),
-        row_count(static_cast<std::size_t>(p.ranks)),
-        dropped(row_count),
-        p_(p) {
+      : slots(p.slots()), row_count(static_cast<std::size_t>(p.ranks)), dropped(row_count), p_(p) {
     if (p.limited == problem::limit::capacity) capacity = capacity_of_experts();
     choose_copies();
     std::vector<std::size_t> room;
@@ -319,8 +316,8 @@ class answer {
   }
 
   void count_dropped(int rank) {
-    auto& mine = has_row_.emplace_back(p_.tokens_of(rank).size() *
-                                       static_cast<std::size_t>(p_.top_k));
+    auto& mine =
+        has_row_.emplace_back(p_.tokens_of(rank).size() * static_cast<std::size_t>(p_.top_k));
     for (auto const& slot : at)
       for (auto const& row : slot.rows)
         if (row && row->rank == rank)
@@ -328,13 +325,12 @@ class answer {
     long named = 0;
     for (auto const& t : p_.tokens_of(rank))
       for (int const id : t.ids) named += id >= 0;
-    dropped[static_cast<std::size_t>(rank)] =
-        named - std::count(mine.begin(), mine.end(), true);
+    dropped[static_cast<std::size_t>(rank)] = named - std::count(mine.begin(), mine.end(), true);
   }
 
   problem const& p_;
-  std::vector<std::vector<route>> queue_;    // [slot]
-  std::vector<std::vector<bool>> has_row_;   // [rank][token * top_k + choice]
+  std::vector<std::vector<route>> queue_;   // [slot]
+  std::vector<std::vector<bool>> has_row_;  // [rank][token * top_k + choice]
 };
 
 }  // namespace expar_test
