@@ -11,15 +11,15 @@
 #include "support/catch.hpp"
 
 TEST_CASE("an empty batch has no rows and no experts") {
-  expar::expert_batch<float> const batch;
+  expar::expert_batch<float> batch;
   CHECK(batch.row_count() == 0);
-  CHECK(batch.local_experts() == 0);
+  CHECK(batch.local_slots() == 0);
   CHECK(batch.rows().size() == 0);
   CHECK(batch.row_weights().size() == 0);
-  CHECK_THROWS_WITH(batch.first_expert(),
-                    "expar: first_expert: the batch has no routes; dispatch or prepare it first");
+  CHECK_THROWS_WITH(batch.first_slot(),
+                    "expar: placement: the batch has no routes; dispatch or prepare it first");
   CHECK_THROWS_WITH(batch.count_from(0, 0),
-                    "expar: count_from: local_expert is 0; the batch has 0 local experts");
+                    "expar: count_from: local_slot is 0; the batch has 0 local slots");
 }
 
 TEST_CASE("a batch shows its rows by expert, and moves with them") {
@@ -33,14 +33,14 @@ TEST_CASE("a batch shows its rows by expert, and moves with them") {
     expar::tensor_view<double, 2> weights;
   } const routes{expar::make_view(ids.data(), 4, 1), expar::make_view(w.data(), 4, 1)};
   auto first = moe.dispatch(ctx, expar::make_view(x.data(), 4, 2), routes);
-  auto const batch = std::move(first);
-  CHECK(batch.local_experts() == 3);
-  CHECK(batch.first_expert() == 0);
+  auto batch = std::move(first);
+  CHECK(batch.local_slots() == 3);
+  CHECK(batch.first_slot() == 0);
   CHECK(batch.hidden() == 2);
   CHECK(batch.row_count() == 6);
-  CHECK(std::vector<expar::index_t>(batch.expert_counts().begin(), batch.expert_counts().end()) ==
+  CHECK(std::vector<expar::index_t>(batch.slot_counts().begin(), batch.slot_counts().end()) ==
         std::vector<expar::index_t>{1, 0, 3});
-  CHECK(std::vector<expar::index_t>(batch.expert_offsets().begin(), batch.expert_offsets().end()) ==
+  CHECK(std::vector<expar::index_t>(batch.slot_offsets().begin(), batch.slot_offsets().end()) ==
         std::vector<expar::index_t>{0, 2, 2, 6});
   CHECK(batch.count_from(0, 2) == 3);
   CHECK(batch.first_row_from(0, 2) == 2);
@@ -50,10 +50,10 @@ TEST_CASE("a batch shows its rows by expert, and moves with them") {
     CHECK(batch.row_weights()(r) == weights[r]);
   }
   CHECK(batch.plan().counts()[2] == 3);
-  CHECK_THROWS_WITH(first.first_expert(),
-                    "expar: first_expert: the batch has no routes; dispatch or prepare it first");
+  CHECK_THROWS_WITH(first.first_slot(),
+                    "expar: placement: the batch has no routes; dispatch or prepare it first");
   CHECK_THROWS_WITH(first.first_row_from(0, 0),
-                    "expar: first_row_from: local_expert is 0; the batch has 0 local experts");
+                    "expar: first_row_from: local_slot is 0; the batch has 0 local slots");
 }
 
 TEST_CASE("a batch says so when it is asked for an expert or a rank that it has not") {
@@ -64,15 +64,15 @@ TEST_CASE("a batch says so when it is asked for an expert or a rank that it has 
   std::vector<float> x(8);
   expar::expert_batch<float> batch;
   moe.prepare(ctx, routes, batch);
-  std::string const experts = "; the batch has 3 local experts";
-  CHECK_THROWS_WITH(batch.expert_rows(0),
-                    "expar: expert_rows: the batch has no rows; dispatch tokens first");
-  CHECK_THROWS_WITH(batch.expert_rows(99), "expar: expert_rows: local_expert is 99" + experts);
-  CHECK_THROWS_WITH(batch.expert_rows(-1), "expar: expert_rows: local_expert is -1" + experts);
-  CHECK_THROWS_WITH(batch.count_from(0, 3), "expar: count_from: local_expert is 3" + experts);
+  std::string const experts = "; the batch has 3 local slots";
+  CHECK_THROWS_WITH(batch.slot_rows(0),
+                    "expar: slot_rows: the batch has no rows; dispatch tokens first");
+  CHECK_THROWS_WITH(batch.slot_rows(99), "expar: slot_rows: local_slot is 99" + experts);
+  CHECK_THROWS_WITH(batch.slot_rows(-1), "expar: slot_rows: local_slot is -1" + experts);
+  CHECK_THROWS_WITH(batch.count_from(0, 3), "expar: count_from: local_slot is 3" + experts);
   CHECK_THROWS_WITH(batch.count_from(1, 0), "expar: count_from: rank is 1; there are 1 ranks");
   CHECK_THROWS_WITH(batch.first_row_from(-1, 0),
                     "expar: first_row_from: rank is -1; there are 1 ranks");
   moe.dispatch(ctx, expar::make_view(x.data(), 4, 2), batch);
-  CHECK(batch.expert_rows(0).size() == 0);
+  CHECK(batch.slot_rows(0).size() == 0);
 }

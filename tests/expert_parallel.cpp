@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/exchange/window.hpp>
 #include <expar/expert_parallel.hpp>
 
 #include <expar/comm/self.hpp>
@@ -7,331 +6,37 @@
 
 #include <expar/router/routes.hpp>
 
-#include <chrono>
-#include <cmath>
+#include <algorithm>
+#include <cstring>
 #include <new>
 #include <stdexcept>
-#include <thread>
 
 #include "support/catch.hpp"
-#include "support/moe.hpp"
-#include "support/thrown_by.hpp"
+#include "support/thread_ranks.hpp"
 
 using namespace expar_test;
+using expar::index_t;
 
 namespace {
 
-/// A 16-bit type that the library has never seen: 9 bits of integer, 7 of fraction.
-struct fixed16 {
-  std::int16_t bits;
-};
+using routes_of_rank = expar::routes_view<float>;
 
-/// Runs f(comm) on every rank, collects what each returns, and gives the first that is not empty.
+/// What f(comm) says on each rank: of a group that has messages alone, then of one with windows.
 template <class F>
-std::string on_ranks(int ranks, F f) {
-  std::vector<std::string> said(static_cast<std::size_t>(ranks));
+std::vector<std::string> said_by(int ranks, F f) {
+  std::vector<std::string> said(static_cast<std::size_t>(2 * ranks));
   expar::run_ranks(ranks, [&](expar::thread_communicator& comm) {
-    said[static_cast<std::size_t>(comm.rank())] = f(comm);
+    bare_communicator bare(comm);
+    said[static_cast<std::size_t>(comm.rank())] = f(bare);
   });
-  for (auto const& s : said)
-    if (!s.empty()) return s;
-  return "";
-}
-
-}  // namespace
-
-template <>
-struct expar::element_traits<fixed16> {
-  using accumulator = float;
-  static float widen(fixed16 x) { return static_cast<float>(x.bits) / 128; }
-  static fixed16 narrow(float x) {
-    float const scaled = x * 128;
-    return {static_cast<std::int16_t>(scaled > 32767    ? 32767.f
-                                      : scaled < -32768 ? -32768.f
-                                                        : scaled)};
-  }
-};
-
-TEMPLATE_TEST_CASE("every route comes home: random shapes against a float64 reference", "", double,
-                   float, expar::half, expar::bfloat16, fixed16) {
-  for (int ranks = 1; ranks <= 5; ++ranks)
-    for (std::uint64_t seed = 0; seed < 40; ++seed) {
-      auto const p = make_problem(seed * 7 + static_cast<std::uint64_t>(ranks), ranks);
-      INFO("ranks " << ranks << " seed " << seed);
-      REQUIRE(on_ranks(ranks, [&](auto& comm) {
-                expar::host_context const ctx;
-                switch (seed % 3) {
-                  case 0:
-                    return check_problem<TestType, expar::weights_at_decode>(ctx, comm, p);
-                  case 1:
-                    return check_problem<TestType, expar::weights_at_encode>(ctx, comm, p);
-                  default:
-                    return check_problem<TestType, expar::weights_per_row>(ctx, comm, p);
-                }
-              }) == "");
-    }
-}
-
-namespace {
-
-/// Real numbers for the whole group, cut into ranks at given places: what a rank gets depends on
-/// its tokens alone. A long stream is enough work for several threads to share every step.
-struct stream {
-  int tokens, experts, top_k, hidden;
-  std::vector<std::int32_t> ids;
-  std::vector<float> weights, x, d_out;
-
-  explicit stream(std::uint64_t seed, bool is_long = false) {
-    expar_test::random rng(seed);
-    tokens = static_cast<int>(is_long ? rng.integer(2000, 2500) : rng.integer(0, 60));
-    experts = static_cast<int>(rng.integer(8, 13));
-    top_k = static_cast<int>(rng.integer(1, 4));
-    hidden = static_cast<int>(rng.integer(1, 150));
-    for (int i = 0; i < tokens * top_k; ++i) {
-      ids.push_back(static_cast<std::int32_t>(rng.integer(-1, experts - 1)));
-      weights.push_back(static_cast<float>(rng.normal()));
-    }
-    for (int i = 0; i < tokens * hidden; ++i) {
-      x.push_back(static_cast<float>(rng.normal()));
-      d_out.push_back(static_cast<float>(rng.normal()));
-    }
-  }
-};
-
-/// out, d_tokens and d_weights of all tokens, in order, from `ranks` ranks with `threads` threads
-/// each.
-std::vector<float> run_stream(stream s, int ranks, int threads, bool capacity) {
-  auto const size = [](int n, int m) {
-    return static_cast<std::size_t>(n) * static_cast<std::size_t>(m);
-  };
-  std::vector<float> out(size(s.tokens, s.hidden)), d_x(out.size()), d_w(size(s.tokens, s.top_k));
   expar::run_ranks(ranks, [&](expar::thread_communicator& comm) {
-    expar::host_context const ctx(threads);
-    int const first = s.tokens * comm.rank() / ranks,
-              n = s.tokens * (comm.rank() + 1) / ranks - first;
-    auto const rows = [&](std::vector<float>& v, int columns) {
-      return expar::make_view(v.data() + first * columns, n, columns);
-    };
-    routes_of_rank const routes{expar::make_view(s.ids.data() + first * s.top_k, n, s.top_k),
-                                rows(s.weights, s.top_k)};
-    auto const go = [&](auto& moe) {
-      auto batch = moe.dispatch(ctx, rows(s.x, s.hidden), routes);
-      std::vector<float> y(size(static_cast<int>(batch.row_count()), s.hidden)), d_y(y.size());
-      auto const whole = [&](std::vector<float>& v) {
-        return expar::make_view(v.data(), batch.row_count(), expar::index_t{s.hidden});
-      };
-      for (std::size_t i = 0; i < y.size(); ++i) y[i] = std::tanh(batch.rows().data[i]) * 1.37f;
-      moe.combine(ctx, batch, whole(y), rows(out, s.hidden));
-      moe.combine_backward(ctx, batch, rows(s.d_out, s.hidden), whole(y), whole(d_y),
-                           rows(d_w, s.top_k));
-      moe.dispatch_backward(ctx, batch, whole(d_y), rows(d_x, s.hidden));
-    };
-    if (capacity) {  // dropless, so that no rank drops what another split would keep
-      expar::expert_parallel moe(comm, {s.experts, s.top_k, s.hidden}, expar::fixed_capacity{0});
-      go(moe);
-    } else {
-      expar::expert_parallel moe(comm, {s.experts, s.top_k, s.hidden});
-      go(moe);
-    }
+    said[static_cast<std::size_t>(ranks + comm.rank())] = f(comm);
   });
-  out.insert(out.end(), d_x.begin(), d_x.end());
-  out.insert(out.end(), d_w.begin(), d_w.end());
-  return out;
+  return said;
 }
-
-}  // namespace
-
-TEST_CASE("the same bits for any number of ranks and threads") {
-  for (std::uint64_t seed = 0; seed < 25; ++seed) {
-    stream const s(seed);
-    INFO("seed " << seed);
-    auto const alone = run_stream(s, 1, 1, false);
-    for (int ranks : {1, 2, 3, 4, 8}) {
-      REQUIRE(run_stream(s, ranks, 1, false) == alone);
-      REQUIRE(run_stream(s, ranks, 1, true) == alone);
-    }
-    REQUIRE(run_stream(s, 2, 3, false) == alone);
-    REQUIRE(run_stream(s, 1, 4, true) == alone);
-  }
-  for (std::uint64_t seed = 100; seed < 103; ++seed) {
-    stream const s(seed, true);
-    INFO("seed " << seed);
-    auto const alone = run_stream(s, 1, 1, false);
-    REQUIRE(run_stream(s, 1, 4, false) == alone);
-    REQUIRE(run_stream(s, 1, 3, true) == alone);
-    REQUIRE(run_stream(s, 2, 3, false) == alone);
-    REQUIRE(run_stream(s, 3, 2, true) == alone);
-  }
+std::vector<std::string> all(int ranks, std::string const& sentence) {
+  return std::vector<std::string>(static_cast<std::size_t>(2 * ranks), sentence);
 }
-
-TEST_CASE("dispatch and combine have their adjoints: real numbers in double") {
-  for (std::uint64_t seed = 0; seed < 30; ++seed) {
-    int const ranks = static_cast<int>(seed % 4) + 1;
-    auto const p = make_problem(seed + 900, ranks);
-    std::vector<double> left(static_cast<std::size_t>(ranks)), right(left), left_home(left),
-        right_home(left);
-    expar::run_ranks(ranks, [&](expar::thread_communicator& comm) {
-      expar::host_context const ctx;
-      auto const me = static_cast<std::size_t>(comm.rank());
-      expar_test::random rng(seed * 100 + me);
-      with_moe<double, expar::weights_at_decode>(
-          comm, p, [&](auto& moe, auto layout) -> std::string {
-            moe_run<double, expar::thread_communicator, decltype(layout), expar::weights_at_decode>
-                run(p, comm.rank());
-            expar::expert_batch<double, float> batch;
-            moe.prepare(ctx, run.routes(), batch);
-            auto const tokens = static_cast<expar::index_t>(p.tokens_of(comm.rank()).size());
-            grid<double> x(tokens, p.hidden), d_x(tokens, p.hidden), out(tokens, p.hidden),
-                d_w(tokens, p.top_k);
-            grid<double> y(batch.row_count(), p.hidden), d_y(batch.row_count(), p.hidden);
-            for (int t = 0; t < tokens; ++t)
-              for (int h = 0; h < p.hidden; ++h) x.set(t, h, rng.normal());
-            for (expar::index_t r = 0; r < batch.row_count(); ++r)
-              for (int h = 0; h < p.hidden; ++h) y.set(r, h, rng.normal());
-            moe.dispatch(ctx, x.view(), batch);
-            moe.dispatch_backward(ctx, batch, y.view(), d_x.view());
-            moe.combine(ctx, batch, y.view(), out.view());
-            moe.combine_backward(ctx, batch, x.view(), y.view(), d_y.view(), d_w.view());
-            for (expar::index_t r = 0; r < batch.row_count(); ++r)
-              for (int h = 0; h < p.hidden; ++h) {
-                left[me] += batch.rows()(r, h) * y.get(r, h);
-                right_home[me] += d_y.get(r, h) * y.get(r, h);
-              }
-            for (int t = 0; t < tokens; ++t)
-              for (int h = 0; h < p.hidden; ++h) {
-                right[me] += x.get(t, h) * d_x.get(t, h);
-                left_home[me] += out.get(t, h) * x.get(t, h);
-              }
-            return "";
-          });
-    });
-    double sum[4] = {};
-    for (std::size_t r = 0; r < left.size(); ++r)
-      sum[0] += left[r], sum[1] += right[r], sum[2] += left_home[r], sum[3] += right_home[r];
-    INFO("seed " << seed);
-    REQUIRE(std::abs(sum[0] - sum[1]) <= 1e-11 * (1 + std::abs(sum[0])));
-    REQUIRE(std::abs(sum[2] - sum[3]) <= 1e-11 * (1 + std::abs(sum[2])));
-  }
-}
-
-TEST_CASE("gradients that come home are added where the caller says so, by messages and windows") {
-  constexpr int tokens = 5, k = 2, experts = 4, columns = 3;
-  expar::run_ranks(2, [&](auto& comm) {
-    expar::host_context const ctx;
-    std::vector<std::int64_t> ids;
-    std::vector<double> weights, x, d_out;
-    for (int i = 0; i < tokens * k; ++i) {
-      ids.push_back((i * 7 + comm.rank()) % (experts + 1) - 1);
-      weights.push_back(1. + i % 3);
-    }
-    for (int i = 0; i < tokens * columns; ++i) x.push_back(i % 5), d_out.push_back(i % 4 - 1);
-    struct {
-      expar::tensor_view<std::int64_t, 2> ids;
-      expar::tensor_view<double, 2> weights;
-    } const routes{expar::make_view(ids.data(), tokens, k),
-                   expar::make_view(weights.data(), tokens, k)};
-    auto const rows_of_tokens = [&](std::vector<double>& v) {
-      return expar::make_view(v.data(), tokens, columns);
-    };
-    auto const of_routes = [&](std::vector<double>& v) {
-      return expar::make_view(v.data(), tokens, k);
-    };
-    std::vector<double> dx(x.size()), dx_sum(x.size(), 10), dw(ids.size()), dw_sum(ids.size(), 100);
-    auto const check = [&] {
-      for (std::size_t i = 0; i < dx.size(); ++i) CHECK(dx_sum[i] == dx[i] + 10);
-      for (std::size_t i = 0; i < dw.size(); ++i) CHECK(dw_sum[i] == dw[i] + 100);
-    };
-    expar::expert_shape const shape{experts, k, columns};
-    {
-      expar::expert_parallel moe(comm, shape);
-      auto batch = moe.dispatch(ctx, rows_of_tokens(x), routes);
-      std::vector<double> d_y(static_cast<std::size_t>(batch.row_count() * columns));
-      auto const d_rows = expar::make_view(d_y.data(), batch.row_count(), columns);
-      moe.combine_backward(ctx, batch, rows_of_tokens(d_out), batch.rows(), d_rows, of_routes(dw));
-      moe.combine_backward(ctx, batch, rows_of_tokens(d_out), batch.rows(), d_rows,
-                           expar::add_to(of_routes(dw_sum)));
-      moe.dispatch_backward(ctx, batch, d_rows, rows_of_tokens(dx));
-      moe.dispatch_backward(ctx, batch, d_rows, expar::add_to(rows_of_tokens(dx_sum)));
-      check();
-    }
-    {
-      std::fill(dx_sum.begin(), dx_sum.end(), 10);
-      std::fill(dw_sum.begin(), dw_sum.end(), 100);
-      expar::window_parallel moe(comm, shape);
-      auto batch = moe.template make_batch<double, double>({.rows = 2 * tokens * k});
-      moe.dispatch(ctx, rows_of_tokens(x), routes, batch);
-      std::copy_n(batch.rows().data, batch.row_count() * columns, batch.y().data);
-      moe.combine_backward(ctx, batch, rows_of_tokens(d_out), of_routes(dw));
-      moe.combine_backward(ctx, batch, rows_of_tokens(d_out), expar::add_to(of_routes(dw_sum)));
-      std::copy_n(batch.d_y().data, batch.row_count() * columns, batch.d_rows().data);
-      moe.dispatch_backward(ctx, batch, rows_of_tokens(dx));
-      moe.dispatch_backward(ctx, batch, expar::add_to(rows_of_tokens(dx_sum)));
-      check();
-    }
-  });
-}
-
-TEST_CASE("several batches are alive at once, and go backward in any order") {
-  for (std::uint64_t seed = 0; seed < 12; ++seed) {
-    REQUIRE(on_ranks(3, [&](auto& comm) {
-              expar::host_context const ctx;
-              auto const shape = make_problem(seed, 3);
-              return with_moe<float, expar::weights_at_decode>(
-                  comm, shape, [&](auto& moe, auto layout) {
-                    using run_type = moe_run<float, expar::thread_communicator, decltype(layout),
-                                             expar::weights_at_decode>;
-                    std::vector<problem> problems;
-                    for (std::uint64_t i = 0; problems.size() < 5; ++i) {
-                      auto p = make_problem(5000 + seed * 100 + i, 3);
-                      p.experts = shape.experts, p.capacity = shape.capacity,
-                      p.alignment = shape.alignment;
-                      p.top_k = shape.top_k, p.hidden = shape.hidden;
-                      expar_test::random rng(i);
-                      for (auto& tokens : p.tokens)
-                        for (auto& t : tokens) {
-                          t.ids.resize(static_cast<std::size_t>(p.top_k));
-                          t.weights.assign(static_cast<std::size_t>(p.top_k), 0.5);
-                          for (auto& id : t.ids)
-                            id = static_cast<std::int32_t>(rng.integer(-1, p.experts - 1));
-                          t.x.assign(static_cast<std::size_t>(p.hidden),
-                                     static_cast<double>(rng.integer(-2, 2)));
-                          t.d_out.assign(static_cast<std::size_t>(p.hidden), 1);
-                        }
-                      problems.push_back(p);
-                    }
-                    std::vector<run_type> runs;
-                    for (auto const& p : problems) runs.emplace_back(p, comm.rank());
-                    std::string wrong;
-                    auto const note = [&](std::string const& s) {
-                      if (wrong.empty()) wrong = s;
-                    };
-                    for (auto& run : runs) note(run.forward(ctx, moe));
-                    for (std::size_t i : {3u, 0u, 4u, 1u, 2u}) note(runs[i].backward(ctx, moe));
-                    note(runs[2].forward(ctx, moe));
-                    note(runs[2].backward(ctx, moe));
-                    note(runs[2].backward(ctx, moe));
-                    return wrong;
-                  });
-            }) == "");
-  }
-}
-
-TEST_CASE("200 exchanges back to back, with ranks that come late at random") {
-  REQUIRE(on_ranks(4, [&](auto& comm) {
-            expar::host_context const ctx;
-            expar_test::random late(static_cast<std::uint64_t>(comm.rank()));
-            for (std::uint64_t seed = 0; seed < 200; ++seed) {
-              if (late.chance(0.2))
-                std::this_thread::sleep_for(std::chrono::microseconds(late.integer(0, 400)));
-              auto const wrong = check_problem<float, expar::weights_at_decode>(
-                  ctx, comm, make_problem(seed + 40, 4));
-              if (!wrong.empty()) return wrong;
-            }
-            return std::string();
-          }) == "");
-}
-
-namespace {
 
 /// Counts what it hands out.
 class counting_resource final : public std::pmr::memory_resource {
@@ -349,67 +54,10 @@ class counting_resource final : public std::pmr::memory_resource {
   bool do_is_equal(memory_resource const& other) const noexcept override { return this == &other; }
 };
 
-/// Tier 2 and nothing else: what a caller has to bring.
-class bare_communicator {
- public:
-  explicit bare_communicator(expar::thread_communicator& comm) : comm_(comm) {}
-  int rank() const noexcept { return comm_.rank(); }
-  int size() const noexcept { return comm_.size(); }
-  void all_to_all_v(expar::host_context const& on, void const* in, expar::byte_counts counts,
-                    expar::byte_counts from, void* out, expar::byte_counts out_counts,
-                    expar::byte_counts to) const {
-    comm_.all_to_all_v(on, in, counts, from, out, out_counts, to);
-  }
-
- private:
-  expar::thread_communicator& comm_;
-};
-
-/// Tier 1 and nothing else.
-class fixed_communicator {
- public:
-  explicit fixed_communicator(expar::thread_communicator& comm) : comm_(comm) {}
-  int rank() const noexcept { return comm_.rank(); }
-  int size() const noexcept { return comm_.size(); }
-  void all_to_all(expar::host_context const& on, void const* in, void* out, std::size_t n) const {
-    comm_.all_to_all(on, in, out, n);
-  }
-  void all_gather(expar::host_context const& on, void const* in, void* out, std::size_t n) const {
-    comm_.all_gather(on, in, out, n);
-  }
-  void barrier(expar::host_context const& on) const { comm_.barrier(on); }
-
- private:
-  expar::thread_communicator& comm_;
-};
-static_assert(!expar::variable_communicator<fixed_communicator>);
-
 }  // namespace
 
-TEST_CASE("a communicator of one tier alone is enough for the layout that asks for it") {
-  for (std::uint64_t seed = 0; seed < 40; ++seed) {
-    auto p = make_problem(seed + 300, 3);
-    REQUIRE(on_ranks(3, [&](auto& comm) {
-              expar::host_context const ctx;
-              bare_communicator bare(comm);
-              return check_problem<float, expar::weights_per_row>(ctx, bare, p);
-            }) == "");
-    if (!p.capacity) p.capacity = expar::fixed_capacity{1.0};
-    REQUIRE(
-        on_ranks(3, [&](auto& comm) {
-          expar::host_context const ctx;
-          fixed_communicator fixed(comm);
-          expar::expert_parallel moe(fixed, {p.experts, p.top_k, p.hidden}, *p.capacity);
-          moe_run<float, fixed_communicator, expar::fixed_capacity, expar::weights_at_decode> run(
-              p, comm.rank());
-          auto const wrong = run.forward(ctx, moe);
-          return wrong.empty() ? run.backward(ctx, moe) : wrong;
-        }) == "");
-  }
-}
-
-TEST_CASE("a repeated shape allocates nothing") {
-  std::vector<int> grown(4);
+TEST_CASE("a repeated shape allocates nothing, by messages and windows") {
+  std::vector<int> grown(6);
   auto const body = [&](auto& comm, auto layout, std::size_t at) {
     counting_resource memory;
     expar::host_context const ctx(2, &memory);
@@ -424,12 +72,14 @@ TEST_CASE("a repeated shape allocates nothing") {
     for (int step = 0; step < 4; ++step) {
       if (step == 2) before = memory.allocations;
       moe.dispatch(ctx, rows(x), routes, batch);
-      std::vector<float> d_y(static_cast<std::size_t>(batch.row_count()) * 16);
-      auto const d = expar::make_view(d_y.data(), batch.row_count(), expar::index_t{16});
-      moe.combine(ctx, batch, batch.rows(), rows(out));
-      moe.combine_backward(ctx, batch, rows(x), batch.rows(), d,
-                           expar::make_view(d_w.data(), 3, 2));
-      moe.dispatch_backward(ctx, batch, d, rows(out));
+      std::copy_n(batch.rows().data, batch.rows().size(), batch.y().data);
+      moe.combine(ctx, batch, rows(out));
+      moe.combine_backward(ctx, batch, rows(x), expar::make_view(d_w.data(), 3, 2));
+      std::copy_n(batch.d_y().data, batch.d_y().size(), batch.d_rows().data);
+      moe.dispatch_backward(ctx, batch, rows(out));
+      for (auto const side :
+           {expar::side::rows, expar::side::y, expar::side::d_y, expar::side::d_rows})
+        batch.release(side);
     }
     grown[at + static_cast<std::size_t>(comm.rank())] = memory.allocations - before;
   };
@@ -437,8 +87,9 @@ TEST_CASE("a repeated shape allocates nothing") {
     bare_communicator bare(comm);
     body(bare, expar::ragged{}, 0);
     body(bare, expar::fixed_capacity{}, 2);
+    body(comm, expar::ragged{}, 4);
   });
-  REQUIRE(grown == std::vector<int>{0, 0, 0, 0});
+  REQUIRE(grown == std::vector<int>(6, 0));
 }
 
 TEST_CASE("the output may be of another element type, and is rounded once") {
@@ -506,10 +157,8 @@ TEST_CASE("a wrong argument on one rank is the same sentence on all, and the obj
       mistake{
           "expar: dispatch: tokens has extent -1 in dimension 0; an extent is at least 0 (rank 1)",
           14});
-  std::vector<std::string> said(ranks), after(ranks);
-  expar::run_ranks(ranks, [&](expar::thread_communicator& comm) {
+  auto const said = said_by(ranks, [&](auto& comm) {
     expar::host_context const ctx;
-    auto const me = static_cast<std::size_t>(comm.rank());
     expar::expert_parallel moe(comm, {7, 2, 4});
     std::vector<std::int32_t> ids(6), good{0, 3, 5, 6};
     ids.assign(good.begin(), good.end());
@@ -531,7 +180,7 @@ TEST_CASE("a wrong argument on one rank is the same sentence on all, and the obj
     if (kind == 6) x.strides[1] = 2;
     if (kind == 14) x.extents[0] = -1;
     expar::expert_batch<float> batch;
-    said[me] = thrown_by([&] {
+    auto const sentence = thrown_by([&] {
       moe.dispatch(ctx, x, routes, batch);
       auto const rows = static_cast<int>(batch.row_count());
       auto y = view(store, rows, 4), out = view(other, 2, 4), d_y = view(other, rows, 4);
@@ -549,16 +198,110 @@ TEST_CASE("a wrong argument on one rank is the same sentence on all, and the obj
       if (kind == 12) d_rows = view(store, rows, 3);
       moe.dispatch_backward(ctx, batch, d_rows, view(other, 2, 4));
     });
-    after[me] = thrown_by([&] {
+    auto const after = thrown_by([&] {
       routes_of_rank const right{expar::make_view(good.data(), 2, 2), view(w, 2, 2)};
       moe.dispatch(ctx, view(store, 2, 4), right, batch);
       moe.combine(ctx, batch, batch.rows(), view(other, 2, 4));
     });
+    return after == "nothing was thrown" ? sentence : "afterwards: " + after;
   });
-  for (int r = 0; r < ranks; ++r) {
-    CHECK(said[static_cast<std::size_t>(r)] == m.sentence);
-    CHECK(after[static_cast<std::size_t>(r)] == "nothing was thrown");
-  }
+  REQUIRE(said == all(ranks, m.sentence));
+}
+
+TEST_CASE("a wrong argument beside rows of the batch is the same sentence on all") {
+  struct mistake {
+    char const* sentence;
+    int kind;
+  };
+  auto const m = GENERATE(
+      mistake{"expar: dispatch: rows overlaps tokens in memory; the operation cannot work in place "
+              "(rank 1)",
+              0},
+      mistake{"expar: dispatch: tokens has extent 1 in dimension 0, but the number of tokens in "
+              "the batch is 2 (rank 1)",
+              1},
+      mistake{"expar: dispatch: rows has extent 9 in dimension 0, but the number of rows in the "
+              "batch is 3 (rank 1)",
+              2},
+      mistake{"expar: combine: out overlaps y in memory; the operation cannot work in place "
+              "(rank 1)",
+              3},
+      mistake{"expar: combine: out has extent 4 in dimension 1, but hidden_out is 3 (rank 1)", 4},
+      mistake{"expar: combine_backward: d_out has extent 4 in dimension 1, but hidden_out is 3 "
+              "(rank 1)",
+              5},
+      mistake{"expar: combine_backward: d_weights has extent 1 in dimension 1, but top_k is 2 "
+              "(rank 1)",
+              6},
+      mistake{"expar: dispatch_backward: d_tokens has 8 elements but its data is null (rank 1)", 7},
+      mistake{"expar: dispatch_backward: d_tokens overlaps d_rows in memory; the operation cannot "
+              "work in place (rank 1)",
+              8});
+  auto const said = said_by(3, [&](auto& comm) {
+    expar::host_context const ctx;
+    int const kind = comm.rank() == 1 ? m.kind : -1;
+    expar::expert_parallel moe(comm, {7, 2, 4, 3});
+    auto batch = moe.template make_batch<float>();
+    std::vector<std::int32_t> ids{0, 3, 5, 6};
+    std::vector<float> w(4, 1.f), x(8, 1.f), store(100), d_w(4);
+    auto const view = [](std::vector<float>& v, int rows, int columns) {
+      return expar::make_view(v.data(), rows, columns);
+    };
+    routes_of_rank const routes{expar::make_view(ids.data(), 2, 2), view(w, 2, 2)};
+    auto const go = [&](int wrong) {
+      return thrown_by([&] {
+        moe.dispatch(ctx, view(x, 2, 4), routes, batch);
+        auto tokens = view(x, wrong == 1 ? 1 : 2, 4);
+        if (wrong == 0) tokens.data = batch.rows().data;
+        moe.dispatch(ctx, tokens, batch);
+        std::vector<float> rows(400);
+        moe.dispatch(ctx, view(x, 2, 4), batch,
+                     view(rows, wrong == 2 ? 9 : static_cast<int>(batch.row_count()), 4));
+        auto out = view(store, 2, wrong == 4 ? 4 : 3);
+        if (wrong == 3) out.data = batch.y().data;
+        std::fill_n(batch.y().data, batch.y().size(), 1.f);
+        moe.combine(ctx, batch, out);
+        moe.combine_backward(ctx, batch, view(x, 2, wrong == 5 ? 4 : 3),
+                             view(d_w, 2, wrong == 6 ? 1 : 2));
+        auto d_tokens = view(store, 2, 4);
+        std::fill_n(batch.d_rows().data, batch.d_rows().size(), 1.f);
+        if (wrong == 7) d_tokens.data = nullptr;
+        if (wrong == 8) d_tokens.data = batch.d_rows().data;
+        moe.dispatch_backward(ctx, batch, d_tokens);
+      });
+    };
+    auto const sentence = go(kind), after = go(-1);
+    return after == "nothing was thrown" ? sentence : "afterwards: " + after;
+  });
+  REQUIRE(said == all(3, m.sentence));
+}
+
+TEST_CASE("what a budget cannot hold is one sentence on all ranks, and harms nothing") {
+  auto const said = said_by(3, [](auto& comm) -> std::string {
+    expar::host_context const ctx;
+    expar::expert_parallel moe(comm, {7, 1, 4}, expar::row_budget{.rows = 5});
+    expar::expert_batch<float> batch;
+    std::vector<std::int32_t> hot{3, 3, 4}, spread{0, 3, 6};  // rank 1 holds experts 3 and 4
+    std::vector<float> w(3, 1.f), x{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, out(12);
+    auto const m = [](std::vector<float>& v, int columns) {
+      return expar::make_view(v.data(), 3, columns);
+    };
+    auto const dispatch = [&](std::vector<std::int32_t>& ids) {
+      moe.dispatch(ctx, m(x, 4), routes_of_rank{expar::make_view(ids.data(), 3, 1), m(w, 1)},
+                   batch);
+    };
+    auto const sentence = thrown_by([&] { dispatch(hot); });
+    if (thrown_by([&] {
+          moe.combine(ctx, batch, m(out, 4));
+        }).find("expar: combine: the batch has no routes; dispatch or prepare it first") != 0)
+      return "combine goes on without routes";
+    dispatch(spread);
+    std::copy_n(batch.rows().data, batch.rows().size(), batch.y().data);
+    moe.combine(ctx, batch, m(out, 4));
+    if (out != x) return "a token did not come home on rank " + std::to_string(comm.rank());
+    return sentence;
+  });
+  REQUIRE(said == all(3, "expar: dispatch: rank 1 would get 9 rows; the budget has 5"));
 }
 
 TEST_CASE("ranks that disagree all throw the same error") {
@@ -576,20 +319,23 @@ TEST_CASE("ranks that disagree all throw the same error") {
           "same",
           {8, 3, 16}},
       disagreement{
+          "expar: expert_parallel: hidden_out is 16 on rank 0 but 9 on rank 2; all ranks must pass "
+          "the same",
+          {8, 2, 16, 9}},
+      disagreement{
           "expar: expert_parallel: hidden is 16 on rank 0 but 32 on rank 2; all ranks must pass "
           "the same",
           {8, 2, 32}});
-  std::vector<std::string> said(4);
-  expar::run_ranks(4, [&](expar::thread_communicator& comm) {
-    said[static_cast<std::size_t>(comm.rank())] = thrown_by([&] {
+  auto const said = said_by(4, [&](auto& comm) {
+    return thrown_by([&] {
       expar::expert_parallel moe(comm, comm.rank() == 2 ? d.odd : expar::expert_shape{8, 2, 16});
     });
   });
-  for (auto const& s : said) CHECK(s == d.sentence);
+  REQUIRE(said == all(4, d.sentence));
 }
 
-TEST_CASE("ranks whose capacity or element size differ all throw the same error") {
-  std::vector<std::string> said(3), sizes(3), rows(3);
+TEST_CASE("ranks whose capacities differ all throw the same error") {
+  std::vector<std::string> said(3), rows(3);
   expar::run_ranks(3, [&](expar::thread_communicator& comm) {
     auto const me = static_cast<std::size_t>(comm.rank());
     rows[me] = thrown_by([&] {
@@ -600,15 +346,6 @@ TEST_CASE("ranks whose capacity or element size differ all throw the same error"
       expar::expert_parallel moe(comm, {8, 2, 4},
                                  expar::fixed_capacity{comm.rank() == 1 ? 1.5 : 1.25});
     });
-    sizes[me] = thrown_by([&] {
-      expar::host_context const ctx;
-      expar::expert_parallel moe(comm, {8, 2, 4});
-      routes_of_rank const none{{nullptr, {0, 2}, {2, 1}}, {nullptr, {0, 2}, {2, 1}}};
-      if (comm.rank() == 1)
-        moe.dispatch(ctx, expar::tensor_view<double, 2>{nullptr, {0, 4}, {4, 1}}, none);
-      else
-        moe.dispatch(ctx, expar::tensor_view<float, 2>{nullptr, {0, 4}, {4, 1}}, none);
-    });
   });
   for (auto const& s : said)
     CHECK(s ==
@@ -618,10 +355,25 @@ TEST_CASE("ranks whose capacity or element size differ all throw the same error"
     CHECK(s ==
           "expar: expert_parallel: capacity rows is 7 on rank 0 but 8 on rank 2; all ranks must "
           "pass the same");
-  for (auto const& s : sizes)
-    CHECK(s ==
-          "expar: dispatch: an element of a row has 4 bytes on rank 0 but 8 on rank 1; all ranks "
-          "must use the same element type");
+}
+
+TEST_CASE("ranks whose elements differ in size all throw the same error") {
+  auto const sizes = said_by(3, [](auto& comm) {
+    return thrown_by([&] {
+      expar::host_context const ctx;
+      expar::expert_parallel moe(comm, {8, 2, 4});
+      routes_of_rank const none{{nullptr, {0, 2}, {2, 1}}, {nullptr, {0, 2}, {2, 1}}};
+      if (comm.rank() == 1)
+        moe.dispatch(ctx, expar::tensor_view<double, 2>{nullptr, {0, 4}, {4, 1}}, none);
+      else
+        moe.dispatch(ctx, expar::tensor_view<float, 2>{nullptr, {0, 4}, {4, 1}}, none);
+    });
+  });
+  REQUIRE(
+      sizes ==
+      all(3,
+          "expar: dispatch: elements of rows, weights and y have 4, 4 and 4 bytes on rank 0 but 8, "
+          "4 and 8 on rank 1; all ranks must use the same types"));
 }
 
 TEST_CASE("a batch without routes, or of another object, is refused") {
@@ -635,16 +387,16 @@ TEST_CASE("a batch without routes, or of another object, is refused") {
   moe.dispatch(ctx, none, routes_of_rank{{nullptr, {0, 1}, {1, 1}}, {nullptr, {0, 1}, {1, 1}}},
                batch);
   CHECK(thrown_by([&] { other.combine(ctx, batch, none, none); }) ==
-        "expar: combine: the batch was made for 4 experts, top_k 1, rows of 2 and 1 ranks, not for "
-        "5, 1, 2 and 1");
+        "expar: combine: the batch was made for 4 experts, top_k 1, rows of 2 and 2, 1 ranks, not "
+        "for 5, 1, 2 and 2, 1");
   expar::expert_parallel two(comm, {4, 2, 2});
   CHECK(thrown_by([&] { two.combine(ctx, batch, none, none); }) ==
-        "expar: combine: the batch was made for 4 experts, top_k 1, rows of 2 and 1 ranks, not for "
-        "4, 2, 2 and 1");
+        "expar: combine: the batch was made for 4 experts, top_k 1, rows of 2 and 2, 1 ranks, not "
+        "for 4, 2, 2 and 2, 1");
   expar::expert_parallel fixed(comm, {4, 1, 2}, expar::fixed_capacity{});
   CHECK(thrown_by([&] { fixed.combine(ctx, batch, none, none); }) ==
         "expar: combine: the batch was made for a ragged layout, not for fixed_capacity");
-  auto const moved = std::move(batch);
+  auto moved = std::move(batch);
   CHECK(thrown_by([&] { moe.combine(ctx, batch, none, none); }) ==
         "expar: combine: the batch has no routes; dispatch or prepare it first");
   CHECK(batch.row_count() == 0);
@@ -734,22 +486,19 @@ TEST_CASE("no memory, a closed pool, or a wrong batch on one rank: the same sent
       trouble{"expar: an exception: the pool is closed (rank 2)", 3},
       trouble{"expar: an exception: the pool is closed (rank 2)", 4},
       trouble{"expar: combine: the batch has no routes; dispatch or prepare it first (rank 2)", 5},
-      trouble{
-          "expar: combine_backward: the batch was made for 8 experts, top_k 1, rows of 64 and 3 "
-          "ranks, not for 8, 2, 64 and 3 (rank 2)",
-          6},
+      trouble{"expar: combine_backward: the batch was made for 8 experts, top_k 1, rows of 64 and "
+              "64, 3 ranks, not for 8, 2, 64 and 64, 3 (rank 2)",
+              6},
       trouble{"expar: dispatch: rows overlaps tokens in memory; the operation cannot work in place "
               "(rank 2)",
               7},
       trouble{"expar: combine_backward: d_weights overlaps d_out in memory; the operation cannot "
               "work in place (rank 2)",
               8});
-  std::vector<std::string> said(3), after(3);
-  expar::run_ranks(3, [&](expar::thread_communicator& comm) {
-    auto const me = static_cast<std::size_t>(comm.rank());
+  auto const said = said_by(3, [&](auto& comm) {
     troubled_rank r(comm);
     auto const is = [&](int kind) { return r.culprit && m.kind == kind; };
-    said[me] = thrown_by([&] {
+    auto const sentence = thrown_by([&] {
       r.dispatch(10);
       r.forward();
       r.backward();
@@ -759,7 +508,7 @@ TEST_CASE("no memory, a closed pool, or a wrong batch on one rank: the same sent
         for (int i = 0; i < 20; ++i) r.ids[static_cast<std::size_t>(i)] = 7;
         r.dispatch(10);
       }
-      r.dispatch(troubled_rank<expar::thread_communicator>::tokens);
+      r.dispatch(r.tokens);
       r.pool.closed = is(3);
       if (is(5)) {
         expar::expert_batch<float> other;
@@ -785,17 +534,15 @@ TEST_CASE("no memory, a closed pool, or a wrong batch on one rank: the same sent
             r.culprit ? expar::make_view(r.out.data(), 1500, 2) : r.rows(r.d_w, 1500, 2));
       r.backward();
     });
-    after[me] = thrown_by([&] {
+    auto const after = thrown_by([&] {
       r.memory.exhausted = r.pool.closed = false;
       r.dispatch(20);
       r.forward();
       r.backward();
     });
+    return after == "nothing was thrown" ? sentence : "afterwards: " + after;
   });
-  for (std::size_t rank = 0; rank < 3; ++rank) {
-    CHECK(said[rank] == m.sentence);
-    CHECK(after[rank] == "nothing was thrown");
-  }
+  REQUIRE(said == all(3, m.sentence));
 }
 
 TEST_CASE("a batch whose prepare failed has no rows, and one that was only prepared has none yet") {
@@ -825,7 +572,7 @@ TEST_CASE("a batch whose prepare failed has no rows, and one that was only prepa
         "expar: plan: ids(0, 0) is 700; an expert id is -1 (no expert) or 0 to 639");
   CHECK(batch.row_count() == 0);
   CHECK(batch.rows().extent(0) == 0);
-  CHECK(batch.local_experts() == 0);
+  CHECK(batch.local_slots() == 0);
 }
 
 TEST_CASE("sizes that memory cannot hold are refused") {
@@ -848,10 +595,20 @@ TEST_CASE("sizes that memory cannot hold are refused") {
 }
 
 TEST_CASE("other operations, or other batches, on some ranks: the same sentence on all") {
-  std::vector<std::string> said(6), after(2);
-  expar::run_ranks(2, [&](expar::thread_communicator& comm) {
+  std::string const end = "; all ranks call the same operations in the same order";
+  std::string const wanted[] = {
+      "expar: rank 0 calls dispatch for its batch 1 while rank 1 calls combine for its batch 1" +
+          end,
+      "expar: rank 0 calls dispatch for its batch 1 while rank 1 calls dispatch for its batch 2" +
+          end,
+      "expar: rank 0 calls prepare for its batch 3 while rank 1 calls dispatch for its batch 2" +
+          end};
+  auto const said = said_by(2, [&](auto& comm) -> std::string {
     expar::host_context const ctx;
-    auto const me = static_cast<std::size_t>(comm.rank());
+    auto const me = comm.rank();
+    std::string told[3], last = wanted[2];
+    if constexpr (!expar::window_communicator<decltype(comm)>)  // which tells first
+      last = "expar: all_to_all_v: rank 1 sends 8 bytes to rank 0, which expects 56";
     expar::expert_parallel moe(comm, {2, 1, 3}, expar::fixed_capacity{});
     std::vector<std::int32_t> ids{0, 1};
     std::vector<float> w{1, 1}, x{1, 2, 3, 4, 5, 6}, out(6);
@@ -859,48 +616,33 @@ TEST_CASE("other operations, or other batches, on some ranks: the same sentence 
                                 expar::make_view(w.data(), 2, 1)};
     auto const tokens = expar::make_view(x.data(), 2, 3);
     auto a = moe.dispatch(ctx, tokens, routes), b = moe.dispatch(ctx, tokens, routes);
-    said[me] = thrown_by([&] {
+    told[0] = thrown_by([&] {
       if (me == 0)
         moe.dispatch(ctx, tokens, a);
       else
         moe.combine(ctx, a, a.rows(), expar::make_view(out.data(), 2, 3));
     });
-    said[2 + me] = thrown_by([&] { moe.dispatch(ctx, tokens, me == 0 ? a : b); });
-    said[4 + me] = thrown_by([&] {
+    told[1] = thrown_by([&] { moe.dispatch(ctx, tokens, me == 0 ? a : b); });
+    told[2] = thrown_by([&] {
       if (me == 0)
         moe.prepare(ctx, routes, a);
       else
         moe.dispatch(ctx, tokens, b);
     });
-    after[me] = thrown_by([&] {
-      moe.dispatch(ctx, tokens, b);
-      moe.combine(ctx, b, b.rows(), expar::make_view(out.data(), 2, 3));
-    });
-    if (out != x) after[me] += " and a token did not come home";
+    for (int i = 0; i < 3; ++i)
+      if (told[i] != (i == 2 ? last : wanted[i])) return told[i];
+    moe.dispatch(ctx, tokens, b);
+    moe.combine(ctx, b, b.rows(), expar::make_view(out.data(), 2, 3));
+    return out == x ? "" : "a token did not come home";
   });
-  std::string const end = "; all ranks call the same operations in the same order";
-  for (std::size_t r = 0; r < 2; ++r) {
-    CHECK(
-        said[r] ==
-        "expar: rank 0 calls dispatch for its batch 1 while rank 1 calls combine for its batch 1" +
-            end);
-    CHECK(
-        said[2 + r] ==
-        "expar: rank 0 calls dispatch for its batch 1 while rank 1 calls dispatch for its batch 2" +
-            end);
-    CHECK(
-        said[4 + r] ==
-        "expar: rank 0 calls prepare for its batch 3 while rank 1 calls dispatch for its batch 2" +
-            end);
-    CHECK(after[r] == "nothing was thrown");
-  }
+  REQUIRE(said == all(2, ""));
 }
 
 TEST_CASE("an object that was moved from says so") {
   expar::self_communicator comm;
   expar::host_context const ctx;
   expar::expert_parallel moe(comm, {2, 1, 3});
-  auto const moved = std::move(moe);
+  auto moved = std::move(moe);
   expar::tensor_view<float, 2> const none{nullptr, {0, 3}, {3, 1}};
   CHECK(thrown_by([&] {
           moe.dispatch(ctx, none,
@@ -910,52 +652,59 @@ TEST_CASE("an object that was moved from says so") {
 
 TEST_CASE("whichever allocation fails on one rank, all throw alike, and the next try works") {
   // The n-th allocation of rank 1 fails, from the constructor to the last gradient.
-  for (int layout = 0; layout < 2; ++layout)
-    for (int n = 0, done = 0; done == 0; ++n) {
-      std::vector<std::string> said(3), after(3);
-      expar::run_ranks(3, [&](expar::thread_communicator& comm) {
-        auto const me = static_cast<std::size_t>(comm.rank());
+  for (int layout = 0; layout < 2; ++layout) {
+    std::vector<bool> done(2);  // by messages, by windows
+    for (int n = 0; !done[0] || !done[1]; ++n) {
+      auto const said = said_by(3, [&](auto& comm) {
         exhausted_resource memory;
-        if (me == 1) memory.left = n;
+        if (comm.rank() == 1) memory.left = n;
         expar::host_context const ctx(1, &memory);
-        auto const go = [&] {
-          auto const with = [&](auto of) {
-            expar::expert_parallel moe(comm, {7, 2, 5}, of, expar::weights_at_decode{}, &memory);
-            expar::expert_batch<float> batch(&memory);
-            std::vector<std::int32_t> ids{0, 3, 5, 6};
-            std::vector<float> w(4, .5f), x(10, 1.f), out(10), d_w(4), d_x(10);
-            auto const rows = [](std::vector<float>& v) {
-              return expar::make_view(v.data(), 2, 5);
-            };
-            moe.dispatch(ctx, rows(x),
-                         routes_of_rank{expar::make_view(ids.data(), 2, 2),
-                                        expar::make_view(w.data(), 2, 2)},
-                         batch);
-            std::vector<float> y(static_cast<std::size_t>(batch.row_count() * 5), 1.f), d_y(y);
-            auto const whole = [&](std::vector<float>& v) {
-              return expar::make_view(v.data(), batch.row_count(), expar::index_t{5});
-            };
-            moe.combine(ctx, batch, whole(y), rows(out));
-            moe.combine_backward(ctx, batch, rows(x), whole(y), whole(d_y),
-                                 expar::make_view(d_w.data(), 2, 2));
-            moe.dispatch_backward(ctx, batch, whole(d_y), rows(d_x));
+        auto const with = [&](auto of) {
+          expar::expert_parallel moe(comm, {7, 2, 5}, of, expar::weights_at_decode{}, &memory);
+          moe.place(expar::placement::replicated(7, 3, 2));
+          expar::expert_batch<float> batch(&memory);
+          std::vector<std::int32_t> ids{0, 3, 5, 6};
+          std::vector<float> w(4, .5f), x(10, 1.f), out(10), d_w(4), d_x(10);
+          auto const rows = [](std::vector<float>& v) { return expar::make_view(v.data(), 2, 5); };
+          moe.dispatch(
+              ctx, rows(x),
+              routes_of_rank{expar::make_view(ids.data(), 2, 2), expar::make_view(w.data(), 2, 2)},
+              batch);
+          std::vector<float> y(static_cast<std::size_t>(batch.row_count() * 5), 1.f), d_y(y);
+          auto const whole = [&](std::vector<float>& v) {
+            return expar::make_view(v.data(), batch.row_count(), index_t{5});
           };
-          if (layout == 0)
-            with(expar::ragged{2});
-          else
-            with(expar::fixed_capacity{1});
+          moe.combine(ctx, batch, whole(y), rows(out));
+          moe.combine_backward(ctx, batch, rows(x), whole(y), whole(d_y),
+                               expar::make_view(d_w.data(), 2, 2));
+          moe.dispatch_backward(ctx, batch, whole(d_y), rows(d_x));
         };
-        said[me] = thrown_by(go);
+        auto const go = [&] {
+          return thrown_by([&] {
+            if (layout == 0)
+              with(expar::ragged{2});
+            else
+              with(expar::fixed_capacity{1});
+          });
+        };
+        auto const sentence = go();
         memory.left = -1;
-        after[me] = thrown_by(go);
+        auto const again = go();
+        return again == "nothing was thrown" ? sentence : "afterwards: " + again;
       });
       INFO("allocation " << n << ", layout " << layout);
-      REQUIRE(said[1] == said[0]);
-      REQUIRE(said[2] == said[0]);
-      REQUIRE(after == std::vector<std::string>(3, "nothing was thrown"));
-      if (said[0] == "nothing was thrown") done = 1;
-      REQUIRE(n < 100);
+      for (std::size_t transport = 0; transport < 2; ++transport) {
+        auto const first = said[3 * transport];
+        REQUIRE(said[3 * transport + 1] == first);
+        REQUIRE(said[3 * transport + 2] == first);
+        if (first == "nothing was thrown")
+          done[transport] = true;
+        else
+          REQUIRE(first.find("afterwards") == std::string::npos);
+      }
+      REQUIRE(n < 150);
     }
+  }
 }
 
 TEST_CASE("ranks that disagree about weights all throw the same error") {
@@ -990,11 +739,135 @@ TEST_CASE("ranks that disagree about weights all throw the same error") {
     CHECK(site[r] ==
           "expar: expert_parallel: where weights are applied (0: decode, 1: encode, 2: per row) is "
           "0 on rank 0 but 2 on rank 1; all ranks must pass the same");
-    CHECK(kind[r] ==
-          "expar: expert_parallel: the layout (0: ragged, 1: fixed_capacity) is 0 on rank 0 but 1 "
-          "on rank 1; all ranks must pass the same");
+    CHECK(
+        kind[r] ==
+        "expar: expert_parallel: the layout (0: ragged, 1: fixed_capacity, 2: row_budget) is 0 on "
+        "rank 0 but 1 on rank 1; all ranks must pass the same");
     CHECK(type[r] ==
-          "expar: dispatch: a weight has 4 bytes on rank 0 but 8 on rank 1; all ranks must use the "
-          "same type of weights");
+          "expar: dispatch: elements of rows, weights and y have 4, 4 and 4 bytes on rank 0 but 4, "
+          "8 and 4 on rank 1; all ranks must use the same types");
   }
+}
+
+namespace {
+
+/// One token of a rank for an expert, and its way out and home through an engine.
+struct one_token {
+  std::int32_t id;
+  float weight = 1, x[2] = {3, 5}, out[2] = {};
+  expar::expert_batch<float> batch;
+
+  explicit one_token(int expert) : id(expert) {}
+  routes_of_rank routes() { return {expar::make_view(&id, 1, 1), expar::make_view(&weight, 1, 1)}; }
+  template <class Moe, class... Quotas>
+  void dispatch(Moe& moe, Quotas const&... quotas) {
+    moe.dispatch(expar::host_context{}, expar::make_view(x, 1, 2), routes(), batch, quotas...);
+  }
+  template <class Moe>
+  bool comes_home(Moe& moe) {
+    std::copy_n(batch.rows().data, batch.rows().size(), batch.y().data);
+    moe.combine(expar::host_context{}, batch, expar::make_view(out, 1, 2));
+    return std::equal(x, x + 2, out);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a placement that does not fit, or differs, is one sentence on all ranks") {
+  auto const said = said_by(3, [](auto& comm) -> std::string {
+    using expar::placement;
+    expar::expert_parallel moe(comm, {4, 1, 2});
+    auto const before = moe.placement();
+    std::string const told[] = {
+        thrown_by([&] { moe.place(placement::blocks(comm.rank() == 1 ? 5 : 4, 3)); }),
+        thrown_by([&] { moe.place(placement::blocks(4, comm.rank() == 1 ? 2 : 3)); }),
+        thrown_by([&] { moe.place(placement::replicated(4, 3, comm.rank() == 1 ? 2 : 3)); })};
+    std::string const wanted[] = {
+        "expar: place: the placement is of 5 experts on 3 ranks, not of 4 on 3 (rank 1)",
+        "expar: place: the placement is of 4 experts on 2 ranks, not of 4 on 3 (rank 1)",
+        "expar: place: rank 1 passes another placement than rank 0; all ranks pass the same"};
+    for (int i = 0; i < 3; ++i)
+      if (told[i] != wanted[i]) return told[i];
+    if (!(moe.placement() == before)) return "a wrong placement has been taken";
+    one_token t(comm.rank());
+    t.dispatch(moe);
+    return t.comes_home(moe) ? "" : "a token did not come home";
+  });
+  REQUIRE(said == all(3, ""));
+}
+
+TEST_CASE("quotas that do not add up are one sentence on all ranks") {
+  auto const said = said_by(2, [](auto& comm) -> std::string {
+    expar::expert_parallel moe(comm, {1, 1, 2});
+    moe.place(expar::placement::replicated(1, 2, 2));
+    one_token t(0);
+    auto const told_with = [&](index_t first, index_t second) {
+      return thrown_by([&] {
+        t.dispatch(moe, [&](auto, expar::placement const&, expar::tensor_view<index_t, 2> out) {
+          if (first < 0 && comm.rank() == 1) throw std::runtime_error("no quota");
+          out(1, 0) = first, out(1, 1) = second, out(0, 0) = 1;
+        });
+      });
+    };
+    std::string const told[] = {told_with(0, 0), told_with(2, -1), told_with(1, 1),
+                                told_with(-1, 0)};
+    std::string const wanted[] = {
+        "expar: prepare: the quotas leave out 1 of the 1 routes of rank 1 for expert 0 (rank 0)",
+        "expar: prepare: the quotas give 2 routes of rank 1 to copy 0 of expert 0; there are 1 "
+        "left (rank 0)",
+        "expar: prepare: the quotas give 1 routes of rank 1 to copy 1 of expert 0; there are 0 "
+        "left (rank 0)",
+        "expar: prepare: the quotas give -1 routes of rank 1 to copy 0 of expert 0; there are 1 "
+        "left (rank 0)"};
+    for (int i = 0; i < 4; ++i)
+      if (told[i] != wanted[i]) return told[i];
+    if (told_with(0, 1) != "nothing was thrown") return "good quotas are refused";
+    return t.comes_home(moe) ? "" : "a token did not come home";
+  });
+  REQUIRE(said == all(2, ""));
+}
+
+TEST_CASE("layers of one transport have batches alive at once, and a batch may outlive its layer") {
+  auto const check = [](auto& comm, auto transport) -> std::string {
+    one_token kept(0);
+    {
+      expar::expert_parallel one(transport, {4, 1, 2}),
+          other(transport, {3, 1, 2}, expar::ragged{3});
+      other.place(expar::placement::replicated(3, comm.size(), 2));
+      one_token a(comm.rank()), b(2), c(3);
+      a.dispatch(one), b.dispatch(other), c.dispatch(one), kept.dispatch(other);
+      if (!b.comes_home(other) || !a.comes_home(one) || !c.comes_home(one))
+        return "a token did not come home";
+    }
+    expar::expert_parallel last(transport, {3, 1, 2}, expar::ragged{3});
+    return kept.comes_home(last) ? "" : "a token did not come home to another layer";
+  };
+  for (bool const by_windows : {false, true})
+    REQUIRE(on_ranks(3, [&](auto& comm) {
+              return by_windows ? check(comm, expar::windows(comm))
+                                : check(comm, expar::messages(comm));
+            }) == "");
+}
+
+TEST_CASE("rows may be bytes that nobody sums, and what experts make of them another type") {
+  auto const said = said_by(2, [](auto& comm) -> std::string {
+    expar::host_context const ctx;
+    expar::expert_parallel moe(comm, {2, 1, 3, 1});
+    std::int32_t id = 1 - comm.rank();
+    float weight = 2, out = 0;
+    std::byte x[3];
+    for (int i = 0; i < 3; ++i) x[i] = static_cast<std::byte>(100 * comm.rank() + i);
+    expar::expert_batch<std::byte, float, float> batch;
+    moe.dispatch(ctx, expar::make_view(x, 1, 3),
+                 routes_of_rank{expar::make_view(&id, 1, 1), expar::make_view(&weight, 1, 1)},
+                 batch);
+    if (batch.row_count() != 1) return "not one row";
+    for (int i = 0; i < 3; ++i)
+      if (batch.rows()(0, i) != static_cast<std::byte>(100 * (1 - comm.rank()) + i))
+        return "other bytes";
+    batch.y()(0, 0) = static_cast<float>(batch.rows()(0, 2));
+    moe.combine(ctx, batch, expar::make_view(&out, 1, 1));
+    return out == 2 * static_cast<float>(100 * comm.rank() + 2) ? "" : "another sum";
+  });
+  REQUIRE(said == all(2, ""));
 }

@@ -7,9 +7,10 @@
 #include <vector>
 
 #include <expar/comm/mpi.hpp>
+#include <expar/router/routes.hpp>
 
 #include "../support/catch.hpp"
-#include "../support/moe.hpp"
+#include "../support/engine_run.hpp"
 #include "../support/thrown_by.hpp"
 
 using namespace expar_test;
@@ -33,34 +34,24 @@ std::vector<std::string> repeated(expar::mpi_communicator& comm, std::string con
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("every route comes home over MPI: random shapes against a float64 reference", "",
-                   double, expar::bfloat16) {
+TEST_CASE("MPI: drawn problems against a float64 reference, with ranks that come late at random") {
+  using table = element_table<0, elements<double, double>, elements<float>,
+                              elements<expar::bfloat16, float, float>>;
   expar::mpi_communicator comm(MPI_COMM_WORLD);
-  expar::host_context const ctx;
-  for (std::uint64_t seed = 0; seed < 60; ++seed) {
-    auto const p = make_problem(seed * 11, comm.size());
-    std::string wrong;
-    if (seed % 3 == 0) wrong = check_problem<TestType, expar::weights_at_decode>(ctx, comm, p);
-    if (seed % 3 == 1) wrong = check_problem<TestType, expar::weights_at_encode>(ctx, comm, p);
-    if (seed % 3 == 2) wrong = check_problem<TestType, expar::weights_per_row>(ctx, comm, p);
+  expar_test::random late(static_cast<std::uint64_t>(comm.rank()));
+  covered_pairs covered;
+  for (std::uint64_t const seed : {20u, 21u, 22u}) {
+    auto const all = draw_problems(comm.size(), seed);
+    for (auto const& d : all) covered.count(d->what);
+    expar::messages transport(comm);
+    auto const wrong = check_in_turn<table>(transport, all, comm.rank(), [&] {
+      if (late.chance(.1))
+        std::this_thread::sleep_for(std::chrono::microseconds(late.integer(0, 400)));
+    });
     INFO("seed " << seed);
     REQUIRE(of_all(comm, wrong) == repeated(comm, ""));
   }
-}
-
-TEST_CASE("200 MPI exchanges back to back, with ranks that come late at random") {
-  expar::mpi_communicator comm(MPI_COMM_WORLD);
-  expar::host_context const ctx;
-  expar_test::random late(static_cast<std::uint64_t>(comm.rank()));
-  std::string wrong;
-  for (std::uint64_t seed = 0; seed < 200; ++seed) {
-    if (late.chance(0.2))
-      std::this_thread::sleep_for(std::chrono::microseconds(late.integer(0, 400)));
-    auto const p = make_problem(seed + 40, comm.size());
-    auto const now = check_problem<float, expar::weights_at_decode>(ctx, comm, p);
-    if (wrong.empty()) wrong = now;
-  }
-  REQUIRE(of_all(comm, wrong) == repeated(comm, ""));
+  REQUIRE(covered.missing({comm.size()}) == std::vector<std::string>());
 }
 
 TEST_CASE("a wrong argument on one MPI rank is the same sentence on all, and nobody waits") {
@@ -71,7 +62,8 @@ TEST_CASE("a wrong argument on one MPI rank is the same sentence on all, and nob
   expar::expert_parallel moe(comm, {8, 2, 4});
   std::vector<std::int32_t> ids{0, 3, 5, culprit ? 8 : 7};
   std::vector<float> w(4, 1.f), x(8, 1.f), out(8);
-  routes_of_rank const routes{expar::make_view(ids.data(), 2, 2), expar::make_view(w.data(), 2, 2)};
+  expar::routes_view<float> const routes{expar::make_view(ids.data(), 2, 2),
+                                         expar::make_view(w.data(), 2, 2)};
   auto const rows = expar::make_view(x.data(), 2, 4);
   expar::expert_batch<float> batch;
   REQUIRE(of_all(comm, thrown_by([&] { moe.dispatch(ctx, rows, routes, batch); })) ==

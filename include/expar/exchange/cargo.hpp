@@ -40,9 +40,10 @@ struct cargo {
 
   /// Takes memory for the side from its pool, where it is needed and is not there.
   void make_room(batch_state& b) const {
-    if (columns >= 0 && !callers && !b.of(at).held())
-      b.pool->take(b.of(at), bytes_of_rows(b.at.rows(), columns, sizeof(T)),
-                   scalars == nullptr ? b.at.rows() * scalar_bytes : 0);
+    index_t const beside = scalars == nullptr ? b.at.rows() * scalar_bytes : 0;
+    bool const needed = (columns >= 0 && !callers) || beside != 0;
+    if (needed && !b.of(at).held())
+      b.pool->take(b.of(at), bytes_of_rows(b.at.rows(), columns, sizeof(T)), beside);
   }
   /// What the caller has not brought is the side's.
   void take_from(batch_state const& b) {
