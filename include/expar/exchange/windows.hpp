@@ -178,14 +178,14 @@ class windows {
     detail::meet(ctx, *this, {detail::step::end, mine.batch}, local);
   }
 
-  /// Gives the batch the same piece on all ranks, unless it has one.
-  void allot(state& b, detail::opened_side const& s, std::uint64_t const* met) {
+  /// Gives the batch the same piece on all ranks, unless it has one. Returns what it had before.
+  detail::side_memory allot(state& b, detail::opened_side const& s, std::uint64_t const* met) {
     int const which = static_cast<int>(s.at), ranks = comm().size();
     auto const held = [&](int r) { return met[r * pitch() + 1] >> 16 * which & 0x7fff; };
     bool same = b.of(s.at).held();
     for (int r = 0; r < ranks; ++r) same = same && held(r) == held(0);
-    if (same) return;
-    b.of(s.at).release();
+    if (same) return {};
+    detail::side_memory before = std::move(b.of(s.at));
 
     // A piece that was free everywhere when ranks met, and that nobody has taken since.
     window_pool& pool = *pool_;
@@ -219,6 +219,7 @@ class windows {
     auto* const own = static_cast<std::byte*>(pool.at(i).memory.view().peer(comm().rank(), 0));
     b.of(s.at) = detail::side_memory(this->pool(), i, own,
                                      beside == 0 ? nullptr : own + detail::behind(row_bytes));
+    return before;
   }
 
   template <class T, class S>
@@ -232,13 +233,14 @@ class windows {
     bool any = false;
     for (int r = 0; r < comm().size(); ++r)
       any = any || (met[r * pitch() + 1] >> 16 * static_cast<int>(c.at) & 0x8000) != 0;
-    if (any) allot(b, {c.at, c.row_bytes(), c.scalar_bytes}, met);
-    auto const from = c;
+    auto from = c;
+    from.take_from(b);
+    detail::side_memory before;
+    if (any) before = allot(b, {c.at, c.row_bytes(), c.scalar_bytes}, met);
     c.callers = false, c.scalars = nullptr;
     c.take_from(b);
     if (!any) return;
     finish(ctx, mine, [&] {
-      if (!from.callers) return;
       if (from.rows.data != c.rows.data) copy_rows(ctx, from.rows, c.rows);
       if (c.scalar_bytes != 0 && from.scalars != c.scalars)
         detail::copy_bytes(c.scalars, from.scalars, b.at.rows() * c.scalar_bytes);
