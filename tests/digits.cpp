@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <set>
 
 #include <expar/comm/self.hpp>
@@ -29,13 +30,23 @@ struct trace {
 };
 
 template <class Comm>
-trace train_shortly(Comm& comm, std::uint64_t seed) {
-  digits::network net(comm, seed);
+trace train_shortly(Comm& comm, std::uint64_t seed, expar::placement const& place) {
+  digits::network net(comm, seed, place);
   auto images = digits::train_split();
   images.resize(333);
   net.learn(images, 0, .01f);
   double const loss = net.learn(images, 1, .01f);
   return {net.weights_checksum(), loss};
+}
+
+/// The same on threads, which all have the same trace.
+trace train_shortly(std::uint64_t seed, expar::placement const& place) {
+  std::vector<trace> traces(static_cast<std::size_t>(place.ranks()));
+  expar::run_ranks(place.ranks(), [&](expar::thread_communicator& comm) {
+    traces[static_cast<std::size_t>(comm.rank())] = train_shortly(comm, seed, place);
+  });
+  REQUIRE(traces == std::vector<trace>(traces.size(), traces[0]));
+  return traces[0];
 }
 
 digits::options parse(std::vector<char const*> words, bool with_ranks = true) {
@@ -90,8 +101,8 @@ TEST_CASE("digits: a dense layer has the gradient of what it computes") {
   layer.forward(x, y);
   float dx[5] = {};
   layer.backward(dy, dx);
-  digits::dense<5, 8> gradient{};
-  gradient.accumulate(x, dy);
+  digits::dense_sum<5, 8> sum{};
+  sum.add(x, dy);
 
   constexpr float step = 1.f / 64;
   for (int i = 0; i < 5; ++i) {
@@ -102,14 +113,51 @@ TEST_CASE("digits: a dense layer has the gradient of what it computes") {
     REQUIRE_THAT((loss(other) - loss(y)) / double{step},
                  Catch::Matchers::WithinAbs(static_cast<double>(dx[i]), 1e-3));
   }
-  auto const weights = digits::numbers(layer), gradients = digits::numbers(gradient);
+  auto const weights = digits::numbers(layer);
+  auto const gradients = digits::numbers<std::int64_t>(sum);
   for (std::size_t i = 0; i < weights.size(); ++i) {
     float const kept = weights[i];
     weights[i] += step;
     layer.forward(x, other);
     weights[i] = kept;
     REQUIRE_THAT((loss(other) - loss(y)) / double{step},
-                 Catch::Matchers::WithinAbs(static_cast<double>(gradients[i]), 1e-3));
+                 Catch::Matchers::WithinAbs(digits::from_grid(gradients[i]), 1e-3));
+  }
+}
+
+TEST_CASE("digits: numbers are rounded to a grid on which sums have no order") {
+  REQUIRE(digits::on_grid(0x1p-40f) == 1);
+  REQUIRE(digits::on_grid(-0x1.8p-40f) == -2);  // to even
+  REQUIRE(digits::on_grid(0x1.4p-40f) == 1);
+  REQUIRE(digits::on_grid(0x1p-42f) == 0);
+  REQUIRE(digits::on_grid(-0x1.fffffep10f) == -(std::int64_t{0xffffff} << 27));
+  expar_test::random rng(2);
+  for (int i = 0; i < 1000; ++i) {
+    auto const v = static_cast<float>(rng.normal() * std::exp2(8 * rng.normal() / 3));
+    if (std::fabs(v) >= 2048) continue;
+    REQUIRE(static_cast<double>(digits::on_grid(v)) ==
+            std::nearbyint(static_cast<double>(v) * 0x1p40));
+    REQUIRE_THAT(digits::from_grid(digits::on_grid(v)),
+                 Catch::Matchers::WithinAbs(static_cast<double>(v), 0x1p-41));
+  }
+}
+
+TEST_CASE("digits: the shards of an expert add up to it") {
+  digits::expert const all = digits::initial_expert(3, 1);
+  float x[digits::width], wanted[digits::width], y[digits::width];
+  for (int i = 0; i < digits::width; ++i) x[i] = static_cast<float>(i % 5) - 2;
+  all.forward(x, wanted);
+  for (int shards : {1, 2, 3, 64}) {
+    float sum[digits::width] = {};
+    for (int shard = 0; shard < shards; ++shard) {
+      digits::shard_of(all, shard, shards).forward(x, y);
+      for (int i = 0; i < digits::width; ++i) {
+        REQUIRE((y[i] == 0 || sum[i] == 0));
+        sum[i] += y[i];
+      }
+    }
+    CAPTURE(shards);
+    for (int i = 0; i < digits::width; ++i) REQUIRE(sum[i] == wanted[i]);
   }
 }
 
@@ -123,17 +171,33 @@ TEST_CASE("digits: the checksum is FNV-1a") {
   REQUIRE(sum.value() == wanted);
 }
 
-TEST_CASE("digits: training gives the same bits for any number of ranks") {
+TEST_CASE("digits: training gives the same bits for any number of ranks and of copies") {
+  using expar::placement;
   expar::self_communicator alone;
-  trace const wanted = train_shortly(alone, 5);
-  REQUIRE(wanted.weights != train_shortly(alone, 6).weights);
+  trace const wanted = train_shortly(alone, 5, placement::blocks(8, 1));
+  REQUIRE(wanted.weights != train_shortly(alone, 6, placement::blocks(8, 1)).weights);
   for (int ranks : {1, 2, 3, 4, 8}) {
-    std::vector<trace> traces(static_cast<std::size_t>(ranks));
-    expar::run_ranks(ranks, [&](expar::thread_communicator& comm) {
-      traces[static_cast<std::size_t>(comm.rank())] = train_shortly(comm, 5);
-    });
     CAPTURE(ranks);
-    REQUIRE(traces == std::vector<trace>(traces.size(), wanted));
+    REQUIRE(train_shortly(5, placement::blocks(8, ranks)) == wanted);
+  }
+  for (int copies : {2, 3}) {
+    CAPTURE(copies);
+    REQUIRE(train_shortly(5, placement::replicated(8, 3, copies)) == wanted);
+  }
+  REQUIRE(train_shortly(5, placement::replicated(8, 4, 2).nearest(2)) == wanted);
+  REQUIRE(train_shortly(5, placement::whole(8, 3)) == wanted);
+  REQUIRE(train_shortly(5, placement::table(8, {{0, 1, 2, 3, 4}, {}, {4, 5, 6, 7, 4}})) == wanted);
+}
+
+TEST_CASE("digits: experts in shards have the same bits wherever the shards are") {
+  using expar::placement;
+  trace const whole = train_shortly(5, placement::blocks(8, 1));
+  trace const wanted = train_shortly(5, placement::sharded(8, 1, 2));
+  REQUIRE_THAT(wanted.loss, Catch::Matchers::WithinRel(whole.loss, 1e-3));
+  REQUIRE(wanted.loss != whole.loss);
+  for (int ranks : {3, 9, 16}) {
+    CAPTURE(ranks);
+    REQUIRE(train_shortly(5, placement::sharded(8, ranks, 2)) == wanted);
   }
 }
 
@@ -142,14 +206,6 @@ TEST_CASE("digits: a few epochs are enough to read most digits") {
   digits::network net(comm, 3);
   for (int epoch = 0; epoch < 12; ++epoch) net.learn(digits::train_split(), epoch, .006f);
   REQUIRE(digits::accuracy(net.look(digits::test_split())) > .9);
-}
-
-TEST_CASE("digits: more ranks than experts are refused in a sentence") {
-  REQUIRE_THROWS_WITH(
-      expar::run_ranks(
-          9, [](expar::thread_communicator& comm) { digits::network const net(comm, 1); }),
-      Catch::Matchers::Equals("expar: expert_parallel: experts is 8, fewer than the 9 ranks; every "
-                              "rank needs one of its own"));
 }
 
 TEST_CASE("digits: options") {
@@ -171,18 +227,65 @@ TEST_CASE("digits: options") {
                                                 "'; it is a whole number of at least 1"));
 }
 
+TEST_CASE("digits: options that do not fit each other are refused in a sentence") {
+  using Catch::Matchers::Equals;
+  REQUIRE_THROWS_WITH(
+      parse({"--replicas", "2", "--whole"}),
+      Equals("--replicas and --whole are two ways to place the experts; choose one"));
+  for (auto const& words : {std::vector<char const*>{"--whole"}, {"--replicas", "2"}}) {
+    auto all = words;
+    all.insert(all.end(), {"--device", "cuda"});
+    REQUIRE_THROWS_WITH(
+        parse(all),
+        Equals("--device cuda has one copy of every expert: no --replicas, no --whole"));
+  }
+  REQUIRE_THROWS_WITH(
+      parse({"--device", "cuda", "--ranks", "9"}),
+      Equals("--ranks is 9; with --device cuda at most 8, the experts, are possible"));
+  REQUIRE_THROWS_WITH(digits::placement_of(parse({"--replicas", "5"}, false), 4),
+                      Equals("--replicas is 5; the copies of an expert are on different ranks, of "
+                             "which there are 4"));
+  REQUIRE_THROWS_WITH(
+      digits::placement_of({}, 513),
+      Equals("there are 513 ranks; at most 512 can share the outputs of the experts"));
+}
+
+TEST_CASE("digits: options say where the experts are") {
+  using expar::placement;
+  auto const placed = [](std::vector<char const*> words, int ranks) {
+    return digits::placement_of(parse(std::move(words), false), ranks);
+  };
+  REQUIRE(placed({}, 4) == placement::blocks(8, 4));
+  REQUIRE(placed({"--replicas", "2"}, 4) == placement::replicated(8, 4, 2));
+  REQUIRE(placed({"--replicas", "2"}, 16) == placement::replicated(8, 16, 2));
+  REQUIRE(placed({"--whole"}, 3) == placement::whole(8, 3));
+  REQUIRE(placed({}, 16) == placement::sharded(8, 16, 2));
+  REQUIRE(placed({}, 17) == placement::sharded(8, 17, 3));
+  REQUIRE(placed({}, 512) == placement::sharded(8, 512, 64));
+
+  REQUIRE(digits::placement_text(placed({}, 1)) == "8 experts on 1 rank");
+  REQUIRE(digits::placement_text(placed({"--whole"}, 1)) == "8 experts on 1 rank");
+  REQUIRE(digits::placement_text(placed({}, 4)) == "8 experts on 4 ranks");
+  REQUIRE(digits::placement_text(placed({"--replicas", "3"}, 4)) ==
+          "8 experts on 4 ranks, 3 copies of each");
+  REQUIRE(digits::placement_text(placed({"--whole"}, 4)) ==
+          "8 experts on 4 ranks, all of them on each");
+  REQUIRE(digits::placement_text(placed({}, 16)) == "8 experts on 16 ranks, each in 2 shards");
+}
+
 TEST_CASE("digits: the report is one page without references to others") {
   expar::self_communicator comm;
   digits::network net(comm, 1);
   digits::outcome r;
-  r.transport = "threads", r.ranks = 1, r.seed = 1, r.training_seconds = 1, r.checksum = 0xabc;
+  r.transport = "threads", r.seed = 1, r.training_seconds = 1, r.checksum = 0xabc;
   r.losses = {2, 1}, r.accuracies = {.5, .8};
   r.train_sights = net.look(digits::train_split());
   r.before = r.after = net.report();
   r.capped = net.report_with_capacity(1.0);
   r.test_sights = net.look(digits::test_split());
   auto const page = digits::page(r);
-  for (char const* part : {"<!doctype html>", "80.00%", "0000000000000abc", "CC BY 4.0", "digit 9"})
+  for (char const* part : {"<!doctype html>", "80.00%", "0000000000000abc", "CC BY 4.0", "digit 9",
+                           "8 experts on 1 rank,", "class=\"rank\""})
     REQUIRE(page.find(part) != std::string::npos);
   for (char const* part : {"nan", "src=", "href=", "inf%"})
     REQUIRE(page.find(part) == std::string::npos);
@@ -239,4 +342,39 @@ TEST_CASE("traffic_svg names senders and receivers") {
   auto const svg = digits::traffic_svg(r);
   REQUIRE(occurrences(svg, ">from 1</text>") == 1);
   REQUIRE(occurrences(svg, ">to 1</text>") == 1);
+}
+
+TEST_CASE("placement_svg draws a box per rank with a cell per slot, and nothing outside") {
+  for (auto const& place :
+       {expar::placement::blocks(8, 1), expar::placement::blocks(8, 4),
+        expar::placement::blocks(2, 3), expar::placement::sharded(8, 16, 2),
+        expar::placement::whole(8, 16), expar::placement::replicated(9, 2, 2)}) {
+    auto const slots = static_cast<std::size_t>(place.slots());
+    counts_type counts(slots);
+    for (std::size_t slot = 0; slot < slots; ++slot)
+      counts[slot] = static_cast<expar::index_t>(slot);
+    auto const svg = digits::placement_svg(place, counts);
+    CAPTURE(place.ranks(), place.slots());
+    REQUIRE(occurrences(svg, "class=\"rank\"") == place.ranks());
+    REQUIRE(occurrences(svg, "rx=\"4\"") == place.slots());
+    for (int slot = 0; slot < place.slots(); ++slot)
+      REQUIRE(occurrences(svg, ">" + expar::slot_name(place, slot) + "</text>") >= 1);
+    int wide = 0, high = 0, drawn = 0;
+    REQUIRE(std::sscanf(svg.c_str() + svg.find("viewBox"), "viewBox=\"0 0 %d %d\"", &wide, &high) ==
+            2);
+    REQUIRE(wide <= 480);
+    for (auto at = svg.find(" x=\""); at != std::string::npos; at = svg.find(" x=\"", at + 1)) {
+      int x = 0, y = 0, w = 0, h = 0;
+      if (std::sscanf(svg.c_str() + at, " x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\"", &x, &y, &w,
+                      &h) != 4)
+        continue;
+      ++drawn;
+      REQUIRE((x >= 0 && y >= 0 && x + w <= wide && y + h <= high));
+    }
+    REQUIRE(drawn == place.ranks() + place.slots());
+  }
+  auto const svg = digits::placement_svg(expar::placement::sharded(1, 2, 2), counts_type{7, 3});
+  REQUIRE(occurrences(svg, ">0/1</text>") == 1);
+  REQUIRE(occurrences(svg, "fill=\"rgb(33,83,149)\"") == 1);
+  REQUIRE(occurrences(svg, ">7</text>") == 1);
 }

@@ -17,13 +17,12 @@ namespace digits {
 
 /// Trains and tests. Collective; the outcome is the same on every rank, but for the times.
 template <class Network>
-outcome train_and_test(Network& net, int ranks, options const& o, std::string const& transport,
-                       bool speaks) {
+outcome train_and_test(Network& net, options const& o, std::string const& transport, bool speaks) {
   auto const train = train_split(), test = test_split();
   progress const shown(o.epochs);
   outcome result;
   result.transport = transport;
-  result.ranks = ranks, result.seed = o.seed;
+  result.seed = o.seed;
 
   net.look(train);
   result.before = net.report();
@@ -53,6 +52,8 @@ inline void print(outcome const& r) {
               expar::load_bars(r.before.counts, 40, most).c_str());
   std::printf("\nload of the experts after training\n%s",
               expar::load_bars(r.after.counts, 40, most).c_str());
+  std::printf("\nexperts on ranks after training (darker: more rows)\n%s",
+              expar::placement_chart(r.place(), r.after.slot_counts).c_str());
   std::printf("\ntraffic between ranks after training\n%s", expar::traffic_matrix(r.after).c_str());
   std::printf("\ndropped routes: %.2f%% (dropless); a capacity factor of 1.0 would drop %.2f%%\n",
               100 * r.after.dropped_share(), 100 * r.capped.dropped_share());
@@ -61,13 +62,12 @@ inline void print(outcome const& r) {
 
 /// The whole program on one rank; one of all ranks speaks.
 template <class Network>
-void run_demo(Network& net, int ranks, options const& o, std::string const& transport,
-              bool speaks) {
+void run_demo(Network& net, options const& o, std::string const& transport, bool speaks) {
   if (speaks)
-    std::printf("%d experts on %d %s of %s, %d training images, %d test images, seed %d\n", experts,
-                ranks, ranks == 1 ? "rank" : "ranks", transport.c_str(), train_count,
+    std::printf("%s; %s, %d training images, %d test images, seed %d\n",
+                placement_text(net.placement()).c_str(), transport.c_str(), train_count,
                 image_count - train_count, o.seed);
-  outcome const result = train_and_test(net, ranks, o, transport, speaks);
+  outcome const result = train_and_test(net, o, transport, speaks);
   if (!speaks) return;
   print(result);
   write_file(o.report, page(result));

@@ -8,6 +8,7 @@
 #include <expar/gpu/comm/virtual_ranks.cuh>
 #include <expar/gpu/expert_parallel.cuh>
 #include <expar/gpu/router/route.cuh>
+#include <expar/plan/block_placement.hpp>
 
 #include "blas.cuh"
 #include "layers.cuh"
@@ -94,6 +95,16 @@ struct trained {
     return all;
   }
 };
+
+// Sums over a batch are made in blocks of images, and the sums of blocks are added in order of the
+// blocks. Ranks get whole blocks: so a sum does not depend on how many ranks there are.
+constexpr int block_size = 5;
+
+/// The first image of a rank, of a batch of n.
+int first_image(int rank, int ranks, int n) {
+  expar::block_placement const place{(n + block_size - 1) / block_size, ranks};
+  return std::min(place.first(rank) * block_size, n);
+}
 
 constexpr int threads = 128;
 unsigned blocks(index_t n) {
@@ -284,9 +295,8 @@ class device_network::implementation {
 
   double learn_batch(std::vector<int> const& images, int epoch, float rate) {
     auto const n = static_cast<int>(images.size());
-    auto const place = blocks_of(n, ranks_.size());
     bounds_.clear();
-    for (int r = 0; r <= ranks_.size(); ++r) bounds_.push_back(first_image(place, r, n));
+    for (int r = 0; r <= ranks_.size(); ++r) bounds_.push_back(first_image(r, ranks_.size(), n));
     learning_ = true;
     upload(images, [&](int image) { return random_bend(seed_, bend_stream, epoch, image); });
     forward();
@@ -299,7 +309,7 @@ class device_network::implementation {
     std::vector<float> probabilities(at(n));
     download(probabilities, probabilities_.data());
     stream_.wait();
-    float loss = 0;  // in blocks, as on the host
+    float loss = 0;  // in blocks
     for (int begin = 0; begin < n; begin += block_size) {
       float sum = 0;
       for (int i = begin; i < begin + block_size && i < n; ++i)
@@ -419,7 +429,8 @@ class device_network::implementation {
   expar::routing_report report_of(Moe const& moe, Batch const& batch) {
     expar::routing_report r;
     r.ranks = ranks_.size();
-    r.counts.resize(experts);
+    r.place = expar::placement::blocks(experts, r.ranks);
+    r.counts.resize(experts), r.slot_counts.resize(experts);
     auto const& place = moe.placement();
     for (int rank = 0; rank < r.ranks; ++rank) {
       auto const& plan = batch.plan(rank);
@@ -433,9 +444,11 @@ class device_network::implementation {
       }
       for (int peer = 0; peer < r.ranks; ++peer) {
         index_t rows = 0;
-        for (int e = place.first(peer); e < place.first(peer) + place.count(peer); ++e)
-          rows += plan.capacity() < 0 ? sums.counts[at(e)]
-                                      : std::min(sums.counts[at(e)], plan.capacity());
+        for (int e = place.first(peer); e < place.first(peer) + place.count(peer); ++e) {
+          index_t const count = sums.counts[at(e)];
+          index_t const kept = plan.capacity() < 0 ? count : std::min(count, plan.capacity());
+          r.slot_counts[at(e)] += kept, rows += kept;
+        }
         r.traffic.push_back(rows);
       }
     }
@@ -465,7 +478,8 @@ class device_network::implementation {
 };
 
 device_network::device_network(int ranks, std::uint64_t seed)
-    : it_(std::make_unique<implementation>(ranks, seed)) {}
+    : place_(expar::placement::blocks(experts, ranks)),
+      it_(std::make_unique<implementation>(ranks, seed)) {}
 device_network::~device_network() = default;
 
 std::string device_network::name() const {

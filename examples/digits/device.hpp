@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include <expar/plan/placement.hpp>
 #include <expar/report.hpp>
 
 #include "network.hpp"
@@ -13,7 +14,7 @@
 namespace digits {
 
 /// The network of train.hpp on a CUDA device, its ranks side by side on it: the same layers, the
-/// same router, dispatch, combine and their adjoints, and the same order of every sum, so that the
+/// same router, dispatch, combine and their adjoints. Sums over images have one order, so that the
 /// weights have the same bits for any number of ranks. With the same weights the experts, rows and
 /// scores of an image are those of the host, but where cuBLAS runs the experts.
 class device_network {
@@ -24,6 +25,7 @@ class device_network {
 
   /// The device, and what runs the experts.
   std::string name() const;
+  expar::placement const& placement() const { return place_; }
   std::vector<sight> look(std::vector<int> const& images);
   double learn(std::vector<int> const& images, int epoch, float rate);
   expar::routing_report report();
@@ -36,6 +38,7 @@ class device_network {
 
  private:
   class implementation;
+  expar::placement place_;
   std::unique_ptr<implementation> it_;
 };
 

@@ -8,9 +8,9 @@
 
 #include "network.hpp"
 
-// The layers of model.hpp on a device, a thread for every number and every sum in the order of the
-// host: plain, so that they can be read, and so that any device gives the same bits. Compiled
-// without contraction of products and sums.
+// The layers of model.hpp on a device, a thread for every number and every sum of a row in the
+// order of the host: plain, so that they can be read, and so that any device gives the same bits.
+// Compiled without contraction of products and sums.
 namespace digits::device {
 
 using expar::tensor_view;

@@ -18,8 +18,9 @@ int run(int count, char** words, bool speaks) try {
     return 0;
   }
   expar::mpi_communicator comm(MPI_COMM_WORLD);
-  digits::network net(comm, static_cast<std::uint64_t>(options.seed));
-  digits::run_demo(net, comm.size(), options, "MPI", comm.rank() == 0);
+  digits::network net(comm, static_cast<std::uint64_t>(options.seed),
+                      digits::placement_of(options, comm.size()));
+  digits::run_demo(net, options, "MPI", comm.rank() == 0);
   return 0;
 } catch (digits::bad_usage const& e) {
   if (speaks) std::fprintf(stderr, "expar_demo_mpi: %s; --help tells what there is\n", e.what());

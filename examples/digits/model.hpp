@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -41,7 +42,7 @@ class matrix {
 /// y = x * weight + bias, for one row at a time: every number of a row is a sum in an order that is
 /// fixed here, however many rows there are and whoever holds them. That is what makes results
 /// independent of the number of ranks; the compiler makes vector code of the inner loops, which run
-/// over outputs. The same struct holds a gradient.
+/// over outputs.
 template <int In, int Out>
 struct dense {
   float weight[In][Out];
@@ -64,28 +65,49 @@ struct dense {
       for (int l = 0; l < lanes; ++l) dx[i] += sum[l];
     }
   }
-  /// Adds the gradient for the parameters, of one row, to this.
-  void accumulate(float const* x, float const* dy) {
+};
+
+/// A number below 2^11 in whole multiples of 2^-40, rounded. Sums of these are exact, and the same
+/// in any order: whoever holds which rows, and however many copies an expert has.
+inline std::int64_t on_grid(float v) {
+  constexpr double middle = 0x1.8p12;  // its neighbours are 2^-40 apart
+  return __builtin_bit_cast(std::int64_t, static_cast<double>(v) + middle) -
+         __builtin_bit_cast(std::int64_t, middle);
+}
+inline double from_grid(std::int64_t sum) {
+  return static_cast<double>(sum) * 0x1p-40;
+}
+
+/// The gradient of a dense layer: the sum over rows, each rounded to the grid.
+template <int In, int Out>
+struct dense_sum {
+  std::int64_t weight[In][Out];
+  std::int64_t bias[Out];
+
+  void add(float const* x, float const* dy) {
     for (int i = 0; i < In; ++i)
-      for (int o = 0; o < Out; ++o) weight[i][o] += x[i] * dy[o];
-    for (int o = 0; o < Out; ++o) bias[o] += dy[o];
+      for (int o = 0; o < Out; ++o) weight[i][o] += on_grid(x[i] * dy[o]);
+    for (int o = 0; o < Out; ++o) bias[o] += on_grid(dy[o]);
   }
 };
 
 /// What every rank holds a copy of.
-struct trunk {
-  dense<pixels, width> embedding;
-  dense<width, experts> gate;
-  dense<width, classes> readout;
+template <template <int, int> class Layer>
+struct trunk_of {
+  Layer<pixels, width> embedding;
+  Layer<width, experts> gate;
+  Layer<width, classes> readout;
 };
+using trunk = trunk_of<dense>;
 
-/// What one rank holds.
+/// What is spread over the ranks.
 using expert = dense<width, width>;
+using expert_sum = dense_sum<width, width>;
 
-template <class Parameters>
-std::span<float> numbers(Parameters& p) {
+template <class Number = float, class Parameters>
+std::span<Number> numbers(Parameters& p) {
   static_assert(std::is_trivially_copyable_v<Parameters>);
-  return {reinterpret_cast<float*>(&p), sizeof p / sizeof(float)};
+  return {reinterpret_cast<Number*>(&p), sizeof p / sizeof(Number)};
 }
 
 /// Initial weights: uniform in +-scale / sqrt(In), a function of (seed, name, place) alone.
@@ -152,11 +174,12 @@ class adam_schedule {
 /// Adam for the parameters of one layer or more.
 class adam {
  public:
-  void step(std::span<float> weights, std::span<float const> gradient, float rate) {
+  void step(std::span<float> weights, std::span<std::int64_t const> gradient, float rate) {
     mean_.resize(weights.size()), square_.resize(weights.size());
     adam_rates const rates = schedule_.next(rate);
     for (std::size_t i = 0; i < weights.size(); ++i)
-      adam_update(weights[i], gradient[i], mean_[i], square_[i], rates);
+      adam_update(weights[i], static_cast<float>(from_grid(gradient[i])), mean_[i], square_[i],
+                  rates);
   }
 
  private:

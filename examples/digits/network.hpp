@@ -5,14 +5,12 @@
 #include <cstdint>
 #include <vector>
 
-#include <expar/plan/block_placement.hpp>
 #include <expar/router/models.hpp>
 
 #include "data.hpp"
 #include "model.hpp"
 
-// What a network of train.hpp and one of device.hpp have in common: initial weights, batches, and
-// who computes what in which order.
+// What a network of train.hpp and one of device.hpp have in common: initial weights and batches.
 namespace digits {
 
 inline std::size_t at(index_t i) {
@@ -50,11 +48,20 @@ inline expert initial_expert(std::uint64_t seed, int number) {
   initialise(e, seed, number, 2.0);
   return e;
 }
+/// Shard s of an expert computes the outputs from s * width / shards on: relu() follows the sum
+/// over inputs, so that outputs are what can be divided. It is the expert with zeros in place of
+/// the rest. They stay zeros in training, and the sum over the shards of what a row becomes is what
+/// it becomes in the whole expert.
+inline expert shard_of(expert const& all, int shard, int shards) {
+  expert part{};
+  for (int o = shard * width / shards; o < (shard + 1) * width / shards; ++o) {
+    for (int i = 0; i < width; ++i) part.weight[i][o] = all.weight[i][o];
+    part.bias[o] = all.bias[o];
+  }
+  return part;
+}
 
-// Sums over a batch are made in blocks of images, and the sums of blocks are added in order of the
-// blocks on every rank. Ranks get whole blocks: so a sum does not depend on how many ranks there
-// are.
-inline constexpr int batch_size = 100, block_size = 5;
+inline constexpr int batch_size = 100;
 
 /// The images in the order of an epoch, in batches of 100.
 inline std::vector<std::vector<int>> batches_of(std::vector<int> const& images, std::uint64_t seed,
@@ -67,15 +74,6 @@ inline std::vector<std::vector<int>> batches_of(std::vector<int> const& images, 
     batches.back().push_back(images[at(order[at(i)])]);
   }
   return batches;
-}
-
-/// Which blocks of a batch of n images a rank has, and the first image of a rank.
-inline expar::block_placement blocks_of(int n, int ranks) {
-  return {(n + block_size - 1) / block_size, ranks};
-}
-inline int first_image(expar::block_placement const& blocks, int rank, int n) {
-  int const first = (rank < blocks.ranks ? blocks.first(rank) : blocks.experts) * block_size;
-  return first < n ? first : n;
 }
 
 }  // namespace digits

@@ -7,12 +7,18 @@
 #include <stdexcept>
 #include <string>
 
+#include <expar/plan/placement.hpp>
+
+#include "model.hpp"
+
 namespace digits {
 
 struct options {
   int ranks = 4;
   int seed = 1;
   int epochs = 100;
+  int replicas = 1;
+  bool whole = false;
   std::string report = "expar_demo_report.html";
   std::string device = "cpu";
   bool help = false;
@@ -42,19 +48,59 @@ inline options parse_options(int count, char const* const* words, bool with_rank
       o.help = true;
       continue;
     }
+    if (name == "--whole") {
+      o.whole = true;
+      continue;
+    }
     bool const known = name == "--seed" || name == "--epochs" || name == "--report" ||
+                       name == "--replicas" ||
                        (with_ranks && (name == "--ranks" || name == "--device"));
     if (!known) throw bad_usage("there is no option " + name);
     if (++i == count) throw bad_usage(name + " needs a value");
     if (name == "--ranks") o.ranks = parse_number(name, words[i], 1);
     if (name == "--seed") o.seed = parse_number(name, words[i], 0);
     if (name == "--epochs") o.epochs = parse_number(name, words[i], 1);
+    if (name == "--replicas") o.replicas = parse_number(name, words[i], 1);
     if (name == "--report") o.report = words[i];
     if (name == "--device") o.device = words[i];
     if (o.device != "cpu" && o.device != "cuda")
       throw bad_usage("--device is '" + o.device + "'; it is cpu or cuda");
   }
+  if (o.whole && o.replicas > 1)
+    throw bad_usage("--replicas and --whole are two ways to place the experts; choose one");
+  if (o.device == "cuda" && (o.whole || o.replicas > 1))
+    throw bad_usage("--device cuda has one copy of every expert: no --replicas, no --whole");
+  if (o.device == "cuda" && o.ranks > experts)
+    throw bad_usage("--ranks is " + std::to_string(o.ranks) + "; with --device cuda at most " +
+                    std::to_string(experts) + ", the experts, are possible");
   return o;
+}
+
+/// Where the experts are. More ranks than experts share each of them out. Throws bad_usage.
+inline expar::placement placement_of(options const& o, int ranks) {
+  if (o.whole) return expar::placement::whole(experts, ranks);
+  if (o.replicas > ranks)
+    throw bad_usage("--replicas is " + std::to_string(o.replicas) +
+                    "; the copies of an expert are on different ranks, of which there are " +
+                    std::to_string(ranks));
+  if (o.replicas > 1) return expar::placement::replicated(experts, ranks, o.replicas);
+  if (ranks <= experts) return expar::placement::blocks(experts, ranks);
+  if (ranks > experts * width)
+    throw bad_usage("there are " + std::to_string(ranks) + " ranks; at most " +
+                    std::to_string(experts * width) + " can share the outputs of the experts");
+  return expar::placement::sharded(experts, ranks, (ranks + experts - 1) / experts);
+}
+
+/// "8 experts on 4 ranks", and how.
+inline std::string placement_text(expar::placement const& place) {
+  std::string const text = std::to_string(place.experts()) + " experts on " +
+                           std::to_string(place.ranks()) +
+                           (place.ranks() == 1 ? " rank" : " ranks");
+  if (place.ranks() > 1 && place == expar::placement::whole(place.experts(), place.ranks()))
+    return text + ", all of them on each";
+  if (place.shards() > 1) return text + ", each in " + std::to_string(place.shards()) + " shards";
+  if (place.copies(0) > 1) return text + ", " + std::to_string(place.copies(0)) + " copies of each";
+  return text;
 }
 
 inline std::string help_text(std::string const& program, bool with_ranks) {
@@ -62,15 +108,20 @@ inline std::string help_text(std::string const& program, bool with_ranks) {
          " [options]\n"
          "Trains a mixture of 8 experts, spread over ranks, to read handwritten digits.\n" +
          (with_ranks
-              ? "  --ranks N     ranks (default 4)\n"
+              ? "  --ranks N     ranks (default 4); more than 8 share out the experts' outputs\n"
                 "  --device NAME cpu: a thread for each rank (default); cuda: all ranks share "
                 "one device\n"
               : "") +
+         "  --replicas N  copies of every expert, on different ranks (default 1)\n"
+         "  --whole       every rank has all experts, and its images stay there\n"
          "  --seed N      what the initial weights and the order of the images come from (default "
          "1)\n"
          "  --epochs N    passes over the 1500 training images (default 100)\n"
          "  --report FILE where the report goes, an HTML page (default expar_demo_report.html)\n"
-         "  --help        this text\n";
+         "  --help        this text\n"
+         "The trained weights have the same bits for any number of ranks and of copies. Experts "
+         "that\n"
+         "are shared out round their sums otherwise, which depends on the number of shards.\n";
 }
 
 }  // namespace digits

@@ -10,21 +10,23 @@
 
 #include <expar/report.hpp>
 
+#include "network.hpp"
+#include "options.hpp"
 #include "svg.hpp"
-#include "train.hpp"
 
 namespace digits {
 
 /// All that the report tells.
 struct outcome {
   std::string transport;
-  int ranks = 0, seed = 0;
+  int seed = 0;
   std::vector<double> losses, accuracies;  // one per epoch
   std::vector<sight> train_sights, test_sights;
   expar::routing_report before, after, capped;  // of the training images
   double training_seconds = 0;
   std::uint64_t checksum = 0;
 
+  expar::placement const& place() const { return *after.place; }
   double tokens_per_second() const {
     return train_count * static_cast<double>(losses.size()) / training_seconds;
   }
@@ -123,16 +125,28 @@ inline std::vector<index_t> who_reads_what(std::vector<sight> const& sights) {
 }
 
 inline std::string drop_text(outcome const& r) {
-  double home = 0;
-  for (std::size_t i = 0; i < r.after.traffic.size(); i += static_cast<std::size_t>(r.ranks) + 1)
-    home += static_cast<double>(r.after.traffic[i]);
+  double home = 0, all = 0;
+  for (std::size_t i = 0; i < r.after.traffic.size(); ++i) {
+    double const rows = static_cast<double>(r.after.traffic[i]);
+    all += rows;
+    if (i % (static_cast<std::size_t>(r.after.ranks) + 1) == 0) home += rows;
+  }
   return format(
       "<p class='below'>%.0f%% of the rows stay on their rank. Every expert takes what comes, and "
       "nothing is dropped. If it took %td rows from each rank, its fair share, %.1f%% of the "
       "routes "
       "would be dropped; %td would keep them all.</p>",
-      100 * home / static_cast<double>(r.after.routes), r.capped.capacity,
-      100 * r.capped.dropped_share(), r.capped.needed_capacity);
+      100 * home / all, r.capped.capacity, 100 * r.capped.dropped_share(),
+      r.capped.needed_capacity);
+}
+
+/// What the numbers in placement_svg() say.
+inline std::string placement_legend(expar::placement const& place) {
+  std::string const copy = place.copies(0) > 1 ? ".copy" : "";
+  std::string const shard = place.shards() > 1 ? "/shard" : "";
+  return "<p>Each rank with its experts" +
+         (copy.empty() && shard.empty() ? "" : " (expert" + copy + shard + ")") +
+         " and the rows that came to them.</p>";
 }
 
 inline std::string card(std::string const& value, std::string const& name) {
@@ -159,6 +173,7 @@ h3 { font-size: 14px; margin: 18px 0 8px; } p { margin: 4px 0 12px; color: #5b6b
 .cards { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin: 20px 0 16px; }
 section, .card { background: #fff; border: 1px solid #dfe5ea; border-radius: 10px; padding: 16px 20px; }
 section { margin-bottom: 16px; } .two section { margin-bottom: 0; } .two { margin-bottom: 16px; }
+.two section:last-child { grid-column: 1 / -1; }
 .card { color: #5b6b7b; } .card b { display: block; font-size: 25px; color: #243240; }
 svg { display: block; width: 100%; margin: 0 auto; font: 12px system-ui, sans-serif; fill: #5b6b7b; }
 .grid { stroke: #e4e9ed; fill: none; } .end { text-anchor: end; }
@@ -172,9 +187,8 @@ figure.wrong { border-color: #c2452d; background: #fdf3f0; }
 </style>
 <main><h1>A mixture of experts reads handwritten digits</h1>
 )";
-  html +=
-      format("<p>Two layers, %d experts, %d per image, spread over %d %s of %s; seed %d.</p>",
-             experts, top_k, r.ranks, r.ranks == 1 ? "rank" : "ranks", r.transport.c_str(), r.seed);
+  html += format("<p>Two layers, %s, %d per image; %s, seed %d.</p>",
+                 placement_text(r.place()).c_str(), top_k, r.transport.c_str(), r.seed);
   html += "<div class='cards'>" +
           card(format("%.2f%%", 100 * r.accuracies.back()), "test accuracy") +
           card(format("%.0f", r.tokens_per_second()), "tokens per second") +
@@ -186,6 +200,8 @@ figure.wrong { border-color: #c2452d; background: #fdf3f0; }
           panel("Test accuracy", accuracy_curve(r.accuracies)) +
           panel("Load of the experts before training", load_bars_svg(r.before.counts, most)) +
           panel("Load of the experts after training", load_bars_svg(r.after.counts, most)) +
+          panel("Experts on ranks",
+                placement_legend(r.place()) + placement_svg(r.place(), r.after.slot_counts)) +
           panel("Rows from rank to rank", "<p>Routes of the training images, after training.</p>" +
                                               traffic_svg(r.after) + drop_text(r)) +
           panel("Who reads what",
@@ -197,8 +213,9 @@ figure.wrong { border-color: #c2452d; background: #fdf3f0; }
                     digit_cards(r.test_sights));
   html += format(
       "<p>Checksum of all weights: <code>%016llx</code>. It is the same for any number of "
-      "ranks, over threads or MPI.<br>",
-      static_cast<unsigned long long>(r.checksum));
+      "ranks%s, over threads or MPI.<br>",
+      static_cast<unsigned long long>(r.checksum),
+      r.place().shards() > 1 ? " that share out an expert among as many" : " and copies");
   return html +
          "Images: Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI "
          "Machine "

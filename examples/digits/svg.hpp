@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <span>
@@ -30,11 +31,11 @@ inline double mean_of(std::span<expar::index_t const> counts) {
   return sum == 0 ? 1 : sum / static_cast<double>(counts.size());
 }
 
-inline void open_svg(std::string& to, int width, int height) {
+inline void open_svg(std::string& to, int wide, int high) {
   to += format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" style=\"max-width:%dpx\" "
       "font-family=\"sans-serif\" font-size=\"12\" fill=\"currentColor\">\n",
-      width, height, width * 5 / 4);
+      wide, high, wide * 5 / 4);
 }
 
 /// The bars of load_bars() as an <svg> element, with a line at the mean. Text has the colour of
@@ -62,36 +63,78 @@ inline std::string load_bars_svg(std::span<expar::index_t const> counts, expar::
   return svg;
 }
 
+/// A cell with a text, and a smaller one below it. `share`, from 0 to 1: how dark it is.
+inline std::string cell_svg(int x, int y, int wide, int high, double share, std::string const& text,
+                            int size, std::string const& below = "") {
+  int const middle = x + wide / 2, line = y + high / 2 + (below.empty() ? 5 : -1);
+  char const* const colour = share > .45 ? "#fff" : "#234";
+  auto const write = [&](std::string const& what, int at, int font) {
+    return format("<text x=\"%d\" y=\"%d\" text-anchor=\"middle\" font-size=\"%d\" fill=\"%s\">",
+                  middle, at, font, colour) +
+           what + "</text>";
+  };
+  return format(
+             "\n<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" rx=\"4\" "
+             "fill=\"rgb(%.0f,%.0f,%.0f)\"/>",
+             x, y, wide, high, 238 - 205 * share, 243 - 160 * share, 249 - 100 * share) +
+         write(text, line, size) + (below.empty() ? "" : write(below, line + 14, 10));
+}
+
 /// Counts [rows, columns] as an <svg> element: a cell each, darker where more. The names stand
 /// before the numbers of rows and columns.
 inline std::string heat_map_svg(std::span<expar::index_t const> values, int columns,
                                 std::string const& row_name, std::string const& column_name) {
   double const most = static_cast<double>(largest(values));
   int const count = static_cast<int>(values.size()), rows = columns > 0 ? count / columns : 0;
+  int const step = columns > 8 ? 32 : 60, size = columns > 8 ? 10 : 12;
   std::string svg;
-  open_svg(svg, 70 + 60 * columns, 24 + 34 * rows);
+  open_svg(svg, 70 + step * columns, 24 + 34 * rows);
   auto const name = [&](int x, int y, char const* anchor, std::string const& what, int i) {
-    svg += format("<text x=\"%d\" y=\"%d\" text-anchor=\"%s\">", x, y, anchor);
+    svg +=
+        format("<text x=\"%d\" y=\"%d\" text-anchor=\"%s\" font-size=\"%d\">", x, y, anchor, size);
     svg += what + " " + std::to_string(i) + "</text>";
   };
-  for (int c = 0; c < columns; ++c) name(99 + 60 * c, 15, "middle", column_name, c);
+  for (int c = 0; c < columns; ++c) name(69 + step / 2 + step * c, 15, "middle", column_name, c);
   for (int r = 0; r < rows; ++r) name(62, 45 + 34 * r, "end", row_name, r);
   for (int i = 0; i < count; ++i) {
-    int const x = 70 + 60 * (i % columns), y = 24 + 34 * (i / columns);
-    double const value = static_cast<double>(values[static_cast<std::size_t>(i)]);
-    double const share = value / most;
-    svg += format(
-        "\n<rect x=\"%d\" y=\"%d\" width=\"58\" height=\"32\" rx=\"4\" "
-        "fill=\"rgb(%.0f,%.0f,%.0f)\"/><text x=\"%d\" y=\"%d\" text-anchor=\"middle\" "
-        "fill=\"%s\">%.0f</text>",
-        x, y, 238 - 205 * share, 243 - 160 * share, 249 - 100 * share, x + 29, y + 21,
-        share > .45 ? "#fff" : "#234", value);
+    auto const value = values[static_cast<std::size_t>(i)];
+    svg += cell_svg(70 + step * (i % columns), 24 + 34 * (i / columns), step - 2, 32,
+                    static_cast<double>(value) / most, std::to_string(value), size);
   }
   return svg + "\n</svg>\n";
 }
 
 inline std::string traffic_svg(expar::routing_report const& r) {
   return heat_map_svg(r.traffic, r.ranks, "from", "to");
+}
+
+/// Ranks as boxes with their slots in them, darker where more rows came, as an <svg> element.
+inline std::string placement_svg(expar::placement const& place,
+                                 std::span<expar::index_t const> slot_counts) {
+  constexpr int wide = 48, high = 38, gap = 6;
+  int const across = std::clamp(place.most(), 1, 4), down = (place.most() + across - 1) / across;
+  int const box_wide = across * wide + gap, box_high = 22 + down * high + 4;
+  int const in_row = std::min(place.ranks(), 480 / (box_wide + gap));
+  int const rows = (place.ranks() + in_row - 1) / in_row;
+  double const most = static_cast<double>(largest(slot_counts));
+  std::string svg;
+  open_svg(svg, in_row * (box_wide + gap), rows * (box_high + gap));
+  for (int rank = 0; rank < place.ranks(); ++rank) {
+    int const x = rank % in_row * (box_wide + gap) + 1, y = rank / in_row * (box_high + gap) + 1;
+    svg += format(
+        "<rect class=\"rank\" x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" rx=\"6\" "
+        "fill=\"none\" stroke=\"#b9c4ce\"/><text x=\"%d\" y=\"%d\">rank %d</text>",
+        x, y, box_wide, box_high, x + 4, y + 15, rank);
+    for (int i = 0; i < place.count(rank); ++i) {
+      int const slot = place.first(rank) + i;
+      auto const count = slot_counts[static_cast<std::size_t>(slot)];
+      svg += cell_svg(x + gap - 2 + i % across * wide, y + 22 + i / across * high, wide - 2,
+                      high - 2, static_cast<double>(count) / most, expar::slot_name(place, slot),
+                      12, std::to_string(count));
+    }
+    svg += "\n";
+  }
+  return svg + "</svg>\n";
 }
 
 }  // namespace digits

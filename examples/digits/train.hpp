@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include <expar/expar.hpp>
@@ -11,17 +13,17 @@
 
 namespace digits {
 
-/// Items stand in contiguous blocks on the ranks; every rank gets all of them, in order.
+/// Items stand in order on the ranks, place.count(rank) of them on each; every rank gets all.
 /// Collective.
-template <class T, class Comm>
-std::vector<T> gather(expar::host_context const& ctx, Comm& comm, expar::block_placement place,
+template <class T, class Comm, class Place>
+std::vector<T> gather(expar::host_context const& ctx, Comm& comm, Place const& place,
                       std::vector<T> mine) {
-  auto const most = static_cast<std::size_t>(place.most());
-  mine.resize(most);
-  std::vector<T> padded(most * static_cast<std::size_t>(comm.size())), all;
-  expar::all_gather(ctx, comm, mine.data(), padded.data(), most * sizeof(T));
+  int const most = place.most();
+  mine.resize(at(most));
+  std::vector<T> padded(at(most) * at(comm.size())), all;
+  expar::all_gather(ctx, comm, mine.data(), padded.data(), at(most) * sizeof(T));
   for (int rank = 0; rank < comm.size(); ++rank) {
-    auto const first = padded.begin() + static_cast<index_t>(most) * rank;
+    auto const first = padded.begin() + index_t{most} * rank;
     all.insert(all.end(), first, first + place.count(rank));
   }
   return all;
@@ -33,18 +35,26 @@ std::vector<T> gather(expar::host_context const& ctx, Comm& comm, expar::block_p
 ///   h = x + sum over 2 of 8 experts e of weight_e * relu(W_e x + b_e)
 ///   scores = readout(h)
 ///
-/// The trunk (embedding, gate, readout) is replicated, the experts are spread over the ranks, and
-/// so are the images of a batch. All member functions but the accessors are collective.
+/// The trunk (embedding, gate, readout) is replicated, the experts are where the placement has
+/// them, and the images of a batch are spread over the ranks. Gradients are sums without order, so
+/// that the weights have the same bits for any number of ranks and of copies of an expert. Shards of
+/// an expert change them, since what each gives for a token is rounded before it is added. All
+/// member functions but the accessors are collective.
 template <class Comm>
 class network {
  public:
-  network(Comm& comm, std::uint64_t seed)
+  network(Comm& comm, std::uint64_t seed, expar::placement const& place)
       : comm_(comm), seed_(seed), moe_(comm, {experts, top_k, width}) {
-    auto const place = moe_.placement();
-    for (int e = 0; e < place.count(comm.rank()); ++e)
-      mine_.push_back(initial_expert(seed, place.first(comm.rank()) + e));
-    optimisers_.resize(mine_.size());
+    moe_.place(place);
+    std::vector<expert> all;
+    for (int e = 0; e < experts; ++e) all.push_back(initial_expert(seed, e));
+    load(initial_trunk(seed), all);
   }
+  /// The experts in blocks on the ranks.
+  network(Comm& comm, std::uint64_t seed)
+      : network(comm, seed, expar::placement::blocks(experts, comm.size())) {}
+
+  expar::placement const& placement() const { return moe_.placement(); }
 
   /// Runs the network on images; every rank gets what all ranks saw.
   std::vector<sight> look(std::vector<int> const& images) {
@@ -78,6 +88,7 @@ class network {
   expar::routing_report report_with_capacity(double capacity_factor) {
     expar::expert_parallel moe(comm_, {experts, top_k, width},
                                expar::fixed_capacity{capacity_factor});
+    moe.place(placement());
     expar::expert_batch<float> batch;
     moe.prepare(ctx_, routes_, batch);
     return expar::gather_report(ctx_, comm_, batch);
@@ -87,23 +98,39 @@ class network {
   /// Puts weights in place of this rank's.
   void load(trunk const& t, std::vector<expert> const& all) {
     trunk_ = t;
-    auto const first = moe_.placement().first(comm_.rank());
-    for (std::size_t e = 0; e < mine_.size(); ++e) mine_[e] = all[at(first) + e];
+    mine_.clear();
+    auto const& place = placement();
+    for (int slot = place.first(comm_.rank()); slot < place.first(comm_.rank() + 1); ++slot)
+      mine_.push_back(
+          shard_of(all[at(place.expert_of(slot))], place.shard_of(slot), place.shards()));
+    optimisers_.resize(mine_.size());
   }
 
-  /// Of all weights of all ranks, experts in order.
+  /// Of all weights of all ranks, experts in order, a copy and all shards of each.
   std::uint64_t weights_checksum() {
     checksum sum;
     sum.add(numbers(trunk_));
-    for (expert& e : gather(ctx_, comm_, moe_.placement(), mine_)) sum.add(numbers(e));
+    auto const& place = placement();
+    std::vector<expert> slots = gather(ctx_, comm_, place, mine_);
+    for (int e = 0; e < experts; ++e) {
+      expert all{};
+      for (int shard = 0; shard < place.shards(); ++shard)
+        add(numbers(slots[at(place.slot(e, 0, shard))]), numbers(all));
+      sum.add(numbers(all));
+    }
     return sum.value();
   }
 
  private:
-  struct block_sum {
-    trunk gradient;
-    float loss;
+  /// Gradients on the grid, and the loss.
+  struct trunk_sums {
+    trunk_of<dense_sum> gradient;
+    std::int64_t loss;
   };
+  template <class Number>
+  static void add(std::span<Number> from, std::span<Number> to) {
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] += from[i];
+  }
 
   /// pixels_ [T,64] to scores_ [T,10].
   void forward() {
@@ -117,12 +144,12 @@ class network {
     }
     expar::route(ctx_, digit_router, logits_, routes_);
     moe_.dispatch(ctx_, x_, routes_, batch_);
-    y_.resize(batch_.row_count(), width);
-    for_each_row([&](std::size_t e, index_t row) {
-      mine_[e].forward(batch_.rows().row(row), y_.row(row));
-      relu(y_.row(row), width);
+    auto const rows = batch_.rows(), y = batch_.y();
+    for_each_row([&](std::size_t slot, index_t row) {
+      mine_[slot].forward(rows.row(row), y.row(row));
+      relu(y.row(row), width);
     });
-    moe_.combine(ctx_, batch_, y_, h_);
+    moe_.combine(ctx_, batch_, h_);
     for (index_t t = 0; t < tokens; ++t) {
       for (int i = 0; i < width; ++i) h_.row(t)[i] += x_.row(t)[i];
       trunk_.readout.forward(h_.row(t), scores_.row(t));
@@ -131,9 +158,8 @@ class network {
 
   double learn_batch(std::vector<int> const& images, int epoch, float rate) {
     auto const n = static_cast<int>(images.size());
-    auto const place = blocks_of(n, comm_.size());
-    int const first = first_image(place, comm_.rank(), n);
-    int const last = first_image(place, comm_.rank() + 1, n);
+    expar::block_placement const place{n, comm_.size()};
+    int const first = place.first(comm_.rank()), last = place.first(comm_.rank() + 1);
 
     pixels_.resize(last - first, pixels);
     for (int i = first; i < last; ++i) {
@@ -142,98 +168,104 @@ class network {
     }
     forward();
 
-    std::vector<block_sum> sums(at(place.count(comm_.rank())));
+    trunk_sums sums{};
     for (int i = first; i < last; ++i) {
       float* const scores = scores_.row(i - first);
-      sums[at((i - first) / block_size)].loss +=
-          loss_of(cross_entropy(scores, label(images[at(i)])));
+      sums.loss += on_grid(loss_of(cross_entropy(scores, label(images[at(i)]))));
       for (int c = 0; c < classes; ++c) scores[c] /= static_cast<float>(n);
     }
-    std::vector<expert> expert_gradients(mine_.size());
-    backward(n, sums, expert_gradients);
+    std::vector<expert_sum> gradients(mine_.size());
+    backward(n, sums.gradient, gradients);
+    expar::sum_counts(ctx_, comm_, numbers<std::int64_t>(sums));
+    sum_over_copies(gradients);
 
-    block_sum sum_of_all{};
-    for (block_sum& sum : gather(ctx_, comm_, place, std::move(sums))) {
-      auto const from = numbers(sum), to = numbers(sum_of_all);
-      for (std::size_t i = 0; i < to.size(); ++i) to[i] += from[i];
-    }
-    optimiser_.step(numbers(trunk_), numbers(sum_of_all.gradient), rate);
-    for (std::size_t e = 0; e < mine_.size(); ++e)
-      optimisers_[e].step(numbers(mine_[e]), numbers(expert_gradients[e]), rate);
-    return static_cast<double>(sum_of_all.loss);
+    optimiser_.step(numbers(trunk_), numbers<std::int64_t>(sums.gradient), rate);
+    for (std::size_t slot = 0; slot < mine_.size(); ++slot)
+      optimisers_[slot].step(numbers(mine_[slot]), numbers<std::int64_t>(gradients[slot]), rate);
+    return from_grid(sums.loss);
   }
 
   /// The way back: scores_ holds the gradient for the scores of this rank's part of a batch.
-  void backward(int images_of_all, std::vector<block_sum>& sums, std::vector<expert>& gradients) {
+  void backward(int images_of_all, trunk_of<dense_sum>& gradient,
+                std::vector<expert_sum>& gradients) {
     index_t const tokens = pixels_.extent(0);
-    auto const gradient = [&](index_t t) -> trunk& { return sums[at(t / block_size)].gradient; };
-
     d_h_.resize(tokens, width), d_x_.resize(tokens, width);
     for (index_t t = 0; t < tokens; ++t) {
-      gradient(t).readout.accumulate(h_.row(t), scores_.row(t));
+      gradient.readout.add(h_.row(t), scores_.row(t));
       for (int i = 0; i < width; ++i) d_h_.row(t)[i] = 0;
       trunk_.readout.backward(scores_.row(t), d_h_.row(t));
     }
 
     // Through the experts.
-    d_y_.resize(batch_.row_count(), width), d_rows_.resize(batch_.row_count(), width);
     d_weights_.resize(tokens, top_k), d_logits_.resize(tokens, experts);
-    moe_.combine_backward(ctx_, batch_, d_h_, y_, d_y_, d_weights_);
-    for_each_row([&](std::size_t e, index_t row) {
-      relu_backward(y_.row(row), d_y_.row(row), width);
-      gradients[e].accumulate(batch_.rows().row(row), d_y_.row(row));
-      for (int i = 0; i < width; ++i) d_rows_.row(row)[i] = 0;
-      mine_[e].backward(d_y_.row(row), d_rows_.row(row));
+    moe_.combine_backward(ctx_, batch_, d_h_, d_weights_);
+    auto const rows = batch_.rows(), y = batch_.y(), d_y = batch_.d_y(), d_rows = batch_.d_rows();
+    for_each_row([&](std::size_t slot, index_t row) {
+      relu_backward(y.row(row), d_y.row(row), width);
+      gradients[slot].add(rows.row(row), d_y.row(row));
+      for (int i = 0; i < width; ++i) d_rows.row(row)[i] = 0;
+      mine_[slot].backward(d_y.row(row), d_rows.row(row));
     });
-    moe_.dispatch_backward(ctx_, batch_, d_rows_, d_x_);
+    moe_.dispatch_backward(ctx_, batch_, d_x_);
 
     // Through the router, and towards a balanced load: what counts there is the load of all ranks.
     expar::route_backward(ctx_, digit_router, logits_, routes_, d_weights_, d_logits_);
-    auto const counts = load_of_all_ranks();
+    auto const own = batch_.plan().counts();
+    std::vector<index_t> counts(own.begin(), own.end());
+    expar::sum_counts(ctx_, comm_, counts);
     expar::load_balance_loss_backward(
         ctx_, logits_, counts, {.coefficient = balance, .choices = top_k, .tokens = images_of_all},
         expar::add_to(d_logits_));
 
     for (index_t t = 0; t < tokens; ++t) {
-      gradient(t).gate.accumulate(x_.row(t), d_logits_.row(t));
+      gradient.gate.add(x_.row(t), d_logits_.row(t));
       trunk_.gate.backward(d_logits_.row(t), d_x_.row(t));
       for (int i = 0; i < width; ++i) d_x_.row(t)[i] += d_h_.row(t)[i];
       relu_backward(x_.row(t), d_x_.row(t), width);
-      gradient(t).embedding.accumulate(pixels_.row(t), d_x_.row(t));
+      gradient.embedding.add(pixels_.row(t), d_x_.row(t));
     }
   }
 
-  std::vector<index_t> load_of_all_ranks() {
-    auto const own = batch_.plan().counts();
-    std::vector<index_t> counts(own.size()), all(own.size() * at(comm_.size()));
-    expar::all_gather(ctx_, comm_, own.data(), all.data(), own.size_bytes());
-    for (std::size_t i = 0; i < all.size(); ++i) counts[i % own.size()] += all[i];
-    return counts;
+  /// Every copy of an expert gets what rows did to any of them, and takes the same step.
+  void sum_over_copies(std::vector<expert_sum>& gradients) {
+    auto const& place = placement();
+    if (place.slots() == experts * place.shards()) return;
+    std::vector<expert_sum> sums(at(experts * place.shards()));
+    auto const sum_of = [&](std::size_t local) -> expert_sum& {
+      int const slot = place.first(comm_.rank()) + static_cast<int>(local);
+      return sums[at(place.expert_of(slot) * place.shards() + place.shard_of(slot))];
+    };
+    for (std::size_t local = 0; local < gradients.size(); ++local)
+      add(numbers<std::int64_t>(gradients[local]), numbers<std::int64_t>(sum_of(local)));
+    expar::sum_counts(ctx_, comm_,
+                      std::span(numbers<std::int64_t>(sums[0]).data(),
+                                sums.size() * sizeof(expert_sum) / sizeof(std::int64_t)));
+    for (std::size_t local = 0; local < gradients.size(); ++local) gradients[local] = sum_of(local);
   }
 
-  /// f(local expert, row) for the rows of this rank's experts.
+  /// f(local slot, row) for the rows of this rank's slots.
   template <class F>
   void for_each_row(F f) {
-    auto const offsets = batch_.expert_offsets();
-    for (std::size_t e = 0; e < mine_.size(); ++e)
-      for (index_t row = offsets[e]; row < offsets[e + 1]; ++row) f(e, row);
+    auto const offsets = batch_.slot_offsets();
+    for (std::size_t slot = 0; slot < mine_.size(); ++slot)
+      for (index_t row = offsets[slot]; row < offsets[slot + 1]; ++row) f(slot, row);
   }
 
   expar::host_context ctx_;
   Comm& comm_;
   std::uint64_t seed_;
 
-  expar::expert_parallel<Comm> moe_;
+  decltype(expar::expert_parallel(std::declval<Comm&>(), expar::expert_shape{})) moe_;
   expar::routes<float> routes_;
   expar::expert_batch<float> batch_;
 
-  trunk trunk_ = initial_trunk(seed_);
-  std::vector<expert> mine_;
+  trunk trunk_;
+  std::vector<expert> mine_;  // of this rank's slots
   adam optimiser_;
   std::vector<adam> optimisers_;
 
-  matrix pixels_, x_, logits_, h_, scores_, y_;
-  matrix d_h_, d_x_, d_logits_, d_weights_, d_y_, d_rows_;
+  matrix pixels_, x_, logits_, h_, scores_;
+  matrix d_h_, d_x_, d_logits_, d_weights_;
 };
 
 }  // namespace digits

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <expar/exchange/agreement.hpp>
 #include <expar/expert_batch.hpp>
-#include <expar/plan/block_placement.hpp>
+#include <expar/plan/placement.hpp>
 #include <expar/plan/plan.hpp>
 #include <expar/router/count_choices.hpp>  // as_counts, add_count
 
@@ -20,10 +23,12 @@ struct routing_report {
   int ranks = 0;
   index_t tokens = 0, routes = 0;  ///< routes that name an expert
   index_t dropped = 0;             ///< of these, how many got no row
-  index_t capacity = -1;           ///< rows per rank and expert; -1: the layout drops nothing
+  index_t capacity = -1;           ///< rows per rank and expert; -1: the layout has no capacity
   index_t needed_capacity = 0;     ///< the capacity that would have kept every route
   std::vector<index_t> counts;   ///< [experts]: routes that name each expert, dropped ones included
   std::vector<index_t> traffic;  ///< [ranks, ranks]: rows from a rank (row) to a rank (column)
+  std::optional<placement> place;    ///< where the experts are
+  std::vector<index_t> slot_counts;  ///< [slots]: rows that came to each slot, from all ranks
 
   double dropped_share() const noexcept {
     return routes == 0 ? 0 : static_cast<double>(dropped) / static_cast<double>(routes);
@@ -31,61 +36,74 @@ struct routing_report {
 };
 
 struct gather_report_fn {
-  template <class Comm>
-  routing_report operator()(host_context const& ctx, Comm& comm, route_plan const& plan) const {
-    return gather(ctx, comm, plan, tensor_view<index_t, 1>{});
-  }
-  template <class Comm, class Dropped>
+  template <class Comm, class... Dropped>
   routing_report operator()(host_context const& ctx, Comm& comm, route_plan const& plan,
-                            Dropped const& dropped) const {
-    auto const d = detail::as_counts(detail::as_view<1>(ctx, dropped));
-    detail::agreement ask(ctx.memory());
-    ask.reserve(comm.size());
-    ask.run(ctx, comm, {detail::step::gather_report, 0}, [&] {
-      detail::argument_table("gather_report").reads("dropped", d, {{plan.experts(), "experts"}});
-      index_t sum = 0;
-      for (index_t e = 0; e < d.extents[0]; ++e)
-        detail::add_count("gather_report: dropped", e, d(e), sum);
-      index_t const most = detail::most_rows / comm.size();
-      detail::expects(sum <= most, "gather_report: dropped adds up to ", sum, "; at most ", most,
-                      " are possible");
-    });
-    return gather(ctx, comm, plan, d);
-  }
-  template <class Comm, class T, class W, class... Dropped>
-  routing_report operator()(host_context const& ctx, Comm& comm, expert_batch<T, W> const& batch,
                             Dropped const&... dropped) const {
-    return (*this)(ctx, comm, batch.plan(), dropped...);
+    auto const share_of_rank = [&] {
+      detail::expects(plan.experts() >= 1, "gather_report: the plan is empty; make it first");
+      share mine{placement::blocks(plan.experts(), comm.size()), plan.dropped(), {}};
+      for (int e = 0; e < plan.experts(); ++e) mine.rows.push_back(plan.kept(e));
+      return mine;
+    };
+    auto const told_by = [](placement const&, int from, int slot) { return std::pair{from, slot}; };
+    return gather(ctx, comm, plan, share_of_rank, told_by, dropped...);
+  }
+  template <class Comm, class T, class W, class Y, class... Dropped>
+  routing_report operator()(host_context const& ctx, Comm& comm, expert_batch<T, W, Y> const& batch,
+                            Dropped const&... dropped) const {
+    auto const share_of_rank = [&] {
+      share mine{batch.placement(), batch.dropped(), {}};
+      detail::expects(mine.place.ranks() == comm.size(),
+                      "gather_report: the experts of the batch are on ", mine.place.ranks(),
+                      " ranks; there are ", comm.size());
+      for (int from = 0; from < comm.size(); ++from)
+        for (int l = 0; l < mine.place.most(); ++l)
+          mine.rows.push_back(l < batch.local_slots() ? batch.count_from(from, l) : 0);
+      return mine;
+    };
+    auto const told_by = [](placement const& place, int from, int slot) {
+      int const to = place.rank_of(slot);
+      return std::pair{to, from * place.most() + slot - place.first(to)};
+    };
+    return gather(ctx, comm, batch.plan(), share_of_rank, told_by, dropped...);
   }
 
  private:
-  /// `earlier`: for each expert the routes that were dropped before the plan was made, or empty.
-  template <class Comm, class Count>
+  /// What one rank tells: rows from it to every slot, or from every rank to its own slots.
+  struct share {
+    placement place;
+    index_t dropped;
+    std::vector<index_t> rows;
+  };
+  /// told_by(place, from, slot): who tells how many rows go from a rank to a slot, and as which of
+  /// its numbers.
+  template <class Comm, class Share, class ToldBy, class... Dropped>
   static routing_report gather(host_context const& ctx, Comm& comm, route_plan const& plan,
-                               tensor_view<Count, 1> earlier) {
-    block_placement const place{plan.experts(), comm.size()};
+                               Share share_of_rank, ToldBy told_by, Dropped const&... earlier) {
+    static_assert(sizeof...(Dropped) <= 1, "expar: gather_report takes one tensor `dropped`");
     std::vector<index_t> own, all;
     routing_report r;
-    auto const wrong = detail::failure_of([&] {
-      own = {plan.tokens(), plan.dropped(), plan.capacity(), 0};
-      for (index_t count : plan.counts()) own.push_back(count);
-      for (index_t e = 0; e < earlier.extents[0]; ++e) {
-        own[1] += static_cast<index_t>(earlier(e));
-        own[static_cast<std::size_t>(4 + e)] += static_cast<index_t>(earlier(e));
-      }
+    detail::agreement ask(ctx.memory());
+    ask.reserve(comm.size());
+    ask.run(ctx, comm, {detail::step::gather_report, 0}, [&] {
+      share const mine = share_of_rank();
+      own = {plan.tokens(), mine.dropped, plan.capacity(), 0};
+      own.insert(own.end(), plan.counts().begin(), plan.counts().end());
+      (add_earlier(ctx, comm.size(), plan, earlier, own), ...);
       for (std::size_t e = 4; e < own.size(); ++e) own[3] = own[e] > own[3] ? own[e] : own[3];
-      for (int peer = 0; peer < comm.size(); ++peer) {
-        index_t rows = 0;
-        for (int i = 0; i < place.count(peer); ++i) rows += plan.kept(place.first(peer) + i);
-        own.push_back(rows);
-      }
+      own.insert(own.end(), mine.rows.begin(), mine.rows.end());
       all.resize(own.size() * static_cast<std::size_t>(comm.size()));
+      r.place = mine.place;
       r.counts.resize(plan.counts().size());
-      r.traffic.reserve(static_cast<std::size_t>(comm.size()) *
-                        static_cast<std::size_t>(comm.size()));
+      r.slot_counts.resize(static_cast<std::size_t>(mine.place.slots()));
+      r.traffic.resize(static_cast<std::size_t>(comm.size()) *
+                       static_cast<std::size_t>(comm.size()));
     });
-    detail::expects_agreement(ctx, comm, "gather_report",
-                              {{"experts", static_cast<double>(plan.experts())}}, wrong);
+    placement const& place = *r.place;
+    detail::expects_agreement(
+        ctx, comm, "gather_report",
+        {{"experts", static_cast<double>(plan.experts())},
+         {"the hash of the placement", static_cast<double>(place.hash() >> 11)}});
     std::size_t const n = own.size(), experts = r.counts.size();
     all_gather(ctx, comm, own.data(), all.data(), n * sizeof(index_t));
 
@@ -96,15 +114,39 @@ struct gather_report_fn {
       if (theirs[2] > r.capacity) r.capacity = theirs[2];
       if (theirs[3] > r.needed_capacity) r.needed_capacity = theirs[3];
       for (std::size_t e = 0; e < experts; ++e) r.counts[e] += theirs[4 + e];
-      r.traffic.insert(r.traffic.end(), theirs + 4 + experts, theirs + n);
     }
     for (index_t count : r.counts) r.routes += count;
+    for (int from = 0; from < r.ranks; ++from)
+      for (int slot = 0; slot < place.slots(); ++slot) {
+        auto const [rank, number] = told_by(place, from, slot);
+        index_t const count = all[static_cast<std::size_t>(rank) * n + 4 + experts +
+                                  static_cast<std::size_t>(number)];
+        r.slot_counts[static_cast<std::size_t>(slot)] += count;
+        r.traffic[static_cast<std::size_t>(from * r.ranks + place.rank_of(slot))] += count;
+      }
     return r;
   }
+
+  /// Adds the routes that each expert dropped before the plan was made to `own`.
+  template <class Dropped>
+  static void add_earlier(host_context const& ctx, int ranks, route_plan const& plan,
+                          Dropped const& dropped, std::vector<index_t>& own) {
+    auto const d = detail::as_counts(detail::as_view<1>(ctx, dropped));
+    detail::argument_table("gather_report").reads("dropped", d, {{plan.experts(), "experts"}});
+    index_t sum = 0;
+    for (index_t e = 0; e < d.extents[0]; ++e)
+      detail::add_count("gather_report: dropped", e, d(e), sum);
+    index_t const most = detail::most_rows / ranks;
+    detail::expects(sum <= most, "gather_report: dropped adds up to ", sum, "; at most ", most,
+                    " are possible");
+    own[1] += sum;
+    for (index_t e = 0; e < d.extents[0]; ++e)
+      own[static_cast<std::size_t>(4 + e)] += static_cast<index_t>(d(e));
+  }
 };
-/// `gather_report(ctx, comm, plan, dropped)` sums up the plans of all ranks, for experts placed by
-/// block_placement. Collective; every rank gets the same report.
-///   plan: a route_plan, or a prepared expert_batch
+/// `gather_report(ctx, comm, batch, dropped)` sums up what all ranks did with their tokens.
+/// Collective; every rank gets the same report.
+///   batch: a prepared expert_batch; or a route_plan, whose experts stand in blocks on the ranks
 ///   dropped: [experts] integers, how many routes of this rank each expert dropped before the plan
 ///            was made, which knows nothing of them: what drop_to_capacity() wrote. They are
 ///            reported as routes that were dropped. All ranks leave it out, or none does
@@ -143,6 +185,12 @@ inline std::string bar(double share, int width) {
   return text;
 }
 
+/// A character that is as dark as the share, which lies between 0 and 1.
+inline char const* shade(double share) {
+  char const* const shades[] = {" ", "░", "▒", "▓", "█"};
+  return shades[static_cast<int>(share * 4 + .5)];
+}
+
 inline double mean(std::span<index_t const> counts) {
   double sum = 0;
   for (index_t c : counts) sum += static_cast<double>(c);
@@ -169,7 +217,6 @@ inline std::string load_bars(std::span<index_t const> counts, int width = 40, in
 
 /// One line per sending rank, one column per receiving rank, darker where more rows go.
 inline std::string traffic_matrix(routing_report const& r) {
-  char const* const shades[] = {" ", "░", "▒", "▓", "█"};
   detail::expects(static_cast<index_t>(r.traffic.size()) == index_t{r.ranks} * r.ranks,
                   "traffic_matrix: traffic has ", r.traffic.size(), " numbers; there are ", r.ranks,
                   " x ", r.ranks, " ranks");
@@ -179,9 +226,51 @@ inline std::string traffic_matrix(routing_report const& r) {
   for (int i = 0; i < static_cast<int>(r.traffic.size()); ++i) {
     double const rows = static_cast<double>(r.traffic[static_cast<std::size_t>(i)]);
     if (i % r.ranks == 0) detail::print(text, "\nrank %3d ", i / r.ranks);
-    detail::print(text, " %s%8.0f", shades[static_cast<int>(rows / most * 4 + .5)], rows);
+    detail::print(text, " %s%8.0f", detail::shade(rows / most), rows);
   }
   return text + "\n";
+}
+
+/// `slot_name(place, slot)` is what drawings call a slot: the expert, with ".c" for its copy c
+/// where it has several, and "/s" for its shard s.
+inline std::string slot_name(placement const& place, int slot) {
+  int const expert = place.expert_of(slot);
+  std::string name = std::to_string(expert);
+  if (place.copies(expert) > 1) name += "." + std::to_string(place.copy_of(slot));
+  return place.shards() > 1 ? name + "/" + std::to_string(place.shard_of(slot)) : name;
+}
+
+/// `placement_chart(place, slot_counts)`: one line per rank with the names of its slots. With
+/// slot_counts [slots], the rows that came to each slot, they are darker where more came, and the
+/// sum of the rank stands at the end.
+inline std::string placement_chart(placement const& place,
+                                   std::span<index_t const> slot_counts = {}) {
+  detail::expects(slot_counts.empty() || static_cast<index_t>(slot_counts.size()) == place.slots(),
+                  "placement_chart: slot_counts has ", slot_counts.size(), " numbers; there are ",
+                  place.slots(), " slots");
+  double const most = static_cast<double>(detail::largest("placement_chart", slot_counts));
+  std::size_t widest = 0;
+  for (int slot = 0; slot < place.slots(); ++slot)
+    widest = std::max(widest, slot_name(place, slot).size());
+  std::string text;
+  for (int rank = 0; rank < place.ranks(); ++rank) {
+    detail::print(text, "rank %3d ", rank);
+    std::size_t left = static_cast<std::size_t>(place.most()) * (widest + 2);
+    index_t sum = 0;
+    for (int slot = place.first(rank); slot < place.first(rank + 1); ++slot) {
+      index_t const rows = slot_counts.empty() ? 0 : slot_counts[static_cast<std::size_t>(slot)];
+      std::string const name = slot_name(place, slot);
+      text += " ";
+      text += detail::shade(static_cast<double>(rows) / most);
+      text += name;
+      text.append(widest - name.size(), ' ');
+      left -= widest + 2, sum += rows;
+    }
+    if (!slot_counts.empty()) detail::print(text.append(left, ' '), "  %8td rows", sum);
+    while (text.back() == ' ') text.pop_back();
+    text += "\n";
+  }
+  return text;
 }
 
 /// The whole report as text.
@@ -191,7 +280,8 @@ inline std::string to_text(routing_report const& r) {
                 100 * r.dropped_share());
   if (r.capacity >= 0)
     detail::print(text, ", capacity %td of the %td needed", r.capacity, r.needed_capacity);
-  return text + "\n" + load_bars(r.counts) + traffic_matrix(r);
+  return text + "\n" + load_bars(r.counts) +
+         (r.place ? placement_chart(*r.place, r.slot_counts) : "") + traffic_matrix(r);
 }
 
 }  // namespace expar::inline v0

@@ -19,7 +19,8 @@ std::vector<int> some_images(std::size_t first, std::size_t count) {
 bool same(expar::routing_report const& a, expar::routing_report const& b) {
   return a.ranks == b.ranks && a.tokens == b.tokens && a.routes == b.routes &&
          a.dropped == b.dropped && a.capacity == b.capacity &&
-         a.needed_capacity == b.needed_capacity && a.counts == b.counts && a.traffic == b.traffic;
+         a.needed_capacity == b.needed_capacity && a.counts == b.counts && a.traffic == b.traffic &&
+         a.place == b.place && a.slot_counts == b.slot_counts;
 }
 
 }  // namespace
@@ -64,16 +65,18 @@ TEST_CASE("with the weights of a device the host sees the same, expert by expert
   REQUIRE(wrong == std::vector<std::string>(ranks));
 }
 
-TEST_CASE("a step on a device is the step of the host, but for the order of one sum") {
+TEST_CASE("a step on a device is the step of the host, but for how sums over images are rounded") {
   auto const images = some_images(300, 100);
   expar::self_communicator alone;
   digits::network host(alone, 7);
   digits::device_network device(2, 7);
   double const wanted = host.learn(images, 0, .01f);
-  REQUIRE_THAT(device.learn(images, 0, .01f), Catch::Matchers::WithinAbs(wanted, 1e-12));
-  auto const trunk = device.trunk_weights();  // the readout is before the gate on the way back
+  REQUIRE_THAT(device.learn(images, 0, .01f), Catch::Matchers::WithinAbs(wanted, 1e-5));
+  auto const trunk = device.trunk_weights();
   auto const from_host = host.trunk_weights();
   for (int i = 0; i < digits::width; ++i)
     for (int c = 0; c < digits::classes; ++c)
-      REQUIRE(trunk.readout.weight[i][c] == from_host.readout.weight[i][c]);
+      REQUIRE_THAT(
+          trunk.readout.weight[i][c],
+          Catch::Matchers::WithinAbs(static_cast<double>(from_host.readout.weight[i][c]), 1e-5));
 }

@@ -17,7 +17,7 @@ template <class T>
 struct slot_rows {
   seat const* at;  // [slots]
 
-  T* operator()(int slot, index_t location) const {
+  EXPAR_HD T* operator()(int slot, index_t location) const {
     return reinterpret_cast<T*>(at[slot].first + location * at[slot].pitch);
   }
 };
