@@ -394,6 +394,9 @@ class expert_parallel {
   template <class Tokens, class T, class W, class Y>
   void send(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch,
             std::uint64_t const* met, cargo<T, W> c) {
+    static_assert(!at_encode || element<T>,
+                  "expar: weights at encode scale rows, whose element type must be one that can be "
+                  "scaled");
     detail::batch_state& b = batch.state_;
     auto const from = detail::rows_view<T>(ctx, tokens);
     c.columns = shape_.hidden, c.scalar_bytes = per_row ? index_t{sizeof(W)} : 0;
@@ -437,7 +440,10 @@ class expert_parallel {
                   "expar: weights have a gradient in combine_backward only where they are applied "
                   "at decode; leave y and d_weights out");
     static_assert(!at_decode || has_weights,
-                  "expar: with weights at decode, combine_backward takes y and d_weights as well");
+                  "expar: with weights at decode, combine_backward gives d_weights as well");
+    static_assert(!has_weights || element<Y>,
+                  "expar: combine_backward scales gradients of y, whose element type must be one "
+                  "that can be scaled");
     detail::batch_state& b = batch.state_;
     auto const d = detail::rows_view<Y>(ctx, d_out);
     auto const with_weights = [&](auto f) {
