@@ -31,6 +31,9 @@ function(expar_interop name)
   endforeach()
 endfunction()
 
+if(Eigen3_FOUND)
+  expar_interop(eigen Eigen3::Eigen)
+endif()
 try_compile(has_float16
   SOURCE_FROM_CONTENT has_float16.cpp "#include <expar/interop/float16.hpp>\nint main() {}\n"
   CMAKE_FLAGS "-DINCLUDE_DIRECTORIES=${PROJECT_SOURCE_DIR}/include" CXX_STANDARD 20)
