@@ -34,6 +34,9 @@ endfunction()
 if(Eigen3_FOUND)
   expar_interop(eigen Eigen3::Eigen)
 endif()
+if(dlpack_FOUND)
+  expar_interop(dlpack dlpack::dlpack)
+endif()
 try_compile(has_float16
   SOURCE_FROM_CONTENT has_float16.cpp "#include <expar/interop/float16.hpp>\nint main() {}\n"
   CMAKE_FLAGS "-DINCLUDE_DIRECTORIES=${PROJECT_SOURCE_DIR}/include" CXX_STANDARD 20)
