@@ -37,6 +37,9 @@ endif()
 if(dlpack_FOUND)
   expar_interop(dlpack dlpack::dlpack)
 endif()
+if(Torch_FOUND)
+  expar_interop(torch ${TORCH_LIBRARIES})
+endif()
 try_compile(has_float16
   SOURCE_FROM_CONTENT has_float16.cpp "#include <expar/interop/float16.hpp>\nint main() {}\n"
   CMAKE_FLAGS "-DINCLUDE_DIRECTORIES=${PROJECT_SOURCE_DIR}/include" CXX_STANDARD 20)
