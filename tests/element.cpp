@@ -19,6 +19,11 @@ using expar::bfloat16;
 using expar::float8_e4m3;
 using expar::half;
 
+// Of somebody else, with the bits of half.
+struct foreign_half {
+  std::uint16_t code;
+};
+
 float float_of(std::uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof x);
@@ -101,6 +106,9 @@ struct quarter {
 }  // namespace
 
 template <>
+struct expar::element_traits<foreign_half> : expar::traits_of_same_bits<foreign_half, half> {};
+
+template <>
 struct expar::element_traits<quarter> {
   using accumulator = float;
   static constexpr float widen(quarter x) {
@@ -127,6 +135,15 @@ TEST_CASE("element: what can stand in a row") {
   STATIC_REQUIRE(sizeof(bfloat16) == 2);
   STATIC_REQUIRE(sizeof(float8_e4m3) == 1);
   CHECK(expar::widen(expar::narrow<quarter>(1.75f)) == 1.75f);
+}
+
+TEST_CASE("element: a type of others may have the bits of one of the library's") {
+  STATIC_REQUIRE(expar::element<foreign_half>);
+  STATIC_REQUIRE(std::is_same_v<expar::accumulator_t<foreign_half>, float>);
+  for (float x : {0.0f, -1.5f, 65504.0f, 1e-7f, 1e9f}) {
+    CHECK(expar::narrow<foreign_half>(x).code == expar::narrow<half>(x).bits);
+    CHECK(expar::widen(expar::narrow<foreign_half>(x)) == expar::widen(expar::narrow<half>(x)));
+  }
 }
 
 TEST_CASE("element: conversions work at compile time") {

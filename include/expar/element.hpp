@@ -126,6 +126,21 @@ struct element_traits<float8_e4m3> {
   }
 };
 
+/// The traits of a type of others that has the bits of `Same`, one of the types above:
+///   template <>
+///   struct expar::element_traits<their::half> : expar::traits_of_same_bits<their::half, half> {};
+template <class T, class Same>
+struct traits_of_same_bits {
+  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) == sizeof(Same));
+  using accumulator = typename element_traits<Same>::accumulator;
+  EXPAR_HD static constexpr accumulator widen(T x) {
+    return element_traits<Same>::widen(__builtin_bit_cast(Same, x));
+  }
+  EXPAR_HD static constexpr T narrow(accumulator x) {
+    return __builtin_bit_cast(T, element_traits<Same>::narrow(x));
+  }
+};
+
 /// A type that token rows can hold.
 template <class T>
 concept element = std::is_trivially_copyable_v<T> && requires(T x) {

@@ -27,7 +27,7 @@ if(HEADER STREQUAL "expar.hpp")
   endforeach()
 endif()
 
-set(foreigners cuda_fp16 cuda_bf16 cub/ thrust/ cooperative_groups expar/gpu/ mpi.h nccl.h Eigen torch)
+set(foreigners cuda_fp16 cuda_bf16 cub/ thrust/ cooperative_groups expar/gpu/ mpi.h nccl.h Eigen torch dlpack)
 if(LANGUAGE STREQUAL "c++")
   list(APPEND foreigners cuda_runtime)
 endif()

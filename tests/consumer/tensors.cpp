@@ -6,12 +6,11 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <type_traits>
 #include <vector>
 
 #include <expar/expar.hpp>
 #ifdef WITH_EIGEN
-#include <Eigen/Core>
+#include <expar/interop/eigen.hpp>
 #endif
 
 namespace mine {
@@ -135,18 +134,6 @@ struct expar::tensor_traits<mine::arrays<T, Columns>> {
                             static_cast<expar::index_t>(Columns));
   }
 };
-
-#ifdef WITH_EIGEN
-/// For every matrix of Eigen, and what is derived from one.
-template <class M>
-requires std::is_base_of_v<Eigen::DenseBase<typename M::PlainObject>, M>
-struct expar::tensor_traits<M> {
-  static_assert(M::IsRowMajor);
-  static auto view(auto& m) {
-    return expar::make_view(m.data(), m.rows(), m.cols(), m.outerStride());
-  }
-};
-#endif
 
 int main() {
   auto const bits = mine::layer<mine::arrays>();
