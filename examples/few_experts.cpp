@@ -57,7 +57,7 @@ double few_experts(Comm& comm) {
 
   auto const report = expar::gather_report(ctx, comm, batch);
   if (comm.rank() == 0)
-    std::printf("%s", expar::placement_chart(*report.place, report.slot_counts).c_str());
+    std::printf("%s", expar::placement_chart(report.place, report.slot_counts).c_str());
 
   double worst = 0;
   for (int t = 0; t < tokens; ++t) {

@@ -39,7 +39,7 @@ bool place_and_run(Comm& comm) {
   auto const show = [&](char const* name, auto& batch) {
     auto const report = expar::gather_report(ctx, comm, batch);
     if (comm.rank() != 0) return;
-    std::printf("%s:\n%s", name, expar::placement_chart(*report.place, report.slot_counts).c_str());
+    std::printf("%s:\n%s", name, expar::placement_chart(report.place, report.slot_counts).c_str());
   };
 
   expar::expert_parallel moe(comm, {.experts = experts, .top_k = top_k, .hidden = hidden});

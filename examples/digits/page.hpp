@@ -26,7 +26,7 @@ struct outcome {
   double training_seconds = 0;
   std::uint64_t checksum = 0;
 
-  expar::placement const& place() const { return *after.place; }
+  expar::placement const& place() const { return after.place; }
   double tokens_per_second() const {
     return train_count * static_cast<double>(losses.size()) / training_seconds;
   }

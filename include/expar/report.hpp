@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
-#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -27,7 +25,7 @@ struct routing_report {
   index_t needed_capacity = 0;     ///< the capacity that would have kept every route
   std::vector<index_t> counts;   ///< [experts]: routes that name each expert, dropped ones included
   std::vector<index_t> traffic;  ///< [ranks, ranks]: rows from a rank (row) to a rank (column)
-  std::optional<placement> place;    ///< where the experts are
+  placement place;               ///< where the experts are
   std::vector<index_t> slot_counts;  ///< [slots]: rows that came to each slot, from all ranks
 
   double dropped_share() const noexcept {
@@ -99,7 +97,7 @@ struct gather_report_fn {
       r.traffic.resize(static_cast<std::size_t>(comm.size()) *
                        static_cast<std::size_t>(comm.size()));
     });
-    placement const& place = *r.place;
+    placement const& place = r.place;
     detail::expects_agreement(
         ctx, comm, "gather_report",
         {{"experts", static_cast<double>(plan.experts())},
@@ -251,7 +249,7 @@ inline std::string placement_chart(placement const& place,
   double const most = static_cast<double>(detail::largest("placement_chart", slot_counts));
   std::size_t widest = 0;
   for (int slot = 0; slot < place.slots(); ++slot)
-    widest = std::max(widest, slot_name(place, slot).size());
+    if (auto const n = slot_name(place, slot).size(); n > widest) widest = n;
   std::string text;
   for (int rank = 0; rank < place.ranks(); ++rank) {
     detail::print(text, "rank %3d ", rank);
@@ -281,7 +279,7 @@ inline std::string to_text(routing_report const& r) {
   if (r.capacity >= 0)
     detail::print(text, ", capacity %td of the %td needed", r.capacity, r.needed_capacity);
   return text + "\n" + load_bars(r.counts) +
-         (r.place ? placement_chart(*r.place, r.slot_counts) : "") + traffic_matrix(r);
+         (r.place.ranks() > 0 ? placement_chart(r.place, r.slot_counts) : "") + traffic_matrix(r);
 }
 
 }  // namespace expar::inline v0

@@ -10,11 +10,6 @@
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
-template <class, class, class>
-class expert_parallel;
-namespace detail {
-struct seats;
-}
 
 /// Which ranks hold an expert. A *slot* is the place of one copy or one shard of an expert's
 /// weights on a rank; slots are numbered rank after rank, so that a rank has consecutive ones, and
@@ -25,6 +20,8 @@ struct seats;
 /// Shards: each holds a part, a route goes to all of them, and what they make is summed.
 class placement {
  public:
+  /// Of no experts on no ranks.
+  placement() = default;
   placement(placement const&) = default;
   placement& operator=(placement const&) = default;
 
@@ -78,7 +75,9 @@ class placement {
 
   int experts() const noexcept { return experts_; }
   int ranks() const noexcept { return ranks_; }
-  int slots() const noexcept { return static_cast<int>(table_->expert_of.size()); }
+  int slots() const noexcept {
+    return experts_ == 0 ? 0 : static_cast<int>(table_->expert_of.size());
+  }
   int shards() const noexcept { return shards_; }
   /// The first slot of a rank; first(ranks) is slots().
   int first(int rank) const {
@@ -90,7 +89,7 @@ class placement {
     return table_->first[at(rank) + 1] - table_->first[at(rank)];
   }
   /// The most slots that a rank has.
-  int most() const noexcept { return table_->most; }
+  int most() const noexcept { return experts_ == 0 ? 0 : table_->most; }
   int rank_of(int slot) const { return table_->rank_of[valid(slot)]; }
   int expert_of(int slot) const { return table_->expert_of[valid(slot)]; }
   int copy_of(int slot) const { return table_->number[valid(slot)] / shards_; }
@@ -105,7 +104,7 @@ class placement {
     return table_->slots[at(table_->begin[at(expert)] + copy * shards_ + shard)];
   }
   /// Whether slot e is expert e, so that nothing has to be renumbered.
-  bool is_identity() const noexcept { return table_->identity; }
+  bool is_identity() const noexcept { return experts_ == 0 || table_->identity; }
 
   /// A number that differs, as good as surely, where the placements do.
   std::uint64_t hash() const noexcept {
@@ -115,6 +114,7 @@ class placement {
       h ^= h >> 32;
     };
     add(experts_), add(ranks_), add(shards_), add(node_);
+    if (experts_ == 0) return h;
     for (int const f : table_->first) add(f);
     for (int const e : table_->expert_of) add(e);
     return h;
@@ -135,10 +135,6 @@ class placement {
     bool identity = true;
   };
 
-  template <class, class, class>
-  friend class expert_parallel;
-  friend struct detail::seats;
-  placement() = default;  // of a batch that has no routes
   placement(slot_table* made, int experts, int ranks, int shards)
       : table_(made), experts_(experts), ranks_(ranks), shards_(shards) {}
 
