@@ -36,11 +36,19 @@ TEST_CASE("a shape that cannot be served is refused with the bound") {
         }) ==
         "expar: expert_parallel: capacity rows is -3; it is at least 0, or -1 for the factor, and "
         "at most 2147483647");
+  CHECK(say({4, 1, 4, -2}) ==
+        "expar: expert_parallel: hidden_out is -2; it lies between 0, for hidden, and "
+        "281474976710656");
   CHECK(thrown_by([&] {
-          expar::run_ranks(4, [](expar::thread_communicator& four) {
-            expar::expert_parallel moe(four, {3, 1, 4});
-          });
-        }) ==
-        "expar: expert_parallel: experts is 3, fewer than the 4 ranks; every rank needs one of its "
-        "own");
+          expar::expert_parallel moe(comm, {4, 1, 4}, expar::row_budget{-1});
+        }) == "expar: expert_parallel: the budget has -1 rows; it is at least 0");
+}
+
+TEST_CASE("fewer experts than ranks are served, and rows of y are as long as hidden if not said") {
+  expar::run_ranks(4, [](expar::thread_communicator& four) {
+    expar::expert_parallel moe(four, {3, 1, 4});
+    if (moe.placement().count(four.rank()) != (four.rank() < 3) || moe.shape().hidden_out != 4)
+      throw expar::error("the shape or the placement is another");
+  });
+  SUCCEED();
 }
