@@ -1031,6 +1031,13 @@ std::vector<wrong_call> const of_exchanges{
      },
      "expar: combine: the batch was prepared by another object"},
     {[] {
+       on_ranks(2, [](auto& l) {
+         expar::expert_parallel other(l.x, shape, expar::ragged{}, expar::weights_at_encode{});
+         other.combine(ctx, l.batch, out);
+       });
+     },
+     "expar: combine: the batch was prepared by another object (rank 0)"},
+    {[] {
        layer l;
        l.moe.dispatch(ctx, x, l.batch, make_view(m.y, 7, columns));
      },

@@ -144,7 +144,7 @@ class expert_batch {
   }
   /// Bytes of the scalar beside each row of a side.
   index_t scalar_bytes(side s) const noexcept {
-    if (!per_row_) return 0;
+    if (weights_site_ != 2) return 0;
     return s == side::rows     ? index_t{sizeof(W)}
            : s == side::d_rows ? index_t{sizeof(detail::row_scalar_t<T, W>)}
                                : 0;
@@ -179,7 +179,7 @@ class expert_batch {
   detail::batch_state state_;
   detail::buffer<W> weights_;  // of the routes to slots
   index_t hidden_ = 0, hidden_out_ = 0;
-  bool per_row_ = false;
+  int weights_site_ = 0;  // where they are applied: 0 at decode, 1 at encode, 2 per row
 };
 
 }  // namespace expar::inline v0

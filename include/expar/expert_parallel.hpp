@@ -63,6 +63,7 @@ class expert_parallel {
   static constexpr bool at_decode = std::is_same_v<Site, weights_at_decode>;
   static constexpr bool at_encode = std::is_same_v<Site, weights_at_encode>;
   static constexpr bool per_row = std::is_same_v<Site, weights_per_row>;
+  static constexpr int weights_site = at_decode ? 0 : 2 - at_encode;
   using step = detail::step;
   template <class T, class S>
   using cargo = detail::cargo<T, S>;
@@ -87,8 +88,8 @@ class expert_parallel {
       place_ = placement::blocks(shape.experts, x_.comm().size());
       reserve(place_);
     });
-    detail::check_group(host_context{}, x_.comm(), "expert_parallel", shape_, layout,
-                        at_decode ? 0 : 2 - at_encode, wrong);
+    detail::check_group(host_context{}, x_.comm(), "expert_parallel", shape_, layout, weights_site,
+                        wrong);
     x_.open(host_context{});
   }
 
@@ -295,7 +296,7 @@ class expert_parallel {
           b.reserve_routes();
           keep_weights(weights, place_.shards(), batch.weights_);
           batch.hidden_ = shape_.hidden, batch.hidden_out_ = shape_.hidden_out;
-          batch.per_row_ = per_row;
+          batch.weights_site_ = weights_site;
           checks();
         },
         [&](std::uint64_t* own) {
@@ -665,7 +666,7 @@ class expert_parallel {
     detail::expects((b.at.rule.capacity >= 0) == has_capacity, what, ": the batch was made for ",
                     has_capacity ? "a ragged layout, not for fixed_capacity"
                                  : "fixed_capacity, not for a ragged layout");
-    detail::expects(batch.per_row_ == per_row && b.pool.get() == x_.pool().get(), what,
+    detail::expects(batch.weights_site_ == weights_site && b.pool.get() == x_.pool().get(), what,
                     ": the batch was prepared by another object");
   }
   template <class T, class W, class Y>
