@@ -17,7 +17,7 @@ TEST_CASE("an empty batch has no rows and no experts") {
   CHECK(batch.rows().size() == 0);
   CHECK(batch.row_weights().size() == 0);
   CHECK_THROWS_WITH(batch.first_slot(),
-                    "expar: placement: the batch has no routes; dispatch or prepare it first");
+                    "expar: first_slot: the batch has no routes; dispatch or prepare it first");
   CHECK_THROWS_WITH(batch.count_from(0, 0),
                     "expar: count_from: local_slot is 0; the batch has 0 local slots");
 }
@@ -51,7 +51,7 @@ TEST_CASE("a batch shows its rows by expert, and moves with them") {
   }
   CHECK(batch.plan().counts()[2] == 3);
   CHECK_THROWS_WITH(first.first_slot(),
-                    "expar: placement: the batch has no routes; dispatch or prepare it first");
+                    "expar: first_slot: the batch has no routes; dispatch or prepare it first");
   CHECK_THROWS_WITH(first.first_row_from(0, 0),
                     "expar: first_row_from: local_slot is 0; the batch has 0 local slots");
 }
