@@ -253,7 +253,6 @@ TEST_CASE("gather_report follows the placement of a batch") {
 }
 
 TEST_CASE("gather_report counts what a budget drops") {
-  // Rank 2 of three has 8 tokens and rank 1 has 4: expert 0 gets 6 of the 24 routes, 1 gets 4.
   constexpr expar::index_t room = 7;
   auto const place = expar::placement::blocks(5, 3);
   auto const sent = rows_to_slots(place);

@@ -37,8 +37,8 @@ std::vector<T> gather(expar::host_context const& ctx, Comm& comm, Place const& p
 ///
 /// The trunk (embedding, gate, readout) is replicated, the experts are where the placement has
 /// them, and the images of a batch are spread over the ranks. Gradients are sums without order, so
-/// that the weights have the same bits for any number of ranks and of copies of an expert. Shards of
-/// an expert change them, since what each gives for a token is rounded before it is added. All
+/// that the weights have the same bits for any number of ranks and of copies of an expert. Shards
+/// of an expert change them, since what each gives for a token is rounded before it is added. All
 /// member functions but the accessors are collective.
 template <class Comm>
 class network {
