@@ -349,15 +349,15 @@ TEST_CASE("placement_svg draws a box per rank with a cell per slot, and nothing 
        {expar::placement::blocks(8, 1), expar::placement::blocks(8, 4),
         expar::placement::blocks(2, 3), expar::placement::sharded(8, 16, 2),
         expar::placement::whole(8, 16), expar::placement::replicated(9, 2, 2)}) {
-    auto const slots = static_cast<std::size_t>(place.slots());
+    auto const slots = static_cast<std::size_t>(place.slot_count());
     counts_type counts(slots);
     for (std::size_t slot = 0; slot < slots; ++slot)
       counts[slot] = static_cast<expar::index_t>(slot);
     auto const svg = digits::placement_svg(place, counts);
-    CAPTURE(place.ranks(), place.slots());
+    CAPTURE(place.ranks(), place.slot_count());
     REQUIRE(occurrences(svg, "class=\"rank\"") == place.ranks());
-    REQUIRE(occurrences(svg, "rx=\"4\"") == place.slots());
-    for (int slot = 0; slot < place.slots(); ++slot)
+    REQUIRE(occurrences(svg, "rx=\"4\"") == place.slot_count());
+    for (int slot = 0; slot < place.slot_count(); ++slot)
       REQUIRE(occurrences(svg, ">" + expar::slot_name(place, slot) + "</text>") >= 1);
     int wide = 0, high = 0, drawn = 0;
     REQUIRE(std::sscanf(svg.c_str() + svg.find("viewBox"), "viewBox=\"0 0 %d %d\"", &wide, &high) ==
@@ -371,7 +371,7 @@ TEST_CASE("placement_svg draws a box per rank with a cell per slot, and nothing 
       ++drawn;
       REQUIRE((x >= 0 && y >= 0 && x + w <= wide && y + h <= high));
     }
-    REQUIRE(drawn == place.ranks() + place.slots());
+    REQUIRE(drawn == place.ranks() + place.slot_count());
   }
   auto const svg = digits::placement_svg(expar::placement::sharded(1, 2, 2), counts_type{7, 3});
   REQUIRE(occurrences(svg, ">0/1</text>") == 1);

@@ -63,17 +63,17 @@ std::vector<expar::routing_report> reports_of(expar::placement const& place, Lay
 /// Rows from each rank to each slot where nothing is dropped, [ranks, slots], by what placement
 /// says of copies in turn, of its own rank, and of shards.
 counts_type rows_to_slots(expar::placement const& place, bool own_rank = false) {
-  counts_type sent(static_cast<std::size_t>(place.ranks() * place.slots()));
+  counts_type sent(static_cast<std::size_t>(place.ranks() * place.slot_count()));
   for (int rank = 0; rank < place.ranks(); ++rank) {
     std::vector<int> seen(5);
     for (std::int32_t e : ids_of(rank, 4 * rank)) {
       int const turn = seen[static_cast<std::size_t>(e)]++;
-      for (int slot = 0; slot < place.slots(); ++slot) {
+      for (int slot = 0; slot < place.slot_count(); ++slot) {
         int const copies = place.copies(e);
         bool const taken =
             own_rank ? place.rank_of(slot) == rank : place.copy_of(slot) == (turn + rank) % copies;
         if (place.expert_of(slot) == e && taken)
-          ++sent[static_cast<std::size_t>(rank * place.slots() + slot)];
+          ++sent[static_cast<std::size_t>(rank * place.slot_count() + slot)];
       }
     }
   }
@@ -230,7 +230,7 @@ TEST_CASE("gather_report follows the placement of a batch") {
     bool const own_rank = place == placement::whole(5, 4);
     auto const sent = rows_to_slots(place, own_rank);
     auto const ranks = static_cast<std::size_t>(place.ranks());
-    auto const slots = static_cast<std::size_t>(place.slots());
+    auto const slots = static_cast<std::size_t>(place.slot_count());
     counts_type traffic(ranks * ranks), rows(slots), counts(5);
     for (std::size_t i = 0; i < sent.size(); ++i) {
       rows[i % slots] += sent[i];
@@ -239,7 +239,7 @@ TEST_CASE("gather_report follows the placement of a batch") {
     }
     for (int rank = 0; rank < place.ranks(); ++rank)
       for (std::int32_t e : ids_of(rank, 4 * rank)) ++counts[static_cast<std::size_t>(e)];
-    CAPTURE(place.ranks(), place.slots(), place.shards());
+    CAPTURE(place.ranks(), place.slot_count(), place.shards());
     for (auto const& r : reports_of(place, expar::ragged{})) {
       REQUIRE(r.place == place);
       REQUIRE(r.slot_counts == rows);

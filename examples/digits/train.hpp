@@ -229,7 +229,7 @@ class network {
   /// Every copy of an expert gets what rows did to any of them, and takes the same step.
   void sum_over_copies(std::vector<expert_sum>& gradients) {
     auto const& place = placement();
-    if (place.slots() == experts * place.shards()) return;
+    if (place.slot_count() == experts * place.shards()) return;
     std::vector<expert_sum> sums(at(experts * place.shards()));
     auto const sum_of = [&](std::size_t local) -> expert_sum& {
       int const slot = place.first(comm_.rank()) + static_cast<int>(local);

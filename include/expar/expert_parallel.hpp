@@ -263,8 +263,8 @@ class expert_parallel {
   void reserve(expar::placement const& p) {
     x_.reserve(routes_words + shape_.experts, p);
     seating_.reserve(p);
-    quotas_.resize(index_t{p.slots()});
-    y_seats_.reserve(static_cast<std::size_t>(p.slots()));
+    quotas_.resize(index_t{p.slot_count()});
+    y_seats_.reserve(static_cast<std::size_t>(p.slot_count()));
   }
 
   // --- routes ----------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ class expert_parallel {
         detail::expects(met[r * apart + sums] == met[sums], "prepare: the quotas of rank ", r,
                         " give other numbers than those of rank 0; all ranks compute the same");
       detail::copy_row(static_cast<index_t const*>(split.row(b.at.rank)), quotas_.data(),
-                       index_t{place_.slots()});
+                       index_t{place_.slot_count()});
       by_quotas = quotas_.data();
     }
     seating_.seat(b.at);
@@ -467,7 +467,7 @@ class expert_parallel {
           if (has_weights) y.read_in(a, "y", b, "hidden_out");
           c.written_in(a, "d_y", b, "hidden_out");
           with_weights([&](auto const& d_w) { name_weights<A>(a, batch, d_w); });
-          y_seats_.resize(index_t{b.at.place.slots()});
+          y_seats_.resize(index_t{b.at.place.slot_count()});
           if (!by_message) return;
           index_t const dots = round_up(bytes<A>(b.at.rows()), 64);
           std::byte* const scratch = scalars_.resize(dots + bytes<W>(b.at.rows()));

@@ -93,7 +93,7 @@ struct gather_report_fn {
       all.resize(own.size() * static_cast<std::size_t>(comm.size()));
       r.place = mine.place;
       r.counts.resize(plan.counts().size());
-      r.slot_counts.resize(static_cast<std::size_t>(mine.place.slots()));
+      r.slot_counts.resize(static_cast<std::size_t>(mine.place.slot_count()));
       r.traffic.resize(static_cast<std::size_t>(comm.size()) *
                        static_cast<std::size_t>(comm.size()));
     });
@@ -115,7 +115,7 @@ struct gather_report_fn {
     }
     for (index_t count : r.counts) r.routes += count;
     for (int from = 0; from < r.ranks; ++from)
-      for (int slot = 0; slot < place.slots(); ++slot) {
+      for (int slot = 0; slot < place.slot_count(); ++slot) {
         auto const [rank, number] = told_by(place, from, slot);
         index_t const count = all[static_cast<std::size_t>(rank) * n + 4 + experts +
                                   static_cast<std::size_t>(number)];
@@ -233,9 +233,11 @@ inline std::string traffic_matrix(routing_report const& r) {
 /// where it has several, and "/s" for its shard s.
 inline std::string slot_name(placement const& place, int slot) {
   int const expert = place.expert_of(slot);
-  std::string name = std::to_string(expert);
-  if (place.copies(expert) > 1) name += "." + std::to_string(place.copy_of(slot));
-  return place.shards() > 1 ? name + "/" + std::to_string(place.shard_of(slot)) : name;
+  std::string name;
+  detail::print(name, "%d", expert);
+  if (place.copies(expert) > 1) detail::print(name, ".%d", place.copy_of(slot));
+  if (place.shards() > 1) detail::print(name, "/%d", place.shard_of(slot));
+  return name;
 }
 
 /// `placement_chart(place, slot_counts)`: one line per rank with the names of its slots. With
@@ -243,12 +245,13 @@ inline std::string slot_name(placement const& place, int slot) {
 /// sum of the rank stands at the end.
 inline std::string placement_chart(placement const& place,
                                    std::span<index_t const> slot_counts = {}) {
-  detail::expects(slot_counts.empty() || static_cast<index_t>(slot_counts.size()) == place.slots(),
-                  "placement_chart: slot_counts has ", slot_counts.size(), " numbers; there are ",
-                  place.slots(), " slots");
+  detail::expects(
+      slot_counts.empty() || static_cast<index_t>(slot_counts.size()) == place.slot_count(),
+      "placement_chart: slot_counts has ", slot_counts.size(), " numbers; there are ",
+      place.slot_count(), " slots");
   double const most = static_cast<double>(detail::largest("placement_chart", slot_counts));
   std::size_t widest = 0;
-  for (int slot = 0; slot < place.slots(); ++slot)
+  for (int slot = 0; slot < place.slot_count(); ++slot)
     if (auto const n = slot_name(place, slot).size(); n > widest) widest = n;
   std::string text;
   for (int rank = 0; rank < place.ranks(); ++rank) {

@@ -18,12 +18,12 @@ TEST_CASE("even_quotas: copies differ by one route, and the routes of rank 0 com
     auto const p = placement::replicated(experts, n, copies);
     std::vector<index_t> counts(static_cast<std::size_t>(n * experts));
     for (auto& c : counts) c = rng.chance(0.3) ? 0 : rng.integer(0, 20);
-    std::vector<index_t> out(static_cast<std::size_t>(n * p.slots()), -7);
+    std::vector<index_t> out(static_cast<std::size_t>(n * p.slot_count()), -7);
     expar::even_quotas(
         make_view(static_cast<index_t const*>(counts.data()), index_t{n}, index_t{experts}), p,
-        make_view(out.data(), index_t{n}, index_t{p.slots()}));
+        make_view(out.data(), index_t{n}, index_t{p.slot_count()}));
     auto const quota = [&](int r, int e, int c) {
-      return out[static_cast<std::size_t>(r * p.slots() + p.slot(e, c))];
+      return out[static_cast<std::size_t>(r * p.slot_count() + p.slot(e, c))];
     };
     for (int e = 0; e < experts; ++e) {
       index_t least = PTRDIFF_MAX, most = 0;

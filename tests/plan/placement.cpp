@@ -24,7 +24,7 @@ using ranks = std::vector<std::vector<int>>;
 /// What holds for every placement.
 void check(placement const& p) {
   REQUIRE(p.first(0) == 0);
-  REQUIRE(p.first(p.ranks()) == p.slots());
+  REQUIRE(p.first(p.ranks()) == p.slot_count());
   int most = 0, slots = 0;
   for (int r = 0; r < p.ranks(); ++r) {
     REQUIRE(p.count(r) == p.first(r + 1) - p.first(r));
@@ -40,7 +40,7 @@ void check(placement const& p) {
         REQUIRE(p.copy_of(s) == c);
         REQUIRE(p.shard_of(s) == i);
       }
-  REQUIRE(slots == p.slots());
+  REQUIRE(slots == p.slot_count());
 }
 
 }  // namespace
@@ -122,7 +122,7 @@ TEST_CASE("placement: a copy is the same placement, and outlives the first") {
     CHECK(moved == first);
     CHECK(p == first);
   }
-  CHECK(p.slots() == 6);
+  CHECK(p.slot_count() == 6);
 }
 
 TEST_CASE("placement: what is impossible is said") {

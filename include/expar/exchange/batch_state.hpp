@@ -34,7 +34,7 @@ struct batch_state {
     plan_view v = plan.view();
     if (renumbered_) {
       v.ids = slot_ids.data(), v.locations = slot_locations.data();
-      v.top_k *= at.place.shards(), v.experts = at.place.slots();
+      v.top_k *= at.place.shards(), v.experts = at.place.slot_count();
     }
     return v;
   }
@@ -73,9 +73,9 @@ struct batch_state {
       if (l >= 0 && quotas != nullptr) {
         for (; l >= quotas[place.slot(e, copy)]; ++copy) l -= quotas[place.slot(e, copy)];
       } else if (l >= 0 && place.copies(e) > 1) {
-        turns const near(place, e, at.rank);
-        copy = near.copy_of(l);
-        l /= near.count();
+        turns const turn(place, e, at.rank);
+        copy = turn.copy_of(l);
+        l /= turn.count();
       }
       // All shards keep the same routes, or all lose them.
       if (l >= 0 && l >= at.sent[place.slot(e, copy)]) l = -1, ++cut_;

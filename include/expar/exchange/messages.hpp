@@ -68,8 +68,8 @@ class messages {
     if (words > static_cast<index_t>(own_.size())) own_.resize(words);
     if (words * place.ranks() > static_cast<index_t>(words_.size()))
       words_.resize(words * place.ranks());
-    row_seats_.reserve(static_cast<std::size_t>(place.slots()));
-    scalar_seats_.reserve(static_cast<std::size_t>(place.slots()));
+    row_seats_.reserve(static_cast<std::size_t>(place.slot_count()));
+    scalar_seats_.reserve(static_cast<std::size_t>(place.slot_count()));
   }
   /// Collective, after reserve() on all ranks.
   void open(host_context const&) {}
@@ -138,7 +138,7 @@ class messages {
   detail::slot_rows<T const> readable(state const& b, detail::cargo<T, S> const& c,
                                       detail::buffer<detail::seat>& table) const {
     detail::seats const& s = b.at;
-    for (int slot = 0; slot < s.place.slots(); ++slot)
+    for (int slot = 0; slot < s.place.slot_count(); ++slot)
       table[slot] = s.is_own(slot) ? own_seat(c.rows, s.to[slot]) : detail::seat{nullptr, 0};
     return {table.data()};
   }
@@ -178,9 +178,9 @@ class messages {
   template <class T, class S>
   void point(detail::seats const& s, detail::cargo<T, S> const& c, detail::segments const& message,
              std::byte* bytes) {
-    int const slots = s.place.slots();
-    row_seats_.resize(index_t{slots}), scalar_seats_.resize(index_t{slots});
-    for (int slot = 0; slot < slots; ++slot)
+    int const n = s.place.slot_count();
+    row_seats_.resize(index_t{n}), scalar_seats_.resize(index_t{n});
+    for (int slot = 0; slot < n; ++slot)
       if (s.is_own(slot)) {
         if (c.columns >= 0) row_seats_[slot] = own_seat(c.rows, s.to[slot]);
         scalar_seats_[slot] = {

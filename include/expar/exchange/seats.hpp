@@ -41,10 +41,10 @@ struct seats {
   void begin(placement const& of, int own_rank, seat_rule const& asked) {
     clear();
     place = of, rank = own_rank, rule = asked;
-    auto const slots = static_cast<std::size_t>(of.slots());
+    auto const all = static_cast<std::size_t>(of.slot_count());
     auto const local = static_cast<std::size_t>(of.count(own_rank));
     auto const blocks = local * static_cast<std::size_t>(of.ranks());
-    sent.reserve(slots), to.reserve(slots);
+    sent.reserve(all), to.reserve(all);
     arrived.reserve(blocks), first_row.reserve(blocks);
     offsets.reserve(local + 1), counts.reserve(local);
   }
@@ -99,7 +99,7 @@ class seating {
   void reserve(placement const& place) {
     index_t const ranks = place.ranks();
     kept_.resize(size_product(ranks, place.experts()));
-    split_.resize(size_product(ranks, place.slots()));
+    split_.resize(size_product(ranks, place.slot_count()));
   }
 
   /// [ranks, experts]: the routes of every rank for every expert that a capacity keeps.
@@ -108,7 +108,7 @@ class seating {
   }
   /// [ranks, slots]: how many of these go to every slot.
   tensor_view<index_t, 2> split(placement const& place) {
-    return make_view(split_.data(), index_t{place.ranks()}, index_t{place.slots()});
+    return make_view(split_.data(), index_t{place.ranks()}, index_t{place.slot_count()});
   }
 
   /// Fills split() from kept(): copies in turn.
@@ -119,9 +119,9 @@ class seating {
         for (int e = 0; e < place.experts(); ++e) to.row(r)[e] = from.row(r)[e];
       else
         for (int e = 0; e < place.experts(); ++e) {
-          turns const near(place, e, r);
+          turns const copies(place, e, r);
           for (int c = 0, turn = 0; c < place.copies(e); ++c) {
-            index_t const n = near.takes(c) ? near.share(from.row(r)[e], turn++) : 0;
+            index_t const n = copies.takes(c) ? copies.share(from.row(r)[e], turn++) : 0;
             for (int i = 0; i < place.shards(); ++i) to.row(r)[place.slot(e, c, i)] = n;
           }
         }
@@ -150,7 +150,7 @@ class seating {
     }
 
     int const locals = place.count(s.rank), first = place.first(s.rank);
-    s.sent.resize(index_t{place.slots()}), s.to.resize(index_t{place.slots()});
+    s.sent.resize(index_t{place.slot_count()}), s.to.resize(index_t{place.slot_count()});
     s.counts.resize(index_t{locals}), s.offsets.resize(index_t{locals} + 1);
     s.arrived.resize(index_t{locals} * ranks), s.first_row.resize(index_t{locals} * ranks);
     for (int r = 0; r < ranks; ++r) {

@@ -87,8 +87,8 @@ class windows {
     words += 2 + most_pieces / 64;
     if (words > static_cast<index_t>(own_.size())) own_.resize(words);
     words_.reserve(1);
-    row_seats_.reserve(static_cast<std::size_t>(place.slots()));
-    scalar_seats_.reserve(static_cast<std::size_t>(place.slots()));
+    row_seats_.reserve(static_cast<std::size_t>(place.slot_count()));
+    scalar_seats_.reserve(static_cast<std::size_t>(place.slot_count()));
   }
   /// Collective, after reserve() on all ranks: the window in which ranks tell each other words. It
   /// has those of three meetings, so that no rank overwrites what another still reads.
@@ -254,8 +254,8 @@ class windows {
     c.scalars = nullptr;
     c.take_from(b);
     c.callers = callers;
-    row_seats_.resize(index_t{b.at.place.slots()});
-    scalar_seats_.resize(index_t{b.at.place.slots()});
+    row_seats_.resize(index_t{b.at.place.slot_count()});
+    scalar_seats_.resize(index_t{b.at.place.slot_count()});
     seats_of(b, c, row_seats_, &scalar_seats_);
   }
   template <class T, class S>

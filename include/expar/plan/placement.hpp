@@ -27,18 +27,18 @@ class placement {
 
   /// Slot e is expert e, in consecutive blocks; the first experts % ranks ranks hold one more.
   static placement blocks(int experts, int ranks) {
-    check(experts, ranks, "ranks", ranks);
+    validate(experts, ranks, "ranks", ranks);
     return in_blocks(experts, ranks, 1, experts, [](int slot) { return slot; });
   }
   /// `copies` whole copies of every expert: all experts once, then all once more, cut into blocks.
   static placement replicated(int experts, int ranks, int copies) {
-    check(experts, ranks, "copies", copies);
+    validate(experts, ranks, "copies", copies);
     return in_blocks(experts, ranks, 1, detail::size_product(experts, copies),
                      [experts](int slot) { return slot % experts; });
   }
   /// `shards` parts of every expert, one behind the other, cut into blocks.
   static placement sharded(int experts, int ranks, int shards) {
-    check(experts, ranks, "shards", shards);
+    validate(experts, ranks, "shards", shards);
     return in_blocks(experts, ranks, shards, detail::size_product(experts, shards),
                      [shards](int slot) { return slot / shards; });
   }
@@ -50,7 +50,7 @@ class placement {
   /// n / shards and of that the shard n % shards. Experts may differ in their copies; each has one.
   static placement table(int experts, std::vector<std::vector<int>> const& experts_of_rank,
                          int shards = 1) {
-    check(experts, static_cast<int>(experts_of_rank.size()), "shards", shards);
+    validate(experts, static_cast<int>(experts_of_rank.size()), "shards", shards);
     slot_table* const made = new slot_table;
     placement p(made, experts, static_cast<int>(experts_of_rank.size()), shards);
     for (auto const& held : experts_of_rank) {
@@ -75,11 +75,11 @@ class placement {
 
   int experts() const noexcept { return experts_; }
   int ranks() const noexcept { return ranks_; }
-  int slots() const noexcept {
+  int slot_count() const noexcept {
     return experts_ == 0 ? 0 : static_cast<int>(table_->expert_of.size());
   }
   int shards() const noexcept { return shards_; }
-  /// The first slot of a rank; first(ranks) is slots().
+  /// The first slot of a rank; first(ranks) is slot_count().
   int first(int rank) const {
     expects_below("rank", rank, ranks_ + 1);
     return table_->first[at(rank)];
@@ -101,7 +101,7 @@ class placement {
   int slot(int expert, int copy, int shard = 0) const {
     expects_below("copy", copy, copies(expert));
     expects_below("shard", shard, shards_);
-    return table_->slots[at(table_->begin[at(expert)] + copy * shards_ + shard)];
+    return table_->slots_of[at(table_->begin[at(expert)] + copy * shards_ + shard)];
   }
   /// Whether slot e is expert e, so that nothing has to be renumbered.
   bool is_identity() const noexcept { return experts_ == 0 || table_->identity; }
@@ -130,7 +130,7 @@ class placement {
   /// By slot: expert_of, rank_of, number (among the slots of its expert); by expert: slots from
   /// begin[e].
   struct slot_table : detail::counted {
-    std::vector<int> first{0}, expert_of, rank_of, number, begin, slots;
+    std::vector<int> first{0}, expert_of, rank_of, number, begin, slots_of;
     int most = 0;
     bool identity = true;
   };
@@ -139,7 +139,7 @@ class placement {
       : table_(made), experts_(experts), ranks_(ranks), shards_(shards) {}
 
   static std::size_t at(int i) noexcept { return static_cast<std::size_t>(i); }
-  static void check(int experts, int ranks, char const* name, int value) {
+  static void validate(int experts, int ranks, char const* name, int value) {
     detail::expects(experts >= 1, "placement: experts is ", experts, "; at least 1 is needed");
     detail::expects(ranks >= 1, "placement: ranks is ", ranks, "; at least 1 is needed");
     detail::expects(value >= 1, "placement: ", name, " is ", value, "; at least 1 is needed");
@@ -149,20 +149,20 @@ class placement {
                     "; it lies between 0 and ", end - 1);
   }
   std::size_t valid(int slot) const {
-    expects_below("slot", slot, slots());
+    expects_below("slot", slot, slot_count());
     return at(slot);
   }
 
   template <class ExpertOf>
-  static placement in_blocks(int experts, int ranks, int shards, index_t slots,
+  static placement in_blocks(int experts, int ranks, int shards, index_t count,
                              ExpertOf expert_of) {
-    detail::expects(slots <= INT32_MAX, "placement: ", experts, " experts have ", slots,
+    detail::expects(count <= INT32_MAX, "placement: ", experts, " experts have ", count,
                     " slots; at most ", INT32_MAX, " are possible");
     slot_table* const made = new slot_table;
     placement p(made, experts, ranks, shards);
-    block_placement const blocks{static_cast<int>(slots), ranks};
+    block_placement const blocks{static_cast<int>(count), ranks};
     for (int r = 1; r <= ranks; ++r) made->first.push_back(blocks.first(r));
-    for (int s = 0; s < slots; ++s) made->expert_of.push_back(expert_of(s));
+    for (int s = 0; s < count; ++s) made->expert_of.push_back(expert_of(s));
     p.finish();
     return p;
   }
@@ -186,13 +186,13 @@ class placement {
                       " slots; with shards it has a multiple of ", shards_);
       n += t.begin[at(e)];
     }
-    t.slots.resize(t.expert_of.size());
+    t.slots_of.resize(t.expert_of.size());
     for (int r = 0; r < ranks_; ++r) {
       int const end = t.first[at(r) + 1];
       t.most = end - t.first[at(r)] > t.most ? end - t.first[at(r)] : t.most;
       for (int s = t.first[at(r)]; s < end; ++s) {
         t.rank_of.push_back(r);
-        t.slots[at(t.begin[at(t.expert_of[at(s)])] + t.number[at(s)])] = s;
+        t.slots_of[at(t.begin[at(t.expert_of[at(s)])] + t.number[at(s)])] = s;
       }
     }
   }
