@@ -21,7 +21,7 @@ auto const with_messages = [](auto& comm, auto f) {
 }  // namespace
 
 TEST_CASE("messages: drawn problems against a float64 reference") {
-  check_drawn_problems<table>({1, 2, 3, 4, 7}, {1, 2}, with_messages);
+  check_drawn_problems<table>({1, 2, 3, 4, 7}, {1, 2, 3}, with_messages);
 }
 
 TEST_CASE("messages: several batches are alive at once, and go backward in any order") {

@@ -62,7 +62,18 @@ struct manner {
   bool again;                                  // dispatch twice
   bool own_rows, own_y, own_back, own_d_rows;  // the caller's memory, not the batch's
   bool recomputes, adds;
-  int gap;  // elements between the rows of the caller's tensors
+  int gap;     // elements between the rows of the caller's tensors
+  bool mixed;  // odd ranks do it the other way round, where ranks may
+
+  manner of(int rank) const {
+    manner m = *this;
+    if (mixed && rank % 2 == 1) {
+      m.own_rows = two_steps && !own_rows;
+      m.own_y = !own_y, m.own_back = !own_back, m.own_d_rows = !own_d_rows, m.adds = !adds;
+      m.gap = 2 - m.gap % 3;
+    }
+    return m;
+  }
 };
 
 struct drawn_problem {
@@ -227,6 +238,7 @@ inline manner draw_manner(random& rng) {
   m.two_steps = m.own_rows || rng.chance(.3);
   m.again = rng.chance(.4), m.recomputes = rng.chance(.4), m.adds = rng.chance(.4);
   m.gap = rng.chance(.5) ? 0 : static_cast<int>(rng.integer(1, 4));
+  m.mixed = rng.chance(.3);
   return m;
 }
 

@@ -99,14 +99,15 @@ class engine_run {
         p_(d.made),
         wanted_(d.wanted),
         rank_(rank),
+        how_(d.how.of(rank)),
         tokens_(static_cast<index_t>(p_.tokens_of(rank).size())),
-        ids_(static_cast<std::size_t>(tokens_ * (p_.top_k + d.how.gap)), 99),
-        weights_(tokens_, p_.top_k, d.how.gap),
-        x_(tokens_, p_.hidden, d.how.gap),
-        d_out_(tokens_, p_.hidden_out, d.how.gap),
-        out_(tokens_, p_.hidden_out, d.how.gap),
-        d_x_(tokens_, p_.hidden, d.how.gap),
-        d_w_(tokens_, p_.top_k, d.how.gap) {
+        ids_(static_cast<std::size_t>(tokens_ * (p_.top_k + how_.gap)), 99),
+        weights_(tokens_, p_.top_k, how_.gap),
+        x_(tokens_, p_.hidden, how_.gap),
+        d_out_(tokens_, p_.hidden_out, how_.gap),
+        out_(tokens_, p_.hidden_out, how_.gap),
+        d_x_(tokens_, p_.hidden, how_.gap),
+        d_w_(tokens_, p_.top_k, how_.gap) {
     for (int t = 0; t < tokens_; ++t) {
       auto const& token = p_.at(rank, t);
       for (int j = 0; j < p_.top_k; ++j) {
@@ -126,13 +127,13 @@ class engine_run {
     if (wanted_.fails) return refuse(ctx, moe);
     prepare(ctx, moe);
     wrong_ = check_routes();
-    if (d_.how.again) {
+    if (how_.again) {
       fill(rows(), 1e30);
       send_rows(ctx, moe);
     }
     note(check_rows());
-    if (d_.how.own_y) {
-      y_ = grid<Y>(batch_.row_count(), p_.hidden_out, d_.how.gap);
+    if (how_.own_y) {
+      y_ = grid<Y>(batch_.row_count(), p_.hidden_out, how_.gap);
       run_experts(y_.view());
       moe.combine(ctx, batch_, y_.view(), out_.view());
     } else {
@@ -147,20 +148,20 @@ class engine_run {
   std::string backward(expar::host_context const& ctx, Moe& moe) {
     if (wanted_.fails) return "";
     wrong_.clear();
-    if (d_.how.recomputes) {
+    if (how_.recomputes) {
       batch_.release(expar::side::rows);
       batch_.release(expar::side::y);
       send_rows(ctx, moe);
       note(check_rows());
     }
-    double const before = d_.how.adds ? 1 : 50;
+    double const before = how_.adds ? 1 : 50;
     fill(d_x_.view(), before), fill(d_w_.view(), before);
-    if (d_.how.own_back) d_y_ = grid<Y>(batch_.row_count(), p_.hidden_out, d_.how.gap);
+    if (how_.own_back) d_y_ = grid<Y>(batch_.row_count(), p_.hidden_out, how_.gap);
     combine_backward(ctx, moe);
-    auto const d_y = d_.how.own_back ? d_y_.view() : batch_.d_y();
+    auto const d_y = how_.own_back ? d_y_.view() : batch_.d_y();
     note(check_d_y(d_y));
-    if (d_.how.own_d_rows) {
-      d_rows_ = grid<T>(batch_.row_count(), p_.hidden, d_.how.gap);
+    if (how_.own_d_rows) {
+      d_rows_ = grid<T>(batch_.row_count(), p_.hidden, how_.gap);
       d_row_weights_.resize(static_cast<std::size_t>(batch_.row_count()));
       run_experts_backward(d_y, d_rows_.view(), d_row_weights_.data());
     } else {
@@ -181,20 +182,19 @@ class engine_run {
     expar::tensor_view<W, 2> weights;
   };
   routes_of_rank routes() {
-    return {
-        expar::make_view(ids_.data(), tokens_, index_t{p_.top_k}, index_t{p_.top_k + d_.how.gap}),
-        weights_.view()};
+    return {expar::make_view(ids_.data(), tokens_, index_t{p_.top_k}, index_t{p_.top_k + how_.gap}),
+            weights_.view()};
   }
   /// What is wrong first: the rank goes on, since the others do.
   void note(std::string const& what) {
     if (wrong_.empty()) wrong_ = what;
   }
-  expar::tensor_view<T, 2> rows() { return d_.how.own_rows ? rows_.view() : batch_.rows(); }
+  expar::tensor_view<T, 2> rows() { return how_.own_rows ? rows_.view() : batch_.rows(); }
 
   template <class Moe>
   void prepare(expar::host_context const& ctx, Moe& moe) {
     bool const by_quotas = p_.choice == problem::way::quotas;
-    if (!d_.how.two_steps) {
+    if (!how_.two_steps) {
       if (by_quotas)
         moe.dispatch(ctx, x_.view(), routes(), batch_, quotas_of{&d_});
       else
@@ -205,12 +205,12 @@ class engine_run {
       moe.prepare(ctx, routes(), batch_, quotas_of{&d_});
     else
       moe.prepare(ctx, routes(), batch_);
-    if (d_.how.own_rows) rows_ = grid<T>(batch_.row_count(), p_.hidden, d_.how.gap);
+    if (how_.own_rows) rows_ = grid<T>(batch_.row_count(), p_.hidden, how_.gap);
     send_rows(ctx, moe);
   }
   template <class Moe>
   void send_rows(expar::host_context const& ctx, Moe& moe) {
-    if (d_.how.own_rows)
+    if (how_.own_rows)
       moe.dispatch(ctx, x_.view(), batch_, rows_.view());
     else
       moe.dispatch(ctx, x_.view(), batch_);
@@ -231,20 +231,20 @@ class engine_run {
   template <class Moe>
   void combine_backward(expar::host_context const& ctx, Moe& moe) {
     if constexpr (at_decode) {
-      if (d_.how.own_back) {
-        y_ = grid<Y>(batch_.row_count(), p_.hidden_out, d_.how.gap);
+      if (how_.own_back) {
+        y_ = grid<Y>(batch_.row_count(), p_.hidden_out, how_.gap);
         run_experts(y_.view());
       } else {
         run_experts(batch_.y());
       }
       into(d_w_, [&](auto d_w) {
-        if (d_.how.own_back)
+        if (how_.own_back)
           moe.combine_backward(ctx, batch_, d_out_.view(), y_.view(), d_y_.view(), d_w);
         else
           moe.combine_backward(ctx, batch_, d_out_.view(), d_w);
       });
     } else {
-      if (d_.how.own_back)
+      if (how_.own_back)
         moe.combine_backward(ctx, batch_, d_out_.view(), d_y_.view());
       else
         moe.combine_backward(ctx, batch_, d_out_.view());
@@ -254,19 +254,19 @@ class engine_run {
   void dispatch_backward(expar::host_context const& ctx, Moe& moe) {
     into(d_x_, [&](auto d_x) {
       if constexpr (at_decode) {
-        if (d_.how.own_d_rows)
+        if (how_.own_d_rows)
           moe.dispatch_backward(ctx, batch_, d_rows_.view(), d_x);
         else
           moe.dispatch_backward(ctx, batch_, d_x);
       } else if constexpr (at_encode) {
         auto const d_w = like(d_x);
-        if (d_.how.own_d_rows)
+        if (how_.own_d_rows)
           moe.dispatch_backward(ctx, batch_, d_rows_.view(), x_.view(), d_x, d_w);
         else
           moe.dispatch_backward(ctx, batch_, x_.view(), d_x, d_w);
       } else {
         auto const d_w = like(d_x);
-        if (d_.how.own_d_rows)
+        if (how_.own_d_rows)
           moe.dispatch_backward(ctx, batch_, d_rows_.view(), d_row_weights_, d_x, d_w);
         else
           moe.dispatch_backward(ctx, batch_, d_x, d_w);
@@ -276,7 +276,7 @@ class engine_run {
   /// f(gradient), overwritten or added to.
   template <class Grid, class F>
   void into(Grid& gradient, F f) {
-    if (d_.how.adds)
+    if (how_.adds)
       f(expar::add_to(gradient.view()));
     else
       f(gradient.view());
@@ -395,7 +395,7 @@ class engine_run {
         if (value(batch_.row_weights()(row)) != (r ? weight_of(*r) : 0))
           wrong = "the weight of row " + std::to_string(row);
     });
-    if (d_.how.own_rows && !rows_.gaps_intact()) return "dispatch wrote between the rows";
+    if (how_.own_rows && !rows_.gaps_intact()) return "dispatch wrote between the rows";
     return wrong;
   }
   std::string check_d_y(expar::tensor_view<Y, 2> d_y) const {
@@ -409,7 +409,7 @@ class engine_run {
         if (value(d_y(row, h)) != wanted) wrong = "d_y of row " + std::to_string(row);
       }
     });
-    if (d_.how.own_back && !d_y_.gaps_intact()) return "combine_backward wrote between the rows";
+    if (how_.own_back && !d_y_.gaps_intact()) return "combine_backward wrote between the rows";
     return wrong;
   }
   std::string check_out() const {
@@ -419,7 +419,7 @@ class engine_run {
     return out_.gaps_intact() ? "" : "combine wrote between the rows of out";
   }
   std::string check_gradients() const {
-    double const before = d_.how.adds ? 1 : 0;
+    double const before = how_.adds ? 1 : 0;
     for (int t = 0; t < tokens_; ++t) {
       for (int h = 0; h < p_.hidden; ++h)
         if (d_x_.get(t, h) != before + wanted_.d_token(rank_, t, h))
@@ -435,6 +435,7 @@ class engine_run {
   problem const& p_;
   answer const& wanted_;
   int rank_;
+  manner how_;
   std::string wrong_;
   index_t tokens_;
   std::vector<Id> ids_;
