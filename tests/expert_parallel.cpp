@@ -849,6 +849,22 @@ TEST_CASE("layers of one transport have batches alive at once, and a batch may o
             }) == "");
 }
 
+TEST_CASE("a batch of another object on one rank is the same sentence on all") {
+  auto const said = said_by(3, [](auto& comm) -> std::string {
+    expar::expert_parallel moe(comm, {7, 1, 2}), other(comm, {7, 1, 2});
+    one_token mine(comm.rank()), foreign(comm.rank());
+    mine.dispatch(moe), foreign.dispatch(other);
+    static_cast<void>(mine.batch.y()), static_cast<void>(foreign.batch.y());
+    auto& batch = comm.rank() == 1 ? foreign.batch : mine.batch;
+    auto const sentence = thrown_by(
+        [&] { moe.combine(expar::host_context{}, batch, expar::make_view(mine.out, 1, 2)); });
+    if (sentence != "expar: combine: the batch was prepared by another object (rank 1)")
+      return sentence;
+    return mine.comes_home(moe) && foreign.comes_home(other) ? "" : "a token did not come home";
+  });
+  REQUIRE(said == all(3, ""));
+}
+
 TEST_CASE("rows may be bytes that nobody sums, and what experts make of them another type") {
   auto const said = said_by(2, [](auto& comm) -> std::string {
     expar::host_context const ctx;
