@@ -53,7 +53,7 @@ struct problem {
     return at(rank, t).weights[static_cast<std::size_t>(j)];
   }
 
-  std::vector<slot> slot_count() const {
+  std::vector<slot> all_slots() const {
     std::vector<slot> all;
     std::vector<int> seen(static_cast<std::size_t>(experts));
     for (int r = 0; r < ranks; ++r)
@@ -94,7 +94,10 @@ class answer {
   std::vector<problem::numbers> routes_for;  // [rank][expert] that a capacity keeps
 
   explicit answer(problem const& p)
-      : slots(p.slot_count()), row_count(static_cast<std::size_t>(p.ranks)), dropped(row_count), p_(p) {
+      : slots(p.all_slots()),
+        row_count(static_cast<std::size_t>(p.ranks)),
+        dropped(row_count),
+        p_(p) {
     if (p.limited == problem::limit::capacity) capacity = capacity_of_experts();
     choose_copies();
     std::vector<std::size_t> room;
