@@ -7,7 +7,7 @@
 
 namespace expar::inline v0::detail {
 
-/// How a message buffer is divided. Rows come in blocks (the rows of one expert, from one rank),
+/// How a message buffer is divided. Rows come in blocks (the rows of one slot, from one rank),
 /// blocks in order of the peer that they go to or come from. A peer's segment is
 ///   its rows, block after block | one scalar per row, block after block
 /// each part at a multiple of 64 bytes.

@@ -16,10 +16,10 @@ struct ragged {
   int alignment = 1;
 };
 
-/// Ragged, with at most `rows` rows on a rank, padding included: also what its windows hold. An
-/// engine whose ranks would get more says how many, on all ranks; or, where it `drops`, every slot
-/// keeps at most so many rows as the largest number allows with which its rank fits, those of the
-/// first source ranks first, of one rank the first tokens'.
+/// Ragged, with at most `rows` rows on a rank, padding included: also what its windows hold. Where
+/// a rank would get more, dispatch throws on all ranks and says how many; or, with `drops`, the
+/// slots of that rank keep at most L rows each, L the largest number with which they fit: first
+/// those of lower source ranks, and of one rank those of earlier tokens.
 struct row_budget {
   index_t rows;
   int alignment = 1;
@@ -29,6 +29,8 @@ struct row_budget {
 /// [experts, capacity, hidden]: every expert has the same number of rows, what exceeds it is
 /// dropped and counted, what is unused is zero. First choices of all tokens take their place before
 /// second choices. The capacity is `rows`, or follows Tutel where that is -1; see capacity_of().
+/// Among ranks it is that of each rank for an expert, and a slot has room for as many rows from
+/// every rank; copies that are taken in turn share it, rounded up.
 struct fixed_capacity {
   double factor = 1.0;
   int alignment = 1;
