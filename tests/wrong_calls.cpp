@@ -913,14 +913,14 @@ std::vector<wrong_call> const of_ranks{
          (void)batch.y();
        });
      },
-     "expar: y: it has no memory now; dispatch gives it where rows stand in windows"},
+     "expar: y: it is not there; dispatch gives it, until release"},
     {[] {
        expar::run_ranks(1, [](auto& c) {
          expar::expert_parallel moe(c, shape);
          (void)moe.dispatch(ctx, x, some_routes<>{ids, weights}).d_rows();
        });
      },
-     "expar: d_rows: it has no memory now; combine_backward gives it where rows stand in windows"},
+     "expar: d_rows: it is not there; combine_backward gives it, until release"},
 };
 
 std::vector<wrong_call> const of_exchanges{

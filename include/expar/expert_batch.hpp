@@ -112,7 +112,7 @@ class expert_batch {
   expar::placement const& placement() const { return placed("placement"); }
 
   /// Gives a side back to the pool from which it came: its rows are gone, its memory serves others.
-  void release(side s) noexcept { state_.of(s).release(); }
+  void release(side s) noexcept { state_.release(s); }
 
   /// Elements of a row of rows() and of y().
   index_t hidden() const noexcept { return hidden_; }
@@ -158,11 +158,10 @@ class expert_batch {
   tensor_view<U, 2> wanted(side s, char const* name) {
     detail::side_memory& m = state_.of(s);
     if (state_.prepared && !m.held()) {
+      detail::expects(state_.open[static_cast<int>(s)], name, ": it is not there; ",
+                      s == side::y ? "dispatch" : "combine_backward", " gives it, until release");
       index_t const n = row_count();
       state_.pool->take(m, detail::bytes_of_rows(n, columns_of(s), sizeof(U)), n * scalar_bytes(s));
-      detail::expects(m.held(), name, ": it has no memory now; ",
-                      s == side::y ? "dispatch" : "combine_backward",
-                      " gives it where rows stand in windows");
     }
     return there<U>(s);
   }

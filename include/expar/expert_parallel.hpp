@@ -100,19 +100,17 @@ class expert_parallel {
   /// pass different placements, or one of other experts or ranks. A batch that is alive keeps the
   /// placement by which it was prepared, and the caller the weights that it needs.
   void place(expar::placement const& p) {
-    host_context const ctx;
-    index_t const before = x().words_before(), words = before + 1, pitch = x().pitch(words);
-    auto const* const met = detail::meet(
-        ctx, x(), {step::place, 0}, words,
+    auto const met = detail::meet(
+        host_context{}, x(), {step::place, 0}, no_batch, 1,
         [&] {
           detail::expects(p.experts() == shape_.experts && p.ranks() == x().comm().size(),
                           "place: the placement is of ", p.experts(), " experts on ", p.ranks(),
                           " ranks, not of ", shape_.experts, " on ", x().comm().size());
           reserve(p);
         },
-        [&](std::uint64_t* own) { own[before] = p.hash(); });
+        [&](std::uint64_t* own) { *own = p.hash(); });
     for (int r = 1; r < x().comm().size(); ++r)
-      detail::expects(met[r * pitch + before] == met[before], "place: rank ", r,
+      detail::expects(met(r, 0) == met(0, 0), "place: rank ", r,
                       " passes another placement than rank 0; all ranks pass the same");
     place_ = p;
   }
@@ -139,12 +137,12 @@ class expert_parallel {
   /// `rows` [N, hidden] of the caller instead of batch.rows().
   template <class Tokens, class T, class W, class Y>
   void dispatch(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch) {
-    send(ctx, tokens, batch, nullptr, cargo<T, W>{side::rows});
+    send(ctx, tokens, batch, {}, cargo<T, W>{side::rows});
   }
   template <class Tokens, class T, class W, class Y, class Rows>
   void dispatch(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch,
                 Rows&& rows) {
-    send(ctx, tokens, batch, nullptr, callers<T, W>(ctx, side::rows, batch, rows));
+    send(ctx, tokens, batch, {}, callers<T, W>(ctx, side::rows, batch, rows));
   }
 
   /// Both parts: tokens [T, hidden] and their routes to batch.rows(). The second form makes the
@@ -153,7 +151,7 @@ class expert_parallel {
   void dispatch(host_context const& ctx, Tokens const& tokens, Routes const& routes,
                 expert_batch<T, W, Y>& batch, Quotas const& quotas = {}) {
     auto const x = detail::rows_view<T>(ctx, tokens);
-    auto const* const met = seat(ctx, routes, batch, quotas, [&] { check_tokens(x, batch); });
+    auto const met = seat(ctx, routes, batch, quotas, [&] { check_tokens(x, batch); });
     send(ctx, tokens, batch, met, cargo<T, W>{side::rows});
   }
   template <class Tokens, class Routes>
@@ -275,16 +273,15 @@ class expert_parallel {
   /// From routes to seats, once ranks have told each other their counts. Returns what they told
   /// when they met last.
   template <class Routes, class T, class W, class Y, class Quotas, class Checks>
-  std::uint64_t const* seat(host_context const& ctx, Routes const& routes,
-                            expert_batch<T, W, Y>& batch, Quotas const& quotas, Checks checks) {
+  detail::told seat(host_context const& ctx, Routes const& routes, expert_batch<T, W, Y>& batch,
+                    Quotas const& quotas, Checks checks) {
     detail::batch_state& b = batch.state_;
     std::uint64_t const number = x().next_batch();
     b.forget();
-    index_t const before = x().words_before();
-    index_t const words = before + routes_words + shape_.experts, pitch = x().pitch(words);
     constexpr bool asks_quotas = !std::is_same_v<Quotas, take_turns>;
-    auto const* met = detail::meet(
-        ctx, x(), {asks_quotas ? step::quotas : step::prepare, number}, words,
+    auto met = detail::meet(
+        ctx, x(), {asks_quotas ? step::quotas : step::prepare, number}, &b,
+        routes_words + shape_.experts,
         [&] {
           detail::arguments a(ctx, "dispatch");
           auto const ids = a.ids("ids", routes.ids, {detail::any_extent, detail::top_k_of(shape_)});
@@ -300,23 +297,18 @@ class expert_parallel {
           checks();
         },
         [&](std::uint64_t* own) {
-          x().say_pieces(b, own);
-          own += before;
           own[0] = static_cast<std::uint64_t>(b.plan.tokens());
           own[1] = sizeof(T), own[2] = sizeof(W), own[3] = sizeof(Y);
           own += routes_words;
           for (index_t const n : b.plan.counts()) *own++ = static_cast<std::uint64_t>(n);
         });
-    auto const told = [&](int rank, index_t word) {
-      return static_cast<index_t>(met[rank * pitch + before + word]);
-    };
-    check_types(told);
+    check_types(met);
     auto const kept = seating_.kept(place_);
     index_t tokens = 0, most = 0;
     for (int r = 0; r < place_.ranks(); ++r) {
-      tokens = told(r, 0) > tokens ? told(r, 0) : tokens;
+      tokens = met(r, 0) > tokens ? met(r, 0) : tokens;
       for (int e = 0; e < shape_.experts; ++e) {
-        index_t const n = kept.row(r)[e] = told(r, routes_words + e);
+        index_t const n = kept.row(r)[e] = met(r, routes_words + e);
         most = n > most ? n : most;
       }
     }
@@ -336,16 +328,12 @@ class expert_parallel {
     } else {
       b.at.rule.in_turn = false;
       auto const split = seating_.split(place_);
-      index_t const sums = x().words_before(), apart = x().pitch(sums + 1);
       met = detail::meet(
-          ctx, x(), {step::quotas, number}, sums + 1,
+          ctx, x(), {step::quotas, number}, &b, 1,
           [&] { detail::split_by(quotas, place_, kept, split); },
-          [&](std::uint64_t* own) {
-            x().say_pieces(b, own);
-            own[sums] = detail::checksum(split);
-          });
+          [&](std::uint64_t* own) { *own = detail::checksum(split); });
       for (int r = 1; r < place_.ranks(); ++r)
-        detail::expects(met[r * apart + sums] == met[sums], "prepare: the quotas of rank ", r,
+        detail::expects(met(r, 0) == met(0, 0), "prepare: the quotas of rank ", r,
                         " give other numbers than those of rank 0; all ranks compute the same");
       detail::copy_row(static_cast<index_t const*>(split.row(b.at.rank)), quotas_.data(),
                        index_t{place_.slot_count()});
@@ -365,8 +353,7 @@ class expert_parallel {
     r.in_turn = place_.ranks_per_node() == 0;
     return r;
   }
-  template <class Told>
-  void check_types(Told told) const {
+  void check_types(detail::told const& told) const {
     for (int r = 1; r < place_.ranks(); ++r)
       detail::expects(
           told(r, 1) == told(0, 1) && told(r, 2) == told(0, 2) && told(r, 3) == told(0, 3),
@@ -394,7 +381,7 @@ class expert_parallel {
   /// `met`: the words of the ranks, if they have met for the tokens already.
   template <class Tokens, class T, class W, class Y>
   void send(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch,
-            std::uint64_t const* met, cargo<T, W> c) {
+            detail::told const& met, cargo<T, W> c) {
     static_assert(!at_encode || element<T>,
                   "expar: weights at encode scale rows, whose element type must be one that can be "
                   "scaled");
@@ -459,7 +446,7 @@ class expert_parallel {
         ctx, {step::combine_backward, b.number}, b, c,
         {{side::d_y, c.row_bytes(), 0},
          {side::d_rows, bytes<T>(shape_.hidden), batch.scalar_bytes(side::d_rows)}},
-        has_weights ? &y : nullptr, nullptr,
+        has_weights ? &y : nullptr, {},
         [&] {
           check_dispatched("combine_backward", batch);
           detail::argument_table a("combine_backward");
@@ -650,6 +637,7 @@ class expert_parallel {
     return detail::size_product(n, sizeof(T));
   }
   static constexpr cargo<std::byte, std::byte>* no_cargo = nullptr;
+  static constexpr detail::batch_state const* no_batch = nullptr;
 
   /// What every operation asks of the batch that it is given.
   template <class T, class W, class Y>

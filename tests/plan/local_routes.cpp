@@ -68,5 +68,5 @@ TEST_CASE("local_routes: wrong arguments are said") {
                     "expar: local_routes: out has extent 2 in dimension 1, but top_k times the "
                     "shards of the placement is 4");
   CHECK_THROWS_WITH(expar::local_routes(ctx, p, 2, make_view(ids, 1, 2), make_view(out, 1, 4)),
-                    "expar: placement: rank is 2; it lies between 0 and 1");
+                    "expar: local_routes: rank is 2; there are 2 ranks");
 }

@@ -145,12 +145,23 @@ class agreement {
   buffer<char> texts_;
 };
 
-/// Collective. agreement::run() where the words travel as the transport `x` sends them: `say(own)`
-/// adds what else this rank tells all, `count` words with the first. Returns the words of all
-/// ranks, x.pitch(count) apart, which hold until the next meeting.
-template <class X, class Local, class Say>
-std::uint64_t const* meet(host_context const& ctx, X& x, intention mine, index_t count, Local local,
-                          Say say) {
+/// What ranks told each other when they met: of each rank its intention, what the transport adds,
+/// and `own` on what the operation adds. Holds until the second meeting after.
+struct told {
+  std::uint64_t const* words = nullptr;
+  index_t pitch = 0, own = 0;  // words of a rank, and where the operation's begin
+
+  std::uint64_t const* of(int rank) const { return words + rank * pitch; }
+  index_t operator()(int rank, index_t word) const {
+    return static_cast<index_t>(of(rank)[own + word]);
+  }
+};
+
+/// Collective. agreement::run() where the words travel as the transport `x` sends them. Of a batch
+/// `b`, the transport tells which sides are there; `say(own)` adds `count` words of the operation.
+template <class X, class Batch, class Local, class Say>
+told meet(host_context const& ctx, X& x, intention mine, Batch const* b, index_t count, Local local,
+          Say say) {
   bool const alone = x.comm().size() == 1;
   failure wrong;
   if (alone)
@@ -158,17 +169,17 @@ std::uint64_t const* meet(host_context const& ctx, X& x, intention mine, index_t
   else
     wrong = failure_of(local);
   std::uint64_t* const own = x.own_words();
+  told all{own, 0, b == nullptr ? 1 : x.words_before()};
   own[0] = wrong ? 0 : mine.word();
-  if (!wrong) say(own);
-  if (alone) return own;
-  std::uint64_t const* const all = x.gather(ctx, count);
-  x.agreed().settle(ctx, x.comm(), all, x.pitch(count), wrong);
+  if (!wrong && b != nullptr) x.say_pieces(*b, own);
+  if (!wrong) say(own + all.own);
+  if (alone) return all;
+  all.words = x.gather(ctx, all.own + count, all.pitch);
+  x.agreed().settle(ctx, x.comm(), all.words, all.pitch, wrong);
   return all;
 }
-template <class X, class Local>
-void meet(host_context const& ctx, X& x, intention mine, Local local) {
-  meet(ctx, x, mine, 1, local, [](std::uint64_t*) {});
-}
+
+inline constexpr auto no_more_words = [](std::uint64_t*) {};
 
 /// A number that all ranks must pass alike, and its name.
 struct agreed_value {

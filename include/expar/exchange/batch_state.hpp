@@ -26,6 +26,7 @@ struct batch_state {
   seats at;
   shared<side_pool> pool;
   side_memory sides[4];
+  bool open[4] = {};  // whether the caller may fill a side
   std::uint64_t number = 0;
   cleared_by_move<bool> prepared, dispatched;
 
@@ -44,11 +45,15 @@ struct batch_state {
   side_memory& of(side s) { return sides[static_cast<int>(s)]; }
   side_memory const& of(side s) const { return sides[static_cast<int>(s)]; }
 
+  void release(side s) {
+    of(s).release();
+    open[static_cast<int>(s)] = false;
+  }
   /// Nothing is prepared, and no row is here.
   void forget() {
     prepared = false, dispatched = false;
     at.clear();
-    for (side_memory& s : sides) s.release();
+    for (side const s : {side::rows, side::y, side::d_y, side::d_rows}) release(s);
   }
 
   /// Memory for renumber(), which must not fail.

@@ -42,16 +42,15 @@ class messages {
  private:
   template <class, class, class>
   friend class expert_parallel;
-  template <class X, class Local, class Say>
-  friend std::uint64_t const* detail::meet(host_context const&, X&, detail::intention, index_t,
-                                           Local, Say);
+  template <class X, class Batch, class Local, class Say>
+  friend detail::told detail::meet(host_context const&, X&, detail::intention, Batch const*,
+                                   index_t, Local, Say);
   using state = detail::batch_state;
 
   /// Whether rows on other ranks can be read where they are.
   static constexpr bool reaches_peers = false;
   static constexpr bool has_ragged_rows = variable_communicator<Comm>;
   static index_t words_before() { return 1; }
-  static index_t pitch(index_t count) { return count; }
   static void say_pieces(state const&, std::uint64_t*) {}
 
   Comm& comm() const { return *comm_; }
@@ -75,7 +74,8 @@ class messages {
   void open(host_context const&) {}
 
   std::uint64_t* own_words() { return own_.data(); }
-  std::uint64_t const* gather(host_context const& ctx, index_t count) {
+  std::uint64_t const* gather(host_context const& ctx, index_t count, index_t& pitch) {
+    pitch = count;
     all_gather(ctx, comm(), own_.data(), words_.data(),
                static_cast<std::size_t>(count) * sizeof(std::uint64_t), agreed_.counts());
     return words_.data();
@@ -86,17 +86,22 @@ class messages {
   /// meet behind it, even if they have met for this call before.
   template <class T, class S, class Y, class V, class Checks, class Write>
   void to_experts(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
-                  std::initializer_list<detail::opened_side>, detail::cargo<Y, V>* read,
-                  std::uint64_t const*, Checks checks, Write write) {
-    detail::meet(ctx, *this, mine, [&] {
-      checks();
-      c.make_room(b);
-      c.take_from(b);
-      if (read != nullptr) read->take_from(b);
-      divide(outgoing_, incoming_, b.at, c.row_bytes(), c.scalar_bytes);
-      point(b.at, c, outgoing_, out_.data());
-      write(detail::slot_rows<T>{row_seats_.data()}, detail::slot_rows<S>{scalar_seats_.data()});
-    });
+                  std::initializer_list<detail::opened_side> sides, detail::cargo<Y, V>* read,
+                  detail::told const&, Checks checks, Write write) {
+    detail::meet(
+        ctx, *this, mine, &b, 0,
+        [&] {
+          checks();
+          c.make_room(b);
+          c.take_from(b);
+          if (read != nullptr) read->take_from(b);
+          divide(outgoing_, incoming_, b.at, c.row_bytes(), c.scalar_bytes);
+          point(b.at, c, outgoing_, out_.data());
+          write(detail::slot_rows<T>{row_seats_.data()},
+                detail::slot_rows<S>{scalar_seats_.data()});
+        },
+        detail::no_more_words);
+    for (detail::opened_side const& s : sides) b.open[static_cast<int>(s.at)] = true;
     exchange(ctx, b.at);
     for_each_foreign_block(ctx, b.at, [&](index_t block, index_t first, index_t rows) {
       std::byte const* const from = in_.data() + incoming_.row_start()[block];
@@ -114,19 +119,22 @@ class messages {
   template <class T, class S, class Checks, class Read>
   void to_tokens(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
                  Checks checks, Read read) {
-    detail::meet(ctx, *this, mine, [&] {
-      checks();
-      c.take_from(b);
-      divide(incoming_, outgoing_, b.at, c.row_bytes(), c.scalar_bytes);
-      for_each_foreign_block(ctx, b.at, [&](index_t block, index_t first, index_t rows) {
-        std::byte* const to = out_.data() + outgoing_.row_start()[block];
-        for (index_t i = 0; i < rows && c.columns >= 0; ++i)
-          detail::copy_bytes(to + i * c.row_bytes(), c.rows.row(first + i), c.row_bytes());
-        if (c.scalar_bytes != 0)
-          detail::copy_bytes(out_.data() + outgoing_.scalar_start()[block], c.scalars + first,
-                             rows * c.scalar_bytes);
-      });
-    });
+    detail::meet(
+        ctx, *this, mine, &b, 0,
+        [&] {
+          checks();
+          c.take_from(b);
+          divide(incoming_, outgoing_, b.at, c.row_bytes(), c.scalar_bytes);
+          for_each_foreign_block(ctx, b.at, [&](index_t block, index_t first, index_t rows) {
+            std::byte* const to = out_.data() + outgoing_.row_start()[block];
+            for (index_t i = 0; i < rows && c.columns >= 0; ++i)
+              detail::copy_bytes(to + i * c.row_bytes(), c.rows.row(first + i), c.row_bytes());
+            if (c.scalar_bytes != 0)
+              detail::copy_bytes(out_.data() + outgoing_.scalar_start()[block], c.scalars + first,
+                                 rows * c.scalar_bytes);
+          });
+        },
+        detail::no_more_words);
     exchange(ctx, b.at);
     point(b.at, c, incoming_, in_.data());
     read(detail::slot_rows<T const>{row_seats_.data()},

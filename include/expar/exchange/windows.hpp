@@ -28,9 +28,9 @@ class windows {
  private:
   template <class, class, class>
   friend class expert_parallel;
-  template <class X, class Local, class Say>
-  friend std::uint64_t const* detail::meet(host_context const&, X&, detail::intention, index_t,
-                                           Local, Say);
+  template <class X, class Batch, class Local, class Say>
+  friend detail::told detail::meet(host_context const&, X&, detail::intention, Batch const*,
+                                   index_t, Local, Say);
   using state = detail::batch_state;
   using window = decltype(std::declval<Comm&>().allocate_window(std::size_t{}));
 
@@ -58,23 +58,19 @@ class windows {
   }
   std::uint64_t next_batch() { return ++batches_; }
 
-  // The words of a meeting: the intention, which pieces the sides of the batch have (15 bits each,
-  // and one whether the caller brings the rows of this side), and a bit for each piece that is
-  // free.
+  // The words of a meeting: the intention, which pieces the sides of the batch have (16 bits each),
+  // and a bit for each piece that is free. Of an operation: whether the caller brings rows.
   /// Where the words of a meeting begin that the transport does not add.
   index_t words_before() {
     masks_ = (static_cast<index_t>(pool_->pieces.size()) + 63) / 64;
     return 2 + masks_;
   }
-  /// From the words of a rank to those of the next: the same in every meeting, so that ranks find
-  /// what others intend even if they call other operations.
-  index_t pitch(index_t = 0) const { return opened_; }
-  void say_pieces(state const& b, std::uint64_t* own, int brought = -1) const {
+  void say_pieces(state const& b, std::uint64_t* own) const {
     own[1] = 0;
     for (int s = 0; s < 4; ++s) {
       auto const piece =
           static_cast<std::uint64_t>(b.sides[static_cast<std::size_t>(s)].piece() + 1);
-      own[1] |= (piece | std::uint64_t{s == brought} << 15) << 16 * s;
+      own[1] |= piece << 16 * s;
     }
     for (index_t m = 0; m < masks_; ++m) own[2 + m] = 0;
     for (std::size_t i = 0; i < pool_->pieces.size(); ++i)
@@ -84,7 +80,7 @@ class windows {
   void reserve(index_t words, placement const& place) {
     agreed_.reserve(place.ranks());
     if (pool_.get() == nullptr) pool_ = detail::shared(new window_pool);
-    words += 2 + most_pieces / 64;
+    words += 3 + most_pieces / 64;
     if (words > static_cast<index_t>(own_.size())) own_.resize(words);
     words_.reserve(1);
     row_seats_.reserve(static_cast<std::size_t>(place.slot_count()));
@@ -109,11 +105,14 @@ class windows {
   }
 
   std::uint64_t* own_words() { return own_.data(); }
-  std::uint64_t const* gather(host_context const& ctx, index_t count) {
+  /// `pitch` is the same in every meeting, so that ranks find what others intend even if they call
+  /// other operations.
+  std::uint64_t const* gather(host_context const& ctx, index_t count, index_t& pitch) {
+    pitch = opened_;
     turn_ = (turn_ + 1) % 3;
     auto const view = words_.front().view();
     auto const of = [&](index_t rank) {
-      return static_cast<std::size_t>((turn_ * comm().size() + rank) * pitch()) *
+      return static_cast<std::size_t>((turn_ * comm().size() + rank) * opened_) *
              sizeof(std::uint64_t);
     };
     for (int p = 0; p < comm().size(); ++p)
@@ -130,8 +129,8 @@ class windows {
   template <class T, class S, class Y, class V, class Checks, class Write>
   void to_experts(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
                   std::initializer_list<detail::opened_side> sides, detail::cargo<Y, V>* read,
-                  std::uint64_t const* met, Checks checks, Write write) {
-    if (met == nullptr) met = agree(ctx, mine, b, brought(read), checks);
+                  detail::told met, Checks checks, Write write) {
+    if (met.words == nullptr) met = agree(ctx, mine, b, read, checks);
     for (detail::opened_side const& s : sides) allot(b, s, met);
     if (read != nullptr) bring(ctx, mine, b, *read, met);
     tensor_view<T, 2> const callers = c.rows;
@@ -148,7 +147,7 @@ class windows {
   template <class T, class S, class Checks, class Read>
   void to_tokens(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
                  Checks checks, Read read) {
-    auto const* const met = agree(ctx, mine, b, brought(&c), checks);
+    auto const met = agree(ctx, mine, b, &c, checks);
     bring(ctx, mine, b, c, met);
     point(b, c);
     finish(ctx, mine, [&] {
@@ -167,23 +166,26 @@ class windows {
 
   // An operation has at least two meetings. After the first no rank works on what is written then;
   // after the last all rows are there, and no rank reads them any more.
-  template <class Checks>
-  std::uint64_t const* agree(host_context const& ctx, detail::intention mine, state const& b,
-                             int brought, Checks checks) {
-    return detail::meet(ctx, *this, mine, words_before(), checks,
-                        [&](std::uint64_t* own) { say_pieces(b, own, brought); });
+  template <class T, class S, class Checks>
+  detail::told agree(host_context const& ctx, detail::intention mine, state const& b,
+                     detail::cargo<T, S> const* read, Checks checks) {
+    bool const brought = read != nullptr && read->callers;
+    return detail::meet(ctx, *this, mine, &b, 1, checks,
+                        [&](std::uint64_t* own) { *own = brought; });
   }
   template <class Local>
   void finish(host_context const& ctx, detail::intention mine, Local local) {
-    detail::meet(ctx, *this, {detail::step::end, mine.batch}, local);
+    detail::meet(ctx, *this, {detail::step::end, mine.batch}, static_cast<state*>(nullptr), 0,
+                 local, detail::no_more_words);
   }
 
   /// Gives the batch the same piece on all ranks, unless it has one. Returns what it had before.
-  detail::side_memory allot(state& b, detail::opened_side const& s, std::uint64_t const* met) {
+  detail::side_memory allot(state& b, detail::opened_side const& s, detail::told const& met) {
     int const which = static_cast<int>(s.at), ranks = comm().size();
-    auto const held = [&](int r) { return met[r * pitch() + 1] >> 16 * which & 0x7fff; };
+    auto const held = [&](int r) { return met.of(r)[1] >> 16 * which & 0xffff; };
     bool same = b.of(s.at).held();
     for (int r = 0; r < ranks; ++r) same = same && held(r) == held(0);
+    b.open[static_cast<std::size_t>(which)] = true;
     if (same) return {};
     detail::side_memory before = std::move(b.of(s.at));
 
@@ -192,7 +194,7 @@ class windows {
     auto const free = [&](int i) {
       bool all = pool.at(i).free;
       for (int r = 0; r < ranks; ++r)
-        all = all && (i / 64 >= masks_ || (met[r * pitch() + 2 + i / 64] >> i % 64 & 1) != 0);
+        all = all && (i / 64 >= masks_ || (met.of(r)[2 + i / 64] >> i % 64 & 1) != 0);
       return all;
     };
     index_t const row_bytes = detail::size_product(b.at.room, s.row_bytes);
@@ -222,17 +224,12 @@ class windows {
     return before;
   }
 
-  template <class T, class S>
-  static int brought(detail::cargo<T, S> const* c) {
-    return c != nullptr && c->callers ? static_cast<int>(c->at) : -1;
-  }
   /// Puts what callers have brought where all ranks can read it.
   template <class T, class S>
   void bring(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
-             std::uint64_t const* met) {
+             detail::told const& met) {
     bool any = false;
-    for (int r = 0; r < comm().size(); ++r)
-      any = any || (met[r * pitch() + 1] >> 16 * static_cast<int>(c.at) & 0x8000) != 0;
+    for (int r = 0; r < comm().size(); ++r) any = any || met(r, 0) != 0;
     auto from = c;
     from.take_from(b);
     detail::side_memory before;
