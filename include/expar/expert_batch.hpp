@@ -152,7 +152,9 @@ class expert_batch {
   template <class U>
   tensor_view<U, 2> there(side s) const noexcept {
     detail::side_memory const& m = state_.of(s);
-    return make_view(reinterpret_cast<U*>(m.rows()), m.held() ? row_count() : 0, columns_of(s));
+    bool const held = m.held();
+    return make_view(held ? reinterpret_cast<U*>(m.rows()) : nullptr, held ? row_count() : 0,
+                     columns_of(s));
   }
   template <class U>
   tensor_view<U, 2> wanted(side s, char const* name) {

@@ -644,13 +644,14 @@ class expert_parallel {
   void check_prepared(char const* what, expert_batch<T, W, Y> const& batch) const {
     detail::batch_state const& b = batch.state_;
     detail::expects(b.prepared, what, ": the batch has no routes; dispatch or prepare it first");
-    detail::expects(b.plan.experts() == shape_.experts && b.plan.top_k() == shape_.top_k &&
-                        batch.hidden_ == shape_.hidden && batch.hidden_out_ == shape_.hidden_out &&
-                        b.at.place.ranks() == place_.ranks(),
-                    what, ": the batch was made for ", b.plan.experts(), " experts, top_k ",
-                    b.plan.top_k(), ", rows of ", batch.hidden_, " and ", batch.hidden_out_, ", ",
-                    b.at.place.ranks(), " ranks, not for ", shape_.experts, ", ", shape_.top_k,
-                    ", ", shape_.hidden, " and ", shape_.hidden_out, ", ", place_.ranks());
+    auto const same = [&](char const* name, index_t theirs, index_t ours) {
+      detail::expects(theirs == ours, what, ": the batch was made for ", name, " ", theirs,
+                      ", not ", ours);
+    };
+    same("experts", b.plan.experts(), shape_.experts), same("top_k", b.plan.top_k(), shape_.top_k);
+    same("hidden", batch.hidden_, shape_.hidden);
+    same("hidden_out", batch.hidden_out_, shape_.hidden_out);
+    same("ranks", b.at.place.ranks(), place_.ranks());
     detail::expects((b.at.rule.capacity >= 0) == has_capacity, what, ": the batch was made for ",
                     has_capacity ? "a ragged layout, not for fixed_capacity"
                                  : "fixed_capacity, not for a ragged layout");
@@ -689,12 +690,11 @@ class expert_parallel {
   template <class S, class R, class T, class W, class Y>
   static cargo<R, S> of_caller(side at, expert_batch<T, W, Y> const& batch,
                                tensor_view<R, 2> const& rows) {
-    auto const own = batch.template there<R>(at);
+    auto const own = batch.template there<R>(at);  // empty where the side is not there
     cargo<R, S> c{at};
     c.rows = rows;
-    c.callers = !batch.state_.of(at).held() || rows.data != own.data ||
-                rows.strides[0] != own.strides[0] || rows.extents[0] != own.extents[0] ||
-                rows.extents[1] != own.extents[1];
+    c.callers = rows.data != own.data || rows.strides[0] != own.strides[0] ||
+                rows.extents[0] != own.extents[0] || rows.extents[1] != own.extents[1];
     return c;
   }
   /// Gradients of row weights that do not stand beside the side's rows make both the caller's.

@@ -35,7 +35,9 @@ struct cargo {
   index_t row_bytes() const { return columns < 0 ? 0 : columns * index_t{sizeof(T)}; }
   tensor_view<T, 2> rows_of(batch_state const& b) const {
     side_memory const& m = b.of(at);
-    return make_view(reinterpret_cast<T*>(m.rows()), m.held() ? b.at.rows() : 0, columns);
+    bool const held = m.held();
+    return make_view(held ? reinterpret_cast<T*>(m.rows()) : nullptr, held ? b.at.rows() : 0,
+                     columns);
   }
 
   /// Takes memory for the side from its pool, where it is needed and is not there.

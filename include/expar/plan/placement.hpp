@@ -36,7 +36,9 @@ class placement {
     return in_blocks(experts, ranks, 1, detail::size_product(experts, copies),
                      [experts](int slot) { return slot % experts; });
   }
-  /// `shards` parts of every expert, one behind the other, cut into blocks.
+  /// `shards` parts of every expert, one behind the other, cut into blocks: on different ranks
+  /// where the blocks are no longer than that, and else some on one rank, to which a row goes
+  /// twice.
   static placement sharded(int experts, int ranks, int shards) {
     validate(experts, ranks, "shards", shards);
     return in_blocks(experts, ranks, shards, detail::size_product(experts, shards),
