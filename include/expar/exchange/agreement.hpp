@@ -54,17 +54,11 @@ enum class step : std::uint8_t {
   end
 };
 inline char const* name_of(step s) {
-  constexpr char const* names[] = {"nothing",
-                                   "prepare",
-                                   "dispatch",
-                                   "combine",
-                                   "combine_backward",
-                                   "combine_backward",
-                                   "dispatch_backward",
-                                   "place",
-                                   "prepare with quotas",
-                                   "gather_report",
-                                   "the end of a phase"};
+  // clang-format off
+  constexpr char const* names[] = {
+      "nothing", "prepare", "dispatch", "combine", "combine_backward", "combine_backward",
+      "dispatch_backward", "place", "prepare with quotas", "gather_report", "the end of a phase"};
+  // clang-format on
   return names[static_cast<int>(s)];
 }
 
@@ -179,7 +173,10 @@ told meet(host_context const& ctx, X& x, intention mine, Batch const* b, index_t
   return all;
 }
 
-inline constexpr auto no_more_words = [](std::uint64_t*) {};
+template <class X, class Batch, class Local>
+void meet(host_context const& ctx, X& x, intention mine, Batch const* b, Local local) {
+  meet(ctx, x, mine, b, 0, local, [](std::uint64_t*) {});
+}
 
 /// A number that all ranks must pass alike, and its name.
 struct agreed_value {

@@ -88,19 +88,15 @@ class messages {
   void to_experts(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
                   std::initializer_list<detail::opened_side> sides, detail::cargo<Y, V>* read,
                   detail::told const&, Checks checks, Write write) {
-    detail::meet(
-        ctx, *this, mine, &b, 0,
-        [&] {
-          checks();
-          c.make_room(b);
-          c.take_from(b);
-          if (read != nullptr) read->take_from(b);
-          divide(outgoing_, incoming_, b.at, c.row_bytes(), c.scalar_bytes);
-          point(b.at, c, outgoing_, out_.data());
-          write(detail::slot_rows<T>{row_seats_.data()},
-                detail::slot_rows<S>{scalar_seats_.data()});
-        },
-        detail::no_more_words);
+    detail::meet(ctx, *this, mine, &b, [&] {
+      checks();
+      c.make_room(b);
+      c.take_from(b);
+      if (read != nullptr) read->take_from(b);
+      divide(outgoing_, incoming_, b.at, c.row_bytes(), c.scalar_bytes);
+      point(b.at, c, outgoing_, out_.data());
+      write(detail::slot_rows<T>{row_seats_.data()}, detail::slot_rows<S>{scalar_seats_.data()});
+    });
     for (detail::opened_side const& s : sides) b.open[static_cast<int>(s.at)] = true;
     exchange(ctx, b.at);
     for_each_foreign_block(ctx, b.at, [&](index_t block, index_t first, index_t rows) {
@@ -119,22 +115,19 @@ class messages {
   template <class T, class S, class Checks, class Read>
   void to_tokens(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
                  Checks checks, Read read) {
-    detail::meet(
-        ctx, *this, mine, &b, 0,
-        [&] {
-          checks();
-          c.take_from(b);
-          divide(incoming_, outgoing_, b.at, c.row_bytes(), c.scalar_bytes);
-          for_each_foreign_block(ctx, b.at, [&](index_t block, index_t first, index_t rows) {
-            std::byte* const to = out_.data() + outgoing_.row_start()[block];
-            for (index_t i = 0; i < rows && c.columns >= 0; ++i)
-              detail::copy_bytes(to + i * c.row_bytes(), c.rows.row(first + i), c.row_bytes());
-            if (c.scalar_bytes != 0)
-              detail::copy_bytes(out_.data() + outgoing_.scalar_start()[block], c.scalars + first,
-                                 rows * c.scalar_bytes);
-          });
-        },
-        detail::no_more_words);
+    detail::meet(ctx, *this, mine, &b, [&] {
+      checks();
+      c.take_from(b);
+      divide(incoming_, outgoing_, b.at, c.row_bytes(), c.scalar_bytes);
+      for_each_foreign_block(ctx, b.at, [&](index_t block, index_t first, index_t rows) {
+        std::byte* const to = out_.data() + outgoing_.row_start()[block];
+        for (index_t i = 0; i < rows && c.columns >= 0; ++i)
+          detail::copy_bytes(to + i * c.row_bytes(), c.rows.row(first + i), c.row_bytes());
+        if (c.scalar_bytes != 0)
+          detail::copy_bytes(out_.data() + outgoing_.scalar_start()[block], c.scalars + first,
+                             rows * c.scalar_bytes);
+      });
+    });
     exchange(ctx, b.at);
     point(b.at, c, incoming_, in_.data());
     read(detail::slot_rows<T const>{row_seats_.data()},

@@ -175,8 +175,7 @@ class windows {
   }
   template <class Local>
   void finish(host_context const& ctx, detail::intention mine, Local local) {
-    detail::meet(ctx, *this, {detail::step::end, mine.batch}, static_cast<state*>(nullptr), 0,
-                 local, detail::no_more_words);
+    detail::meet(ctx, *this, {detail::step::end, mine.batch}, static_cast<state*>(nullptr), local);
   }
 
   /// Gives the batch the same piece on all ranks, unless it has one. Returns what it had before.
