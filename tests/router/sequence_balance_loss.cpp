@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <expar/comm/thread.hpp>
 #include <expar/balance/sum_counts.hpp>
+#include <expar/comm/thread.hpp>
 #include <expar/router/load_balance_loss.hpp>
 #include <expar/router/normalized_score.hpp>
 #include <expar/router/sequence_balance_loss.hpp>

@@ -6,8 +6,8 @@
 #include <type_traits>
 
 #include <expar/communicator.hpp>
-#include <expar/plan/layout.hpp>
 #include <expar/plan/block_placement.hpp>
+#include <expar/plan/layout.hpp>
 
 namespace expar::inline v0 {
 /// How much a window holds: `rows` expert rows on every rank, and buffers for them in the forward
