@@ -430,8 +430,8 @@ class expert_parallel {
     static_assert(!at_decode || has_weights,
                   "expar: with weights at decode, combine_backward gives d_weights as well");
     static_assert(!has_weights || element<Y>,
-                  "expar: combine_backward scales gradients of y, whose element type must be one "
-                  "that can be scaled");
+                  "expar: combine_backward scales rows of y, whose element type must be one that "
+                  "is scaled");
     detail::batch_state& b = batch.state_;
     auto const d = detail::rows_view<Y>(ctx, d_out);
     auto const with_weights = [&](auto f) {

@@ -1,5 +1,5 @@
-// error: expar: combine_backward scales gradients of y, whose element type must be one that can be
-// scaled SPDX-License-Identifier: Apache-2.0
+// error: expar: combine_backward scales rows of y, whose element type must be one that is scaled
+// SPDX-License-Identifier: Apache-2.0
 #include <expar/comm/self.hpp>
 #include <expar/expert_parallel.hpp>
 
