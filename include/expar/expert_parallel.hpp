@@ -276,7 +276,7 @@ class expert_parallel {
   detail::told seat(host_context const& ctx, Routes const& routes, expert_batch<T, W, Y>& batch,
                     Quotas const& quotas, Checks checks) {
     detail::batch_state& b = batch.state_;
-    std::uint64_t const number = x().next_batch();
+    std::uint64_t const number = x().batches_ + 1;
     b.forget();
     constexpr bool asks_quotas = !std::is_same_v<Quotas, take_turns>;
     auto met = detail::meet(
@@ -302,6 +302,7 @@ class expert_parallel {
           own += routes_words;
           for (index_t const n : b.plan.counts()) *own++ = static_cast<std::uint64_t>(n);
         });
+    x().batches_ = number;
     check_types(met);
     auto const kept = seating_.kept(place_);
     index_t tokens = 0, most = 0;
@@ -691,9 +692,10 @@ class expert_parallel {
   static cargo<R, S> of_caller(side at, expert_batch<T, W, Y> const& batch,
                                tensor_view<R, 2> const& rows) {
     auto const own = batch.template there<R>(at);  // empty where the side is not there
+    bool const no_rows = batch.row_count() == 0 && !batch.state_.of(at).held();
     cargo<R, S> c{at};
     c.rows = rows;
-    c.callers = rows.data != own.data || rows.strides[0] != own.strides[0] ||
+    c.callers = no_rows || rows.data != own.data || rows.strides[0] != own.strides[0] ||
                 rows.extents[0] != own.extents[0] || rows.extents[1] != own.extents[1];
     return c;
   }

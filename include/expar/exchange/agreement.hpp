@@ -63,7 +63,7 @@ inline char const* name_of(step s) {
 }
 
 /// What a rank is about to do, in a word that ranks compare: a step, and the number of the batch,
-/// which counts the prepare() calls of an object and so is the same on all ranks.
+/// which counts what ranks have agreed to prepare and so is the same on all.
 struct intention {
   step what;
   std::uint64_t batch;

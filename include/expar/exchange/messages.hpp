@@ -56,7 +56,6 @@ class messages {
   Comm& comm() const { return *comm_; }
   detail::agreement& agreed() { return agreed_; }
   detail::shared<detail::side_pool> pool() const { return pool_; }
-  std::uint64_t next_batch() { return ++batches_; }
 
   /// Memory for meetings of so many words, and for tables of so many slots.
   void reserve(index_t words, placement const& place) {
@@ -221,7 +220,7 @@ class messages {
   detail::segments outgoing_, incoming_;
   detail::buffer<std::byte> out_, in_;
   detail::buffer<detail::seat> row_seats_, scalar_seats_;
-  std::uint64_t batches_ = 0;  // prepared so far
+  std::uint64_t batches_ = 0;  // that ranks have agreed to prepare
 };
 
 template <class Comm>

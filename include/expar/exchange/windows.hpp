@@ -56,7 +56,6 @@ class windows {
   detail::shared<detail::side_pool> pool() const {
     return detail::shared<detail::side_pool>::one_more(pool_.get());
   }
-  std::uint64_t next_batch() { return ++batches_; }
 
   // The words of a meeting: the intention, which pieces the sides of the batch have (16 bits each),
   // and a bit for each piece that is free. Of an operation: whether the caller brings rows.
@@ -290,7 +289,7 @@ class windows {
   index_t opened_ = 0;         // words of a rank that fit the window
   index_t turn_ = 0;           // of three meetings
   index_t masks_ = 0;          // of the last meeting in which pieces were told
-  std::uint64_t batches_ = 0;  // prepared so far
+  std::uint64_t batches_ = 0;  // that ranks have agreed to prepare
 };
 
 template <class Comm>
