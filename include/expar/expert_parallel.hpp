@@ -91,6 +91,12 @@ class expert_parallel {
     detail::check_group(host_context{}, x_.comm(), "expert_parallel", shape_, layout, weights_site,
                         wrong);
     x_.open(host_context{});
+    index_t pitch = 0;
+    *x_.own_words() =
+        reinterpret_cast<std::uintptr_t>(this) ^
+        static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count())
+            << 20;
+    id_ = *x_.gather(host_context{}, 1, pitch);  // of rank 0
   }
 
   expert_shape const& shape() const noexcept { return shape_; }
@@ -101,7 +107,7 @@ class expert_parallel {
   /// placement by which it was prepared, and the caller the weights that it needs.
   void place(expar::placement const& p) {
     auto const met = detail::meet(
-        host_context{}, x(), {step::place, 0}, no_batch, 1,
+        host_context{}, x(), {step::place, 0, id_}, no_batch, 1,
         [&] {
           detail::expects(p.experts() == shape_.experts && p.ranks() == x().comm().size(),
                           "place: the placement is of ", p.experts(), " experts on ", p.ranks(),
@@ -150,8 +156,8 @@ class expert_parallel {
   template <class Tokens, class Routes, class T, class W, class Y, class Quotas = take_turns>
   void dispatch(host_context const& ctx, Tokens const& tokens, Routes const& routes,
                 expert_batch<T, W, Y>& batch, Quotas const& quotas = {}) {
-    auto const x = detail::rows_view<T>(ctx, tokens);
-    auto const met = seat(ctx, routes, batch, quotas, [&] { check_tokens(x, batch); });
+    auto const met = seat(ctx, routes, batch, quotas,
+                          [&] { check_tokens(detail::rows_view<T>(ctx, tokens), batch); });
     send(ctx, tokens, batch, met, cargo<T, W>{side::rows});
   }
   template <class Tokens, class Routes>
@@ -267,7 +273,7 @@ class expert_parallel {
 
   // --- routes ----------------------------------------------------------------------------------
 
-  // What a rank tells of its routes: tokens, three element sizes, and its routes for each expert.
+  // What a rank tells of its routes: tokens, three element types, and its routes for each expert.
   static constexpr index_t routes_words = 4;
 
   /// From routes to seats, once ranks have told each other their counts. Returns what they told
@@ -280,7 +286,7 @@ class expert_parallel {
     b.forget();
     constexpr bool asks_quotas = !std::is_same_v<Quotas, take_turns>;
     auto met = detail::meet(
-        ctx, x(), {asks_quotas ? step::quotas : step::prepare, number}, &b,
+        ctx, x(), {asks_quotas ? step::quotas : step::prepare, number, id_}, &b,
         routes_words + shape_.experts,
         [&] {
           detail::arguments a(ctx, "dispatch");
@@ -298,7 +304,7 @@ class expert_parallel {
         },
         [&](std::uint64_t* own) {
           own[0] = static_cast<std::uint64_t>(b.plan.tokens());
-          own[1] = sizeof(T), own[2] = sizeof(W), own[3] = sizeof(Y);
+          own[1] = detail::tag_of<T>(), own[2] = detail::tag_of<W>(), own[3] = detail::tag_of<Y>();
           own += routes_words;
           for (index_t const n : b.plan.counts()) *own++ = static_cast<std::uint64_t>(n);
         });
@@ -330,7 +336,7 @@ class expert_parallel {
       b.at.rule.in_turn = false;
       auto const split = seating_.split(place_);
       met = detail::meet(
-          ctx, x(), {step::quotas, number}, &b, 1,
+          ctx, x(), {step::quotas, number, id_}, &b, 1,
           [&] { detail::split_by(quotas, place_, kept, split); },
           [&](std::uint64_t* own) { *own = detail::checksum(split); });
       for (int r = 1; r < place_.ranks(); ++r)
@@ -355,12 +361,12 @@ class expert_parallel {
     return r;
   }
   void check_types(detail::told const& told) const {
+    constexpr char const* names[] = {"rows", "weights", "y"};
     for (int r = 1; r < place_.ranks(); ++r)
-      detail::expects(
-          told(r, 1) == told(0, 1) && told(r, 2) == told(0, 2) && told(r, 3) == told(0, 3),
-          "dispatch: elements of rows, weights and y have ", told(0, 1), ", ", told(0, 2), " and ",
-          told(0, 3), " bytes on rank 0 but ", told(r, 1), ", ", told(r, 2), " and ", told(r, 3),
-          " on rank ", r, "; all ranks must use the same types");
+      for (int i = 0; i < 3; ++i)
+        detail::expects(told(r, 1 + i) == told(0, 1 + i), "dispatch: ", names[i], " on rank ", r,
+                        " have another element type than on rank 0; all ranks "
+                        "must use the same");
   }
   template <class X, class W>
   static void keep_weights(tensor_view<X, 2> const& from, int shards, detail::buffer<W>& to) {
@@ -387,21 +393,23 @@ class expert_parallel {
                   "expar: weights at encode scale rows, whose element type must be one that can be "
                   "scaled");
     detail::batch_state& b = batch.state_;
-    auto const from = detail::rows_view<T>(ctx, tokens);
+    tensor_view<T const, 2> from;
     c.columns = shape_.hidden, c.scalar_bytes = per_row ? index_t{sizeof(W)} : 0;
     b.dispatched = false;
     x().to_experts(
-        ctx, {step::dispatch, b.number}, b, c,
+        ctx, {step::dispatch, b.number, id_}, b, c,
         {{side::rows, c.row_bytes(), c.scalar_bytes}, {side::y, bytes<Y>(shape_.hidden_out), 0}},
         no_cargo, met,
         [&] {
           check_prepared("dispatch", batch);
+          from = detail::rows_view<T>(ctx, tokens);
           check_tokens(from, batch);
           detail::argument_table a("dispatch");
           a.reads("tokens", from);
           c.written_in(a, "rows", b, "hidden");
         },
         [&](detail::slot_rows<T> rows, detail::slot_rows<W> scalars) {
+          if (met.words != nullptr) from = detail::rows_view<T>(ctx, tokens);
           detail::argument_table a("dispatch");
           a.reads("tokens", from);
           a.writes("rows", c.rows);
@@ -434,7 +442,7 @@ class expert_parallel {
                   "expar: combine_backward scales rows of y, whose element type must be one that "
                   "is scaled");
     detail::batch_state& b = batch.state_;
-    auto const d = detail::rows_view<Y>(ctx, d_out);
+    tensor_view<Y const, 2> d;
     auto const with_weights = [&](auto f) {
       if constexpr (has_weights) f(detail::gradient_output<2>(ctx, d_weights));
     };
@@ -444,13 +452,14 @@ class expert_parallel {
     c.scalar_bytes = by_message ? index_t{sizeof(W)} : 0;
     A* dots_here = nullptr;
     x().to_experts(
-        ctx, {step::combine_backward, b.number}, b, c,
+        ctx, {step::combine_backward, b.number, id_}, b, c,
         {{side::d_y, c.row_bytes(), 0},
          {side::d_rows, bytes<T>(shape_.hidden), batch.scalar_bytes(side::d_rows)}},
         has_weights ? &y : nullptr, {},
         [&] {
           check_dispatched("combine_backward", batch);
           detail::argument_table a("combine_backward");
+          d = detail::rows_view<Y>(ctx, d_out);
           a.reads("d_out", d, {detail::tokens_of_batch(batch), {c.columns, "hidden_out"}});
           if (has_weights) y.read_in(a, "y", b, "hidden_out");
           c.written_in(a, "d_y", b, "hidden_out");
@@ -502,7 +511,7 @@ class expert_parallel {
     cargo<Y, A> home{side::d_y};
     home.scalar_bytes = sizeof(A), home.scalars = dots_here;
     x().to_tokens(
-        ctx, {step::gradients_of_weights, b.number}, b, home,
+        ctx, {step::gradients_of_weights, b.number, id_}, b, home,
         [&] {
           x().for_each_foreign_block(ctx, b.at, [&](index_t, index_t first, index_t rows) {
             for (index_t i = first; i < first + rows; ++i) {
@@ -527,14 +536,15 @@ class expert_parallel {
     static_assert(element<Y>,
                   "expar: combine sums y, whose element type must be one that can be summed");
     detail::batch_state& b = batch.state_;
-    auto const to = detail::as_output<2>(ctx, out);
+    decltype(detail::as_output<2>(ctx, out)) to{};
     c.columns = shape_.hidden_out;
     x().to_tokens(
-        ctx, {step::combine, b.number}, b, c,
+        ctx, {step::combine, b.number, id_}, b, c,
         [&] {
           check_dispatched("combine", batch);
           detail::argument_table a("combine");
           c.read_in(a, "y", b, "hidden_out");
+          to = detail::as_output<2>(ctx, out);
           a.writes("out", to, {detail::tokens_of_batch(batch), {c.columns, "hidden_out"}});
         },
         [&](detail::slot_rows<Y const> rows, detail::slot_rows<W const>) {
@@ -557,7 +567,7 @@ class expert_parallel {
                   "expar: dispatch_backward gives d_weights as well where weights are applied at "
                   "encode (pass tokens) or per row (pass d_row_weights)");
     detail::batch_state& b = batch.state_;
-    auto const to = detail::gradient_output<2>(ctx, d_tokens);
+    decltype(detail::gradient_output<2>(ctx, d_tokens)) to{};
     if constexpr (to.adds) detail::check_summed_alike<T, detail::element_of<decltype(to)>>();
     auto const with_weights = [&](auto f) {
       if constexpr (has_weights) f(detail::gradient_output<2>(ctx, d_weights));
@@ -565,16 +575,17 @@ class expert_parallel {
     c.columns = shape_.hidden, c.scalar_bytes = per_row ? index_t{sizeof(S)} : 0;
     tensor_view<T const, 2> tokens;
     tensor_view<S const, 1> row_weights;
-    if constexpr (at_encode)
-      tokens = detail::rows_view<T>(ctx, what);
-    else if constexpr (!std::is_same_v<What, none>)
-      row_weights = bring_row_weights(ctx, what, b, c);
     x().to_tokens(
-        ctx, {step::dispatch_backward, b.number}, b, c,
+        ctx, {step::dispatch_backward, b.number, id_}, b, c,
         [&] {
           check_dispatched("dispatch_backward", batch);
           detail::argument_table a("dispatch_backward");
+          if constexpr (at_encode)
+            tokens = detail::rows_view<T>(ctx, what);
+          else if constexpr (!std::is_same_v<What, none>)
+            row_weights = bring_row_weights(ctx, what, b, c);
           c.read_in(a, "d_rows", b, "hidden");
+          to = detail::gradient_output<2>(ctx, d_tokens);
           detail::name_gradient(a, "d_tokens", to,
                                 {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
           with_weights([&](auto const& d_w) { name_weights<S>(a, batch, d_w); });
@@ -678,25 +689,32 @@ class expert_parallel {
   template <class R, class S, class T, class W, class Y, class X>
   static cargo<R, S> callers(host_context const& ctx, side at, expert_batch<T, W, Y> const& batch,
                              X& x) {
-    return of_caller<S>(at, batch, detail::overwritten_rows(ctx, x));
+    return of_caller<R, S>(at, batch, [&] { return detail::overwritten_rows(ctx, x); });
   }
   template <class R, class S, class T, class W, class Y, class X>
   static cargo<R, S> brought(host_context const& ctx, side at, expert_batch<T, W, Y> const& batch,
                              X const& x) {
-    auto const v = detail::rows_view<R>(ctx, x);
-    auto rows = make_view(const_cast<R*>(v.data), v.extents[0], v.extents[1], v.strides[0]);
-    rows.strides[1] = v.strides[1];
-    return of_caller<S>(at, batch, rows);
+    return of_caller<R, S>(at, batch, [&] {
+      auto const v = detail::rows_view<R>(ctx, x);
+      auto rows = make_view(const_cast<R*>(v.data), v.extents[0], v.extents[1], v.strides[0]);
+      rows.strides[1] = v.strides[1];
+      return rows;
+    });
   }
-  template <class S, class R, class T, class W, class Y>
-  static cargo<R, S> of_caller(side at, expert_batch<T, W, Y> const& batch,
-                               tensor_view<R, 2> const& rows) {
+  /// What `view` gives; if it throws, ranks hear of it when they meet.
+  template <class R, class S, class T, class W, class Y, class View>
+  static cargo<R, S> of_caller(side at, expert_batch<T, W, Y> const& batch, View view) {
     auto const own = batch.template there<R>(at);  // empty where the side is not there
     bool const no_rows = batch.row_count() == 0 && !batch.state_.of(at).held();
     cargo<R, S> c{at};
-    c.rows = rows;
-    c.callers = no_rows || rows.data != own.data || rows.strides[0] != own.strides[0] ||
-                rows.extents[0] != own.extents[0] || rows.extents[1] != own.extents[1];
+    try {
+      tensor_view<R, 2> const rows = view();
+      c.rows = rows;
+      c.callers = no_rows || rows.data != own.data || rows.strides[0] != own.strides[0] ||
+                  rows.extents[0] != own.extents[0] || rows.extents[1] != own.extents[1];
+    } catch (...) {
+      c.wrong = std::current_exception();
+    }
     return c;
   }
   /// Gradients of row weights that do not stand beside the side's rows make both the caller's.
@@ -722,6 +740,7 @@ class expert_parallel {
   detail::buffer<index_t> quotas_;
   detail::buffer<detail::seat> y_seats_;
   detail::buffer<std::byte> dots_, scalars_;
+  std::uint64_t id_ = 0;  // of the object, on all ranks
   detail::cleared_by_move<bool> usable_ = true;
 };
 

@@ -124,11 +124,11 @@ TEST_CASE("messages carry no row of the own rank, and rows that come again cost 
     for (int time = 0; time < 2; ++time) {
       comm.calls = 0, comm.sent = 0, comm.sent_to_self = 0;
       moe.dispatch(ctx, make_view(x.data(), tokens, hidden), batch);
-      // One word to every rank, itself among them, and the rows of the other ranks.
+      // Two words to every rank, itself among them, and the rows of the other ranks.
       index_t foreign = 0;
       for (int const id : ids) foreign += id != comm.rank();
-      if (comm.calls != 2 || comm.sent_to_self != 8 ||
-          comm.sent != 8 * (ranks - 1) + foreign * hidden * 4)
+      if (comm.calls != 2 || comm.sent_to_self != 16 ||
+          comm.sent != 16 * (ranks - 1) + foreign * hidden * 4)
         good[static_cast<std::size_t>(comm.rank())] = 0;
       batch.release(expar::side::rows);
     }

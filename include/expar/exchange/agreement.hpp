@@ -63,10 +63,11 @@ inline char const* name_of(step s) {
 }
 
 /// What a rank is about to do, in a word that ranks compare: a step, and the number of the batch,
-/// which counts what ranks have agreed to prepare and so is the same on all.
+/// which counts what ranks have agreed to prepare and so is the same on all. `object`: a number
+/// that all ranks know the engine by.
 struct intention {
   step what;
-  std::uint64_t batch;
+  std::uint64_t batch, object = 0;
 
   std::uint64_t word() const { return batch << 8 | static_cast<std::uint64_t>(what); }
   static intention of(std::uint64_t word) { return {static_cast<step>(word & 255), word >> 8}; }
@@ -163,13 +164,17 @@ told meet(host_context const& ctx, X& x, intention mine, Batch const* b, index_t
   else
     wrong = failure_of(local);
   std::uint64_t* const own = x.own_words();
-  told all{own, 0, b == nullptr ? 1 : x.words_before()};
-  own[0] = wrong ? 0 : mine.word();
+  told all{own, 0, b == nullptr ? 2 : x.words_before()};
+  own[0] = wrong ? 0 : mine.word(), own[1] = mine.object;
   if (!wrong && b != nullptr) x.say_pieces(*b, own);
   if (!wrong) say(own + all.own);
   if (alone) return all;
   all.words = x.gather(ctx, all.own + count, all.pitch);
   x.agreed().settle(ctx, x.comm(), all.words, all.pitch, wrong);
+  for (int r = 1; r < x.comm().size(); ++r)
+    expects(all.of(r)[1] == all.of(0)[1], "rank 0 calls ", name_of(mine.what),
+            " of one object while rank ", r, " calls it of another",
+            "; all ranks call the same operations in the same order");
   return all;
 }
 

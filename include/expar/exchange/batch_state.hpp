@@ -9,6 +9,15 @@
 
 namespace expar::inline v0::detail {
 
+/// A number that two types share only by chance: the same in all processes of a program.
+template <class T>
+constexpr std::uint64_t tag_of() {
+  std::uint64_t h = 0xcbf29ce484222325u;
+  for (char const* c = __PRETTY_FUNCTION__; *c != 0; ++c)
+    h = (h ^ static_cast<unsigned char>(*c)) * 0x100000001b3u;
+  return h;
+}
+
 /// Throws where rows are more than memory can hold.
 inline index_t bytes_of_rows(index_t rows, index_t columns, std::size_t element) {
   index_t const bytes = size_product(rows, size_product(columns, static_cast<index_t>(element)));

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <exception>
+
 #include <expar/detail/argument_table.hpp>
 #include <expar/exchange/batch_state.hpp>
 #include <expar/permute/detail/rows.hpp>
@@ -26,9 +28,10 @@ struct slot_rows {
 template <class T, class S>
 struct cargo {
   side at;
-  index_t columns = -1;      // of a row; -1: scalars travel alone
-  index_t scalar_bytes = 0;  // sizeof(S), where they travel
-  bool callers = false;      // whether the caller has brought what follows, instead of the side's
+  index_t columns = -1;        // of a row; -1: scalars travel alone
+  index_t scalar_bytes = 0;    // sizeof(S), where they travel
+  bool callers = false;        // whether the caller has brought what follows, instead of the side's
+  std::exception_ptr wrong{};  // or why not
   tensor_view<T, 2> rows{};
   S* scalars = nullptr;
 
@@ -64,6 +67,7 @@ struct cargo {
 
   /// Names the rows among the arguments of an operation; `width`: what their columns are.
   void read_in(argument_table& a, char const* name, batch_state const& b, char const* width) const {
+    if (wrong) std::rethrow_exception(wrong);
     expects(callers || b.of(at).held(), a.c_str(), ": the batch has no ", name, "; fill batch.",
             name, "() before, or pass one");
     a.reads(name, callers ? rows : rows_of(b),
@@ -72,6 +76,7 @@ struct cargo {
   }
   void written_in(argument_table& a, char const* name, batch_state const& b,
                   char const* width) const {
+    if (wrong) std::rethrow_exception(wrong);
     if (callers || b.of(at).held())
       a.writes(name, callers ? rows : rows_of(b),
                {{b.at.rows(), "the number of rows in the batch"}, {columns, width}});

@@ -50,7 +50,7 @@ class messages {
   /// Whether rows on other ranks can be read where they are.
   static constexpr bool reaches_peers = false;
   static constexpr bool has_ragged_rows = variable_communicator<Comm>;
-  static index_t words_before() { return 1; }
+  static index_t words_before() { return 2; }
   static void say_pieces(state const&, std::uint64_t*) {}
 
   Comm& comm() const { return *comm_; }
@@ -62,7 +62,7 @@ class messages {
     agreed_.reserve(place.ranks());
     if (pool_.get() == nullptr)
       pool_ = detail::shared<detail::side_pool>(new detail::local_sides(memory_));
-    ++words;  // the intention
+    words += 2;  // the intention
     if (words > static_cast<index_t>(own_.size())) own_.resize(words);
     if (words * place.ranks() > static_cast<index_t>(words_.size()))
       words_.resize(words * place.ranks());

@@ -62,24 +62,24 @@ class windows {
   /// Where the words of a meeting begin that the transport does not add.
   index_t words_before() {
     masks_ = (static_cast<index_t>(pool_->pieces.size()) + 63) / 64;
-    return 2 + masks_;
+    return 3 + masks_;
   }
   void say_pieces(state const& b, std::uint64_t* own) const {
-    own[1] = 0;
+    own[2] = 0;
     for (int s = 0; s < 4; ++s) {
       auto const piece =
           static_cast<std::uint64_t>(b.sides[static_cast<std::size_t>(s)].piece() + 1);
-      own[1] |= piece << 16 * s;
+      own[2] |= piece << 16 * s;
     }
-    for (index_t m = 0; m < masks_; ++m) own[2 + m] = 0;
+    for (index_t m = 0; m < masks_; ++m) own[3 + m] = 0;
     for (std::size_t i = 0; i < pool_->pieces.size(); ++i)
-      own[2 + i / 64] |= std::uint64_t{pool_->pieces[i].free} << i % 64;
+      own[3 + i / 64] |= std::uint64_t{pool_->pieces[i].free} << i % 64;
   }
 
   void reserve(index_t words, placement const& place) {
     agreed_.reserve(place.ranks());
     if (pool_.get() == nullptr) pool_ = detail::shared(new window_pool);
-    words += 3 + most_pieces / 64;
+    words += 4 + most_pieces / 64;
     if (words > static_cast<index_t>(own_.size())) own_.resize(words);
     words_.reserve(1);
     row_seats_.reserve(static_cast<std::size_t>(place.slot_count()));
@@ -168,19 +168,19 @@ class windows {
   template <class T, class S, class Checks>
   detail::told agree(host_context const& ctx, detail::intention mine, state const& b,
                      detail::cargo<T, S> const* read, Checks checks) {
-    bool const brought = read != nullptr && read->callers;
     return detail::meet(ctx, *this, mine, &b, 1, checks,
-                        [&](std::uint64_t* own) { *own = brought; });
+                        [&](std::uint64_t* own) { *own = read != nullptr && read->callers; });
   }
   template <class Local>
   void finish(host_context const& ctx, detail::intention mine, Local local) {
-    detail::meet(ctx, *this, {detail::step::end, mine.batch}, static_cast<state*>(nullptr), local);
+    detail::meet(ctx, *this, {detail::step::end, mine.batch, mine.object},
+                 static_cast<state*>(nullptr), local);
   }
 
   /// Gives the batch the same piece on all ranks, unless it has one. Returns what it had before.
   detail::side_memory allot(state& b, detail::opened_side const& s, detail::told const& met) {
     int const which = static_cast<int>(s.at), ranks = comm().size();
-    auto const held = [&](int r) { return met.of(r)[1] >> 16 * which & 0xffff; };
+    auto const held = [&](int r) { return met.of(r)[2] >> 16 * which & 0xffff; };
     bool same = b.of(s.at).held();
     for (int r = 0; r < ranks; ++r) same = same && held(r) == held(0);
     b.open[static_cast<std::size_t>(which)] = true;
@@ -192,7 +192,7 @@ class windows {
     auto const free = [&](int i) {
       bool all = pool.at(i).free;
       for (int r = 0; r < ranks; ++r)
-        all = all && (i / 64 >= masks_ || (met.of(r)[2 + i / 64] >> i % 64 & 1) != 0);
+        all = all && (i / 64 >= masks_ || (met.of(r)[3 + i / 64] >> i % 64 & 1) != 0);
       return all;
     };
     index_t const row_bytes = detail::size_product(b.at.room, s.row_bytes);
