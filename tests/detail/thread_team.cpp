@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/detail/thread_team.hpp>
 
+#if __has_include(<sys/wait.h>)
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -91,3 +98,33 @@ TEST_CASE("a team that is shared works until its last owner is gone") {
   (*last).run(7, expar::task(body));
   CHECK(done == 12);
 }
+
+// The thread sanitizer does not follow a process that has threads into a child.
+#if defined(__SANITIZE_THREAD__)
+#define EXPAR_NO_FORK
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define EXPAR_NO_FORK
+#endif
+#endif
+#if __has_include(<sys/wait.h>) && !defined(EXPAR_NO_FORK)
+TEST_CASE("a team that a forked child inherits ends there without its threads") {
+  auto* const team = new thread_team(3);
+  pid_t const child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    delete team;
+    _exit(7);
+  }
+  int status = 0;
+  pid_t ended = 0;
+  for (int waited = 0; waited < 1000 && ended == 0; ++waited) {
+    ended = waitpid(child, &status, WNOHANG);
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  if (ended == 0) kill(child, SIGKILL);
+  CHECK(ended == child);
+  CHECK(WEXITSTATUS(status) == 7);
+  delete team;
+}
+#endif

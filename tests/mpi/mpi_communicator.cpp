@@ -242,6 +242,12 @@ TEST_CASE("mpi_communicator: what it cannot be made of") {
         }) == all_say("throws: expar: mpi_communicator: max_message is 0; it lies between 1 and " +
                       std::to_string(INT_MAX)));
   if (world_size() < 2) return;
+  CHECK(everyone([] {
+          mpi_communicator const comm(MPI_COMM_WORLD, world_rank() == 1 ? 4096 : 1 << 20);
+          return std::string();
+        }) ==
+        all_say("throws: expar: mpi_communicator: max_message is 4096 on one rank and 1048576 "
+                "on another; all ranks must pass the same"));
   part const half(world_rank() % 2, world_rank());
   MPI_Comm between = MPI_COMM_NULL;
   MPI_Intercomm_create(half.get(), 0, MPI_COMM_WORLD, 1 - world_rank() % 2, 0, &between);

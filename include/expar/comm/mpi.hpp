@@ -33,8 +33,6 @@ class mpi_communicator {
                     "mpi_communicator: MPI is not running; construct between MPI_Init and "
                     "MPI_Finalize");
     detail::expects(comm != MPI_COMM_NULL, "mpi_communicator: comm is MPI_COMM_NULL");
-    detail::expects(max_message >= 1 && max_message <= INT_MAX, "mpi_communicator: max_message is ",
-                    max_message, "; it lies between 1 and ", INT_MAX);
     returning_errors const scope(comm);
     int between_groups = 0;
     expect_success("mpi_communicator", "MPI_Comm_test_inter",
@@ -48,6 +46,15 @@ class mpi_communicator {
                      MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN));
       expect_success("mpi_communicator", "MPI_Comm_rank", MPI_Comm_rank(comm_, &rank_));
       expect_success("mpi_communicator", "MPI_Comm_size", MPI_Comm_size(comm_, &size_));
+      // The largest of all ranks, and the complement of the smallest.
+      unsigned long long found[2] = {max_message, ~static_cast<unsigned long long>(max_message)};
+      expect_success("mpi_communicator", "MPI_Allreduce",
+                     MPI_Allreduce(MPI_IN_PLACE, found, 2, MPI_UNSIGNED_LONG_LONG, MPI_MAX, comm_));
+      detail::expects(found[0] == ~found[1], "mpi_communicator: max_message is ", ~found[1],
+                      " on one rank and ", found[0], " on another; all ranks must pass the same");
+      detail::expects(max_message >= 1 && max_message <= INT_MAX,
+                      "mpi_communicator: max_message is ", max_message, "; it lies between 1 and ",
+                      INT_MAX);
       // One message to and from each peer: more is needed beyond max_message alone.
       requests_.reserve(2 * unsigned_of(size_));
       pieces_.reserve(unsigned_of(size_));

@@ -7,6 +7,10 @@
 #include <utility>
 #include <vector>
 
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
+
 #include <expar/detail/shared.hpp>
 #include <expar/executor.hpp>
 
@@ -60,10 +64,22 @@ class thread_team : public counted {
 
  private:
   void stop() {
+    // A child that was forked has none of the threads.
+    if (process() != owner_) {
+      for (auto& worker : workers_) worker.detach();
+      return;
+    }
     stopping_ = true;
     epoch_.fetch_add(1, std::memory_order_release);
     epoch_.notify_all();
     for (auto& worker : workers_) worker.join();
+  }
+  static long process() {
+#if __has_include(<unistd.h>)
+    return getpid();
+#else
+    return 0;
+#endif
   }
   void claim(task f, int tasks) {
     for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) f(i);
@@ -92,6 +108,7 @@ class thread_team : public counted {
     }
   }
 
+  long const owner_ = process();
   std::vector<std::thread> workers_;
   // A flag, since a mutex must not be tried by the thread that holds it.
   std::atomic<bool> busy_{false};
