@@ -99,11 +99,11 @@ TEST_CASE("a team that is shared works until its last owner is gone") {
   CHECK(done == 12);
 }
 
-// The thread sanitizer does not follow a process that has threads into a child.
-#if defined(__SANITIZE_THREAD__)
+// Under sanitizers the child of a process that has threads may find their locks taken for ever.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 #define EXPAR_NO_FORK
 #elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
+#if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
 #define EXPAR_NO_FORK
 #endif
 #endif
