@@ -39,6 +39,7 @@ if(dlpack_FOUND)
 endif()
 if(Torch_FOUND)
   expar_interop(torch ${TORCH_LIBRARIES})
+  expar_interop(torch_layer ${TORCH_LIBRARIES})
 endif()
 try_compile(has_float16
   SOURCE_FROM_CONTENT has_float16.cpp "#include <expar/interop/float16.hpp>\nint main() {}\n"
