@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <expar/balance/quotas.hpp>
-#include <expar/exchange/detail/arguments.hpp>
 #include <expar/exchange/messages.hpp>
+#include <expar/exchange/routing.hpp>
+#include <expar/exchange/weight_gradients.hpp>
 #include <expar/exchange/windows.hpp>
 #include <expar/expert_batch.hpp>
 #include <expar/expert_shape.hpp>
@@ -77,16 +77,16 @@ class expert_parallel {
         shape_(shape),
         layout_(layout),
         memory_(memory),
-        seating_(memory),
-        quotas_(memory),
+        routing_(shape, layout, memory),
         y_seats_(memory),
-        dots_(memory),
+        weight_gradients_(memory),
         scalars_(memory) {
     if (shape.hidden_out == 0) shape_.hidden_out = shape.hidden;
     auto const wrong = detail::failure_of([&] {
       if (shape.experts < 1) return;
-      place_ = placement::blocks(shape.experts, x_.comm().size());
-      reserve(place_);
+      auto const blocks = expar::placement::blocks(shape.experts, x_.comm().size());
+      reserve(blocks);
+      routing_.place(blocks);
     });
     detail::check_group(host_context{}, x_.comm(), "expert_parallel", shape_, layout, weights_site,
                         wrong);
@@ -100,7 +100,7 @@ class expert_parallel {
   }
 
   expert_shape const& shape() const noexcept { return shape_; }
-  expar::placement const& placement() const noexcept { return place_; }
+  expar::placement const& placement() const noexcept { return routing_.placement(); }
 
   /// Places experts anew, for what is prepared from now on. Throws, on all ranks alike, if ranks
   /// pass different placements, or one of other experts or ranks. A batch that is alive keeps the
@@ -118,7 +118,7 @@ class expert_parallel {
     for (int r = 1; r < x().comm().size(); ++r)
       detail::expects(met(r, 0) == met(0, 0), "place: rank ", r,
                       " passes another placement than rank 0; all ranks pass the same");
-    place_ = p;
+    routing_.place(p);
   }
 
   /// A batch for rows of T, weights of W and outputs of Y, with memory of this object's resource.
@@ -265,115 +265,20 @@ class expert_parallel {
       return transport(from, memory);
   }
   void reserve(expar::placement const& p) {
-    x_.reserve(routes_words + shape_.experts, p);
-    seating_.reserve(p);
-    quotas_.resize(index_t{p.slot_count()});
+    x_.reserve(routing_.words(), p);
+    routing_.reserve(p);
     y_seats_.reserve(static_cast<std::size_t>(p.slot_count()));
   }
 
-  // --- routes ----------------------------------------------------------------------------------
-
-  // What a rank tells of its routes: tokens, three element types, and its routes for each expert.
-  static constexpr index_t routes_words = 4;
-
-  /// From routes to seats, once ranks have told each other their counts. Returns what they told
-  /// when they met last.
   template <class Routes, class T, class W, class Y, class Quotas, class Checks>
   detail::told seat(host_context const& ctx, Routes const& routes, expert_batch<T, W, Y>& batch,
                     Quotas const& quotas, Checks checks) {
-    detail::batch_state& b = batch.state_;
-    std::uint64_t const number = x().batches_ + 1;
-    b.forget();
-    constexpr bool asks_quotas = !std::is_same_v<Quotas, take_turns>;
-    auto met = detail::meet(
-        ctx, x(), {asks_quotas ? step::quotas : step::prepare, number, id_}, &b,
-        routes_words + shape_.experts,
-        [&] {
-          detail::arguments a(ctx, "dispatch");
-          auto const ids = a.ids("ids", routes.ids, {detail::any_extent, detail::top_k_of(shape_)});
-          auto const weights = detail::route_weights_of<W>(a, shape_, routes, ids.extents[0]);
-          b.plan.place(
-              ctx, ids, shape_.experts,
-              has_capacity ? route_plan::order::choice_major : route_plan::order::token_major);
-          b.at.begin(place_, x().comm().rank(), rule());
-          b.reserve_routes();
-          keep_weights(weights, place_.shards(), batch.weights_);
-          batch.hidden_ = shape_.hidden, batch.hidden_out_ = shape_.hidden_out;
-          batch.weights_site_ = weights_site;
-          checks();
-        },
-        [&](std::uint64_t* own) {
-          own[0] = static_cast<std::uint64_t>(b.plan.tokens());
-          own[1] = detail::tag_of<T>(), own[2] = detail::tag_of<W>(), own[3] = detail::tag_of<Y>();
-          own += routes_words;
-          for (index_t const n : b.plan.counts()) *own++ = static_cast<std::uint64_t>(n);
-        });
-    x().batches_ = number;
-    check_types(met);
-    auto const kept = seating_.kept(place_);
-    index_t tokens = 0, most = 0;
-    for (int r = 0; r < place_.ranks(); ++r) {
-      tokens = met(r, 0) > tokens ? met(r, 0) : tokens;
-      for (int e = 0; e < shape_.experts; ++e) {
-        index_t const n = kept.row(r)[e] = met(r, routes_words + e);
-        most = n > most ? n : most;
-      }
-    }
-    // On this thread alone: nothing may fail on one rank here, since the others do not ask any
-    // more.
-    if constexpr (has_capacity) {
-      b.at.rule.capacity = capacity_of(layout_, tokens, shape_.experts, shape_.top_k, most);
-      b.plan.lay_out(host_context{}, b.at.rule.capacity);
-      for (index_t i = 0; i < kept.size(); ++i)
-        if (kept.data[i] > b.at.rule.capacity) kept.data[i] = b.at.rule.capacity;
-    } else {
-      b.plan.lay_out(ragged{layout_.alignment});
-    }
-    index_t const* by_quotas = nullptr;
-    if constexpr (!asks_quotas) {
-      seating_.take_turns(place_);
-    } else {
-      b.at.rule.in_turn = false;
-      auto const split = seating_.split(place_);
-      met = detail::meet(
-          ctx, x(), {step::quotas, number, id_}, &b, 1,
-          [&] { detail::split_by(quotas, place_, kept, split); },
-          [&](std::uint64_t* own) { *own = detail::checksum(split); });
-      for (int r = 1; r < place_.ranks(); ++r)
-        detail::expects(met(r, 0) == met(0, 0), "prepare: the quotas of rank ", r,
-                        " give other numbers than those of rank 0; all ranks compute the same");
-      detail::copy_row(static_cast<index_t const*>(split.row(b.at.rank)), quotas_.data(),
-                       index_t{place_.slot_count()});
-      by_quotas = quotas_.data();
-    }
-    seating_.seat(b.at);
-    b.renumber(by_quotas);
-    b.pool = x().pool();
-    b.number = number, b.prepared = true;
-    return met;
-  }
-
-  detail::seat_rule rule() const {
-    detail::seat_rule r;
-    if constexpr (!has_capacity) r.alignment = layout_.alignment;
-    if constexpr (has_budget) r.budget = layout_.rows, r.drops = layout_.drops;
-    r.in_turn = place_.ranks_per_node() == 0;
-    return r;
-  }
-  void check_types(detail::told const& told) const {
-    constexpr char const* names[] = {"rows", "weights", "y"};
-    for (int r = 1; r < place_.ranks(); ++r)
-      for (int i = 0; i < 3; ++i)
-        detail::expects(told(r, 1 + i) == told(0, 1 + i), "dispatch: ", names[i], " on rank ", r,
-                        " have another element type than on rank 0; all ranks "
-                        "must use the same");
-  }
-  template <class X, class W>
-  static void keep_weights(tensor_view<X, 2> const& from, int shards, detail::buffer<W>& to) {
-    W* out = to.resize(detail::size_product(from.size(), shards));
-    for (index_t t = 0; t < from.extents[0]; ++t)
-      for (index_t j = 0; j < from.extents[1]; ++j)
-        for (int i = 0; i < shards; ++i) *out++ = from.row(t)[j];
+    return routing_.seat(ctx, x(), id_, routes, quotas, batch.state_, batch.weights_,
+                         {detail::tag_of<T>(), detail::tag_of<W>(), detail::tag_of<Y>()}, [&] {
+                           batch.hidden_ = shape_.hidden, batch.hidden_out_ = shape_.hidden_out;
+                           batch.weights_site_ = weights_site;
+                           checks();
+                         });
   }
 
   // --- rows out --------------------------------------------------------------------------------
@@ -443,9 +348,7 @@ class expert_parallel {
                   "is scaled");
     detail::batch_state& b = batch.state_;
     tensor_view<Y const, 2> d;
-    auto const with_weights = [&](auto f) {
-      if constexpr (has_weights) f(detail::gradient_output<2>(ctx, d_weights));
-    };
+    decltype(gradient_or_none(ctx, d_weights)) d_w{};
     using A = detail::row_scalar_t<Y, W>;
     bool const by_message = has_weights && !transport_class::reaches_peers && x().comm().size() > 1;
     c.columns = shape_.hidden_out, y.columns = shape_.hidden_out;
@@ -463,7 +366,10 @@ class expert_parallel {
           a.reads("d_out", d, {detail::tokens_of_batch(batch), {c.columns, "hidden_out"}});
           if (has_weights) y.read_in(a, "y", b, "hidden_out");
           c.written_in(a, "d_y", b, "hidden_out");
-          with_weights([&](auto const& d_w) { name_weights<A>(a, batch, d_w); });
+          if constexpr (has_weights) {
+            d_w = gradient_or_none(ctx, d_weights);
+            name_weights<A>(a, batch, d_w);
+          }
           y_seats_.resize(index_t{b.at.place.slot_count()});
           if (!by_message) return;
           index_t const dots = round_up(bytes<A>(b.at.rows()), 64);
@@ -480,15 +386,16 @@ class expert_parallel {
             });
           } else {
             auto const y_rows = x().readable(b, y, y_seats_);
+            A* const dots = weight_gradients_.template of_slots<A>();
             detail::for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
               for (int j = 0; j < routes.top_k; ++j) {
                 index_t const at = t * routes.top_k + j, l = routes.locations[at];
-                dots<A>()[at] = 0;
+                dots[at] = 0;
                 if (l < 0) continue;
                 int const slot = routes.ids[at];
                 W const w = batch.weights().at.row(t)[j];
                 if (y_rows.at[slot].first != nullptr) {
-                  dots<A>()[at] = detail::dot_rows(y_rows(slot, l), d.row(t), c.columns);
+                  dots[at] = detail::dot_rows(y_rows(slot, l), d.row(t), c.columns);
                   detail::scale_row<Y>(d.row(t), static_cast<A>(widen(w)), rows(slot, l),
                                        c.columns);
                 } else {
@@ -501,7 +408,7 @@ class expert_parallel {
         });
     if constexpr (has_weights && !transport_class::reaches_peers)
       if (by_message) bring_dots(ctx, b, y, c, dots_here);
-    with_weights([&](auto const& d_w) { put_weight_gradients<A>(b, d_w); });
+    if constexpr (has_weights) weight_gradients_.template put<A>(b, d_w);
   }
 
   /// From the gradients and weights that came with messages to d_y and dots, and those home.
@@ -523,9 +430,10 @@ class expert_parallel {
         },
         [&](detail::slot_rows<Y const>, detail::slot_rows<A const> scalars) {
           auto const routes = b.routes();
+          A* const dots = weight_gradients_.template of_slots<A>();
           for (index_t i = 0; i < routes.tokens * routes.top_k; ++i)
             if (routes.locations[i] >= 0 && !b.at.is_own(routes.ids[i]))
-              dots<A>()[i] = *scalars(routes.ids[i], routes.locations[i]);
+              dots[i] = *scalars(routes.ids[i], routes.locations[i]);
         });
   }
 
@@ -569,9 +477,7 @@ class expert_parallel {
     detail::batch_state& b = batch.state_;
     decltype(detail::gradient_output<2>(ctx, d_tokens)) to{};
     if constexpr (to.adds) detail::check_summed_alike<T, detail::element_of<decltype(to)>>();
-    auto const with_weights = [&](auto f) {
-      if constexpr (has_weights) f(detail::gradient_output<2>(ctx, d_weights));
-    };
+    decltype(gradient_or_none(ctx, d_weights)) d_w{};
     c.columns = shape_.hidden, c.scalar_bytes = per_row ? index_t{sizeof(S)} : 0;
     tensor_view<T const, 2> tokens;
     tensor_view<S const, 1> row_weights;
@@ -583,12 +489,15 @@ class expert_parallel {
           if constexpr (at_encode)
             tokens = detail::rows_view<T>(ctx, what);
           else if constexpr (!std::is_same_v<What, none>)
-            row_weights = bring_row_weights(ctx, what, b, c);
+            row_weights = detail::bring_row_weights(ctx, what, b, c);
           c.read_in(a, "d_rows", b, "hidden");
           to = detail::gradient_output<2>(ctx, d_tokens);
           detail::name_gradient(a, "d_tokens", to,
                                 {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
-          with_weights([&](auto const& d_w) { name_weights<S>(a, batch, d_w); });
+          if constexpr (has_weights) {
+            d_w = gradient_or_none(ctx, d_weights);
+            name_weights<S>(a, batch, d_w);
+          }
           if constexpr (at_encode)
             a.reads("tokens", tokens, {detail::tokens_of_batch(batch), detail::columns_of(shape_)});
           else if constexpr (!std::is_same_v<What, none>) {
@@ -602,7 +511,7 @@ class expert_parallel {
           auto const routes = b.routes();
           if constexpr (has_weights)
             detail::for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
-              S* const d = dots<S>() + t * routes.top_k;
+              S* const d = weight_gradients_.template of_slots<S>() + t * routes.top_k;
               if constexpr (at_encode)
                 detail::dot_token<T>(routes, t, rows, tokens.row(t), c.columns, d);
               else
@@ -613,7 +522,7 @@ class expert_parallel {
           else
             gather(ctx, b, rows, detail::unit_weights{}, to, to.adds);
         });
-    with_weights([&](auto const& d_w) { put_weight_gradients<S>(b, d_w); });
+    if constexpr (has_weights) weight_gradients_.template put<S>(b, d_w);
   }
 
   template <class T, class Weights, class Out>
@@ -626,22 +535,7 @@ class expert_parallel {
       detail::gather_token(routes, t, rows, weights, out.row(t), n, adds ? out.row(t) : nullptr);
     });
   }
-  /// The gradient of a weight is the sum of those of its shards.
-  template <class A, class D, bool Adds>
-  void put_weight_gradients(detail::batch_state const& b,
-                            detail::gradient_view<D, 2, Adds> const& to) {
-    A const* from = dots<A>();
-    for (index_t t = 0; t < b.plan.tokens(); ++t)
-      for (int j = 0; j < b.plan.top_k(); ++j) {
-        A sum = *from++;
-        for (int i = 1; i < b.at.place.shards(); ++i) sum += *from++;
-        detail::put_gradient<Adds>(to.row(t)[j], static_cast<accumulator_t<D>>(sum));
-      }
-  }
-  template <class A>
-  A* dots() {
-    return reinterpret_cast<A*>(dots_.data());
-  }
+
   // --- arguments -------------------------------------------------------------------------------
 
   template <class T>
@@ -663,7 +557,7 @@ class expert_parallel {
     same("experts", b.plan.experts(), shape_.experts), same("top_k", b.plan.top_k(), shape_.top_k);
     same("hidden", batch.hidden_, shape_.hidden);
     same("hidden_out", batch.hidden_out_, shape_.hidden_out);
-    same("ranks", b.at.place.ranks(), place_.ranks());
+    same("ranks", b.at.place.ranks(), placement().ranks());
     detail::expects((b.at.rule.capacity >= 0) == has_capacity, what, ": the batch was made for ",
                     has_capacity ? "a ragged layout, not for fixed_capacity"
                                  : "fixed_capacity, not for a ragged layout");
@@ -682,64 +576,41 @@ class expert_parallel {
                     detail::gradient_view<D, 2, Adds> const& d_weights) {
     detail::name_gradient(a, "d_weights", d_weights,
                           {detail::tokens_of_batch(batch), detail::top_k_of(shape_)});
-    dots_.resize(bytes<A>(batch.state_.plan.tokens() * batch.state_.routes().top_k));
+    weight_gradients_.template reserve<A>(batch.state_);
   }
 
-  /// Rows that the caller wants written, or has brought; they may be the side of the batch itself.
+  /// What the caller wants written, or has brought, as a side of the batch: which it may be itself.
   template <class R, class S, class T, class W, class Y, class X>
   static cargo<R, S> callers(host_context const& ctx, side at, expert_batch<T, W, Y> const& batch,
                              X& x) {
-    return of_caller<R, S>(at, batch, [&] { return detail::overwritten_rows(ctx, x); });
+    return detail::cargo_of_caller<R, S>(at, batch.state_, batch.template there<R>(at),
+                                         [&] { return detail::overwritten_rows(ctx, x); });
   }
   template <class R, class S, class T, class W, class Y, class X>
   static cargo<R, S> brought(host_context const& ctx, side at, expert_batch<T, W, Y> const& batch,
                              X const& x) {
-    return of_caller<R, S>(at, batch, [&] {
+    return detail::cargo_of_caller<R, S>(at, batch.state_, batch.template there<R>(at), [&] {
       auto const v = detail::rows_view<R>(ctx, x);
-      auto rows = make_view(const_cast<R*>(v.data), v.extents[0], v.extents[1], v.strides[0]);
-      rows.strides[1] = v.strides[1];
-      return rows;
+      return tensor_view<R, 2>{
+          const_cast<R*>(v.data), {v.extents[0], v.extents[1]}, {v.strides[0], v.strides[1]}};
     });
   }
-  /// What `view` gives; if it throws, ranks hear of it when they meet.
-  template <class R, class S, class T, class W, class Y, class View>
-  static cargo<R, S> of_caller(side at, expert_batch<T, W, Y> const& batch, View view) {
-    auto const own = batch.template there<R>(at);  // empty where the side is not there
-    bool const no_rows = batch.row_count() == 0 && !batch.state_.of(at).held();
-    cargo<R, S> c{at};
-    try {
-      tensor_view<R, 2> const rows = view();
-      c.rows = rows;
-      c.callers = no_rows || rows.data != own.data || rows.strides[0] != own.strides[0] ||
-                  rows.extents[0] != own.extents[0] || rows.extents[1] != own.extents[1];
-    } catch (...) {
-      c.wrong = std::current_exception();
-    }
-    return c;
-  }
-  /// Gradients of row weights that do not stand beside the side's rows make both the caller's.
-  template <class T, class S, class X>
-  static tensor_view<S const, 1> bring_row_weights(host_context const& ctx, X const& x,
-                                                   detail::batch_state const& b, cargo<T, S>& c) {
-    auto const v = detail::as_view<1>(ctx, x);
-    static_assert(std::is_same_v<detail::element_of<decltype(v)>, S>,
-                  "expar: d_row_weights has the accumulator type of the rows");
-    c.scalars = const_cast<S*>(v.data);
-    auto const* const beside = reinterpret_cast<S const*>(b.of(side::d_rows).scalars());
-    if (!c.callers && !(b.of(side::d_rows).held() && v.data == beside))
-      c.callers = true, c.rows = c.rows_of(b);
-    return v;
+  template <class DWeights>
+  static auto gradient_or_none(host_context const& ctx, DWeights& d_weights) {
+    if constexpr (std::is_same_v<std::remove_cv_t<DWeights>, none>)
+      return none{};
+    else
+      return detail::gradient_output<2>(ctx, d_weights);
   }
 
   transport x_;
   expert_shape shape_;
   Layout layout_;
   std::pmr::memory_resource* memory_;
-  expar::placement place_;
-  detail::seating seating_;
-  detail::buffer<index_t> quotas_;
+  detail::routing<Layout> routing_;
   detail::buffer<detail::seat> y_seats_;
-  detail::buffer<std::byte> dots_, scalars_;
+  detail::weight_gradients weight_gradients_;
+  detail::buffer<std::byte> scalars_;
   std::uint64_t id_ = 0;  // of the object, on all ranks
   detail::cleared_by_move<bool> usable_ = true;
 };

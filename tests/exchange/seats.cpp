@@ -29,7 +29,7 @@ std::vector<seats> seat_all(placement const& p, table const& counts, seat_rule r
     s.reserve(p);
     for (int from = 0; from < p.ranks(); ++from)
       for (int e = 0; e < p.experts(); ++e) s.kept(p).row(from)[e] = counts[at(from)][at(e)];
-    s.take_turns(p);
+    s.take_turns(p, r);
     auto& mine = all.emplace_back(memory);
     mine.begin(p, r, rule);
     s.seat(mine);

@@ -72,9 +72,9 @@ struct batch_state {
     index_t const n = size_product(plan.tokens() * plan.top_k(), at.place.shards());
     slot_ids.resize(n), slot_locations.resize(n);
   }
-  /// From the routes to experts to those to slots, once `at` is known. With quotas, `split` is how
-  /// many routes of this rank go to each slot.
-  void renumber(index_t const* quotas) {
+  /// From the routes to experts to those to slots, once `at` is known. `quotas`: how many routes of
+  /// this rank go to each slot, or null where copies are taken by turns.
+  void renumber(index_t const* quotas, seating::turn_table by_turns) {
     cut_ = 0;
     if (!renumbered_) return;
     placement const& place = at.place;
@@ -87,9 +87,8 @@ struct batch_state {
       if (l >= 0 && quotas != nullptr) {
         for (; l >= quotas[place.slot(e, copy)]; ++copy) l -= quotas[place.slot(e, copy)];
       } else if (l >= 0 && place.copies(e) > 1) {
-        turns const turn(place, e, at.rank);
-        copy = turn.copy_of(l);
-        l /= turn.count();
+        copy = by_turns.copy(e, l + at.rank);
+        l /= by_turns.count(e);
       }
       // All shards keep the same routes, or all lose them.
       if (l >= 0 && l >= at.sent[place.slot(e, copy)]) l = -1, ++cut_;

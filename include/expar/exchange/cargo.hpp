@@ -9,6 +9,9 @@
 
 namespace expar::inline v0::detail {
 
+template <class Layout>
+class routing;
+
 /// Where the rows of a slot begin, wherever that is; null where this rank cannot reach them.
 struct seat {
   std::byte* first;
@@ -90,6 +93,36 @@ struct cargo {
     if (callers && b.of(at).held()) a.writes(sides[static_cast<int>(at)], rows_of(b));
   }
 };
+
+/// Rows of the caller's, as `view` gives them, or the side of the batch, `own`, if they are that.
+/// If `view` throws, ranks hear of it when they meet.
+template <class R, class S, class View>
+cargo<R, S> cargo_of_caller(side at, batch_state const& b, tensor_view<R, 2> const& own,
+                            View view) {
+  bool const no_rows = b.at.rows() == 0 && !b.of(at).held();
+  cargo<R, S> c{at};
+  try {
+    c.rows = view();
+    c.callers = no_rows || c.rows.data != own.data || c.rows.strides[0] != own.strides[0] ||
+                c.rows.extents[0] != own.extents[0] || c.rows.extents[1] != own.extents[1];
+  } catch (...) {
+    c.wrong = std::current_exception();
+  }
+  return c;
+}
+/// Gradients of row weights that do not stand beside the side's rows make both the caller's.
+template <class T, class S, class X>
+tensor_view<S const, 1> bring_row_weights(host_context const& ctx, X const& x, batch_state const& b,
+                                          cargo<T, S>& c) {
+  auto const v = as_view<1>(ctx, x);
+  static_assert(std::is_same_v<element_of<decltype(v)>, S>,
+                "expar: d_row_weights has the accumulator type of the rows");
+  c.scalars = const_cast<S*>(v.data);
+  side_memory const& own = b.of(side::d_rows);
+  if (!c.callers && !(own.held() && v.data == reinterpret_cast<S const*>(own.scalars())))
+    c.callers = true, c.rows = c.rows_of(b);
+  return v;
+}
 
 /// A side that an operation opens on all ranks: bytes of a row, and of the scalar beside it.
 struct opened_side {

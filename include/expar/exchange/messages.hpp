@@ -42,6 +42,8 @@ class messages {
  private:
   template <class, class, class>
   friend class expert_parallel;
+  template <class>
+  friend class detail::routing;
   template <class X, class Batch, class Local, class Say>
   friend detail::told detail::meet(host_context const&, X&, detail::intention, Batch const*,
                                    index_t, Local, Say);
@@ -55,6 +57,8 @@ class messages {
 
   Comm& comm() const { return *comm_; }
   detail::agreement& agreed() { return agreed_; }
+  std::uint64_t batches() const { return batches_; }
+  void count_batch() { ++batches_; }
   detail::shared<detail::side_pool> pool() const { return pool_; }
 
   /// Memory for meetings of so many words, and for tables of so many slots.

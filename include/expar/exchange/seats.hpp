@@ -94,12 +94,14 @@ struct seats {
 /// From the counts of all ranks to the seats of one. Every rank computes the same of every rank.
 class seating {
  public:
-  explicit seating(std::pmr::memory_resource* memory) : kept_(memory), split_(memory) {}
+  explicit seating(std::pmr::memory_resource* memory)
+      : kept_(memory), split_(memory), copies_(memory), begin_(memory) {}
 
   void reserve(placement const& place) {
     index_t const ranks = place.ranks();
     kept_.resize(size_product(ranks, place.experts()));
     split_.resize(size_product(ranks, place.slot_count()));
+    copies_.resize(index_t{place.slot_count()}), begin_.resize(index_t{place.experts()} + 1);
   }
 
   /// [ranks, experts]: the routes of every rank for every expert that a capacity keeps.
@@ -111,21 +113,36 @@ class seating {
     return make_view(split_.data(), index_t{place.ranks()}, index_t{place.slot_count()});
   }
 
-  /// Fills split() from kept(): copies in turn.
-  void take_turns(placement const& place) {
+  /// Fills split() from kept(): copies in turn. Notes those of `own` rank.
+  void take_turns(placement const& place, int own) {
     auto const from = kept(place), to = split(place);
+    int noted = 0;
     for (int r = 0; r < place.ranks(); ++r)
       if (place.is_identity())
         for (int e = 0; e < place.experts(); ++e) to.row(r)[e] = from.row(r)[e];
       else
         for (int e = 0; e < place.experts(); ++e) {
           turns const copies(place, e, r);
+          if (r == own) begin_[e] = noted, begin_[e + 1] = noted + copies.count();
           for (int c = 0, turn = 0; c < place.copies(e); ++c) {
-            index_t const n = copies.takes(c) ? copies.share(from.row(r)[e], turn++) : 0;
+            bool const taken = copies.takes(c);
+            if (taken && r == own) copies_[noted++] = c;
+            index_t const n = taken ? copies.share(from.row(r)[e], turn++) : 0;
             for (int i = 0; i < place.shards(); ++i) to.row(r)[place.slot(e, c, i)] = n;
           }
         }
   }
+
+  /// The copies that routes of the own rank take in turn: of expert e, from begin[e].
+  struct turn_table {
+    int const *copies, *begin;
+
+    int count(int expert) const { return begin[expert + 1] - begin[expert]; }
+    int copy(int expert, index_t turn) const {
+      return copies[begin[expert] + turn % count(expert)];
+    }
+  };
+  turn_table turns_here() const { return {copies_.data(), begin_.data()}; }
 
   /// From split() to seats. Throws where a rank would get more rows than the budget has; where the
   /// rule drops them instead, split() loses them.
@@ -220,6 +237,7 @@ class seating {
   }
 
   buffer<index_t> kept_, split_;
+  buffer<int> copies_, begin_;  // of turn_table
 };
 
 }  // namespace expar::inline v0::detail

@@ -28,6 +28,8 @@ class windows {
  private:
   template <class, class, class>
   friend class expert_parallel;
+  template <class>
+  friend class detail::routing;
   template <class X, class Batch, class Local, class Say>
   friend detail::told detail::meet(host_context const&, X&, detail::intention, Batch const*,
                                    index_t, Local, Say);
@@ -53,6 +55,8 @@ class windows {
 
   Comm& comm() const { return *comm_; }
   detail::agreement& agreed() { return agreed_; }
+  std::uint64_t batches() const { return batches_; }
+  void count_batch() { ++batches_; }
   detail::shared<detail::side_pool> pool() const {
     return detail::shared<detail::side_pool>::one_more(pool_.get());
   }

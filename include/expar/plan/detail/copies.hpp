@@ -31,13 +31,6 @@ class turns {
     index_t const first = (turn + count_ - rank_ % count_) % count_;
     return routes > first ? (routes - first - 1) / count_ + 1 : 0;
   }
-  /// The copy of the route with this place among the rank's routes of the expert.
-  int copy_of(index_t route) const {
-    int turn = static_cast<int>((route + rank_) % count_);
-    if (distance_ == 0) return turn;
-    for (int c = 0;; ++c)
-      if (takes(c) && turn-- == 0) return c;
-  }
 
  private:
   placement const& place_;

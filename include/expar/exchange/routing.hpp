@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <expar/balance/quotas.hpp>
+#include <expar/exchange/agreement.hpp>
+#include <expar/exchange/batch_state.hpp>
+#include <expar/exchange/detail/arguments.hpp>
+
+namespace expar::inline v0::detail {
+
+/// From the routes of this rank's tokens to the seats of all ranks' rows, by a layout and a
+/// placement: what ranks tell each other before rows travel.
+template <class Layout>
+class routing {
+  static constexpr bool has_capacity = std::is_same_v<Layout, fixed_capacity>;
+  static constexpr bool has_budget = std::is_same_v<Layout, row_budget>;
+  // What a rank tells: tokens, three element types, and its routes for each expert.
+  static constexpr index_t head = 4;
+
+ public:
+  routing(expert_shape const& shape, Layout layout, std::pmr::memory_resource* memory)
+      : shape_(shape), layout_(layout), seating_(memory), quotas_(memory) {}
+
+  expar::placement const& placement() const { return place_; }
+  /// Words of its own that a meeting needs.
+  index_t words() const { return head + shape_.experts; }
+  /// Memory for a placement, and the placement once all ranks have that.
+  void reserve(expar::placement const& p) {
+    seating_.reserve(p);
+    quotas_.resize(index_t{p.slot_count()});
+  }
+  void place(expar::placement const& p) { place_ = p; }
+
+  /// Collective. Prepares `b`, and keeps the weight of each route to a slot in `weights`; `types`
+  /// of rows, weights and y; `checks` what else may fail on one rank. Returns what ranks told when
+  /// they met last.
+  template <class X, class Routes, class W, class Quotas, class Checks>
+  told seat(host_context const& ctx, X& x, std::uint64_t object, Routes const& routes,
+            Quotas const& quotas, batch_state& b, buffer<W>& weights,
+            std::uint64_t const (&types)[3], Checks checks) {
+    constexpr bool asks_quotas = !std::is_same_v<Quotas, take_turns>;
+    std::uint64_t const number = x.batches() + 1;
+    b.forget();
+    told met = meet(
+        ctx, x, {asks_quotas ? step::quotas : step::prepare, number, object}, &b, words(),
+        [&] {
+          arguments a(ctx, "dispatch");
+          auto const ids = a.ids("ids", routes.ids, {any_extent, top_k_of(shape_)});
+          auto const w = route_weights_of<W>(a, shape_, routes, ids.extents[0]);
+          b.plan.place(
+              ctx, ids, shape_.experts,
+              has_capacity ? route_plan::order::choice_major : route_plan::order::token_major);
+          b.at.begin(place_, x.comm().rank(), rule());
+          b.reserve_routes();
+          keep(w, weights);
+          checks();
+        },
+        [&](std::uint64_t* own) {
+          *own++ = static_cast<std::uint64_t>(b.plan.tokens());
+          for (std::uint64_t const type : types) *own++ = type;
+          for (index_t const n : b.plan.counts()) *own++ = static_cast<std::uint64_t>(n);
+        });
+    x.count_batch();
+    check_types(met);
+    lay_out(met, b);
+    if constexpr (asks_quotas)
+      met = split_by_quotas(ctx, x, {step::quotas, number, object}, quotas, b);
+    else
+      seating_.take_turns(place_, b.at.rank);
+    seating_.seat(b.at);
+    b.renumber(asks_quotas ? quotas_.data() : nullptr, seating_.turns_here());
+    b.pool = x.pool();
+    b.number = number, b.prepared = true;
+    return met;
+  }
+
+ private:
+  seat_rule rule() const {
+    seat_rule r;
+    if constexpr (!has_capacity) r.alignment = layout_.alignment;
+    if constexpr (has_budget) r.budget = layout_.rows, r.drops = layout_.drops;
+    r.in_turn = place_.ranks_per_node() == 0;
+    return r;
+  }
+  template <class T, class W>
+  void keep(tensor_view<T, 2> const& from, buffer<W>& to) const {
+    W* out = to.resize(size_product(from.size(), place_.shards()));
+    for (index_t t = 0; t < from.extents[0]; ++t)
+      for (index_t j = 0; j < from.extents[1]; ++j)
+        for (int i = 0; i < place_.shards(); ++i) *out++ = from.row(t)[j];
+  }
+  void check_types(told const& met) const {
+    constexpr char const* names[] = {"rows", "weights", "y"};
+    for (int r = 1; r < place_.ranks(); ++r)
+      for (int i = 0; i < 3; ++i)
+        expects(met(r, 1 + i) == met(0, 1 + i), "dispatch: ", names[i], " on rank ", r,
+                " have another element type than on rank 0; all ranks must use the same");
+  }
+  /// The plan of this rank, and what every rank keeps. On this thread alone: nothing may fail on
+  /// one rank here, since the others do not ask any more.
+  void lay_out(told const& met, batch_state& b) {
+    auto const kept = seating_.kept(place_);
+    index_t tokens = 0, most = 0;
+    for (int r = 0; r < place_.ranks(); ++r) {
+      tokens = met(r, 0) > tokens ? met(r, 0) : tokens;
+      for (int e = 0; e < shape_.experts; ++e) {
+        index_t const n = kept.row(r)[e] = met(r, head + e);
+        most = n > most ? n : most;
+      }
+    }
+    if constexpr (has_capacity) {
+      index_t const capacity = b.at.rule.capacity =
+          capacity_of(layout_, tokens, shape_.experts, shape_.top_k, most);
+      b.plan.lay_out(host_context{}, capacity);
+      for (index_t i = 0; i < kept.size(); ++i)
+        if (kept.data[i] > capacity) kept.data[i] = capacity;
+    } else {
+      b.plan.lay_out(ragged{layout_.alignment});
+    }
+  }
+  template <class X, class Quotas>
+  told split_by_quotas(host_context const& ctx, X& x, intention mine, Quotas const& quotas,
+                       batch_state& b) {
+    b.at.rule.in_turn = false;
+    auto const split = seating_.split(place_);
+    told const met = meet(
+        ctx, x, mine, &b, 1, [&] { split_by(quotas, place_, seating_.kept(place_), split); },
+        [&](std::uint64_t* own) { *own = checksum(split); });
+    for (int r = 1; r < place_.ranks(); ++r)
+      expects(met(r, 0) == met(0, 0), "prepare: the quotas of rank ", r,
+              " give other numbers than those of rank 0; all ranks compute the same");
+    copy_row(static_cast<index_t const*>(split.row(b.at.rank)), quotas_.data(),
+             index_t{place_.slot_count()});
+    return met;
+  }
+
+  expert_shape shape_;
+  Layout layout_;
+  expar::placement place_;
+  seating seating_;
+  buffer<index_t> quotas_;  // of this rank, before a budget drops
+};
+
+}  // namespace expar::inline v0::detail
