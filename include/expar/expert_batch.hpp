@@ -8,10 +8,10 @@
 
 namespace expar::inline v0 {
 
-template <class Transport, class Layout, class Site>
-class expert_parallel;
-
 namespace detail {
+template <class From, class Layout, class Site>
+class engine;
+
 /// Of the gradient of a weight that stands beside a row.
 template <class T, class W>
 struct row_scalar {
@@ -120,7 +120,7 @@ class expert_batch {
 
  private:
   template <class, class, class>
-  friend class expert_parallel;
+  friend class detail::engine;
 
   void check_local(char const* what, int local_slot) const {
     detail::expects(local_slot >= 0 && local_slot < local_slots(), what, ": local_slot is ",

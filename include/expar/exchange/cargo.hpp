@@ -11,6 +11,8 @@ namespace expar::inline v0::detail {
 
 template <class Layout>
 class routing;
+template <class From, class Layout, class Site>
+class engine;
 
 /// Where the rows of a slot begin, wherever that is; null where this rank cannot reach them.
 struct seat {

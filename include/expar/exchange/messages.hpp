@@ -41,7 +41,7 @@ class messages {
 
  private:
   template <class, class, class>
-  friend class expert_parallel;
+  friend class detail::engine;
   template <class>
   friend class detail::routing;
   template <class X, class Batch, class Local, class Say>

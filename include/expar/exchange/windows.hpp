@@ -27,7 +27,7 @@ class windows {
 
  private:
   template <class, class, class>
-  friend class expert_parallel;
+  friend class detail::engine;
   template <class>
   friend class detail::routing;
   template <class X, class Batch, class Local, class Say>

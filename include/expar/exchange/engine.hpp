@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <expar/exchange/messages.hpp>
+#include <expar/exchange/routing.hpp>
+#include <expar/exchange/weight_gradients.hpp>
+#include <expar/exchange/windows.hpp>
+#include <expar/expert_batch.hpp>
+#include <expar/permute/detail/residual.hpp>
+
+namespace expar::inline v0::detail {
+
+/// The transport that an engine makes of a communicator, or shares with others.
+template <class From>
+struct transport_of {
+  using type = std::conditional_t<window_communicator<From>, windows<From>, messages<From>>;
+};
+template <class Comm>
+struct transport_of<messages<Comm>> {
+  using type = messages<Comm>&;
+};
+template <class Comm>
+struct transport_of<windows<Comm>> {
+  using type = windows<Comm>&;
+};
+
+/// The steps of expert_parallel: how rows move between tokens and the sides of a batch, over either
+/// transport and wherever weights apply.
+template <class From, class Layout, class Site>
+class engine {
+ public:
+  using transport = typename transport_of<From>::type;
+  using transport_class = std::remove_reference_t<transport>;
+  static constexpr bool has_capacity = std::is_same_v<Layout, fixed_capacity>;
+  static constexpr bool has_budget = std::is_same_v<Layout, row_budget>;
+  static_assert(has_capacity || has_budget || std::is_same_v<Layout, ragged>,
+                "expar: the layout of expert_parallel is ragged, row_budget or fixed_capacity");
+  static_assert(has_capacity || transport_class::has_ragged_rows,
+                "expar: a ragged layout needs a communicator with all_to_all_v; a fixed_capacity "
+                "layout needs one with all_to_all, all_gather and barrier, or with all_to_all_v");
+  static constexpr bool at_decode = std::is_same_v<Site, weights_at_decode>;
+  static constexpr bool at_encode = std::is_same_v<Site, weights_at_encode>;
+  static constexpr bool per_row = std::is_same_v<Site, weights_per_row>;
+  static constexpr int weights_site = at_decode ? 0 : 2 - at_encode;
+
+  engine(From& from, expert_shape const& shape, Layout layout, std::pmr::memory_resource* memory)
+      : x_(transport_from(from, memory)),
+        shape_(shape),
+        memory_(memory),
+        routing_(shape, layout, memory),
+        y_seats_(memory),
+        weight_gradients_(memory),
+        scalars_(memory) {
+    if (shape.hidden_out == 0) shape_.hidden_out = shape.hidden;
+    auto const wrong = failure_of([&] {
+      if (shape.experts < 1) return;
+      auto const blocks = expar::placement::blocks(shape.experts, x_.comm().size());
+      reserve(blocks);
+      routing_.place(blocks);
+    });
+    check_group(host_context{}, x_.comm(), "expert_parallel", shape_, layout, weights_site, wrong);
+    x_.open(host_context{});
+    index_t pitch = 0;
+    *x_.own_words() =
+        reinterpret_cast<std::uintptr_t>(this) ^
+        static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count())
+            << 20;
+    id_ = *x_.gather(host_context{}, 1, pitch);  // of rank 0
+  }
+
+  void place(expar::placement const& p) {
+    auto const met = meet(
+        host_context{}, x(), {step::place, 0, id_}, no_batch, 1,
+        [&] {
+          expects(p.experts() == shape_.experts && p.ranks() == x().comm().size(),
+                  "place: the placement is of ", p.experts(), " experts on ", p.ranks(),
+                  " ranks, not of ", shape_.experts, " on ", x().comm().size());
+          reserve(p);
+        },
+        [&](std::uint64_t* own) { *own = p.hash(); });
+    for (int r = 1; r < x().comm().size(); ++r)
+      expects(met(r, 0) == met(0, 0), "place: rank ", r,
+              " passes another placement than rank 0; all ranks pass the same");
+    routing_.place(p);
+  }
+
+  struct none {};
+  template <class T, class W>
+  using row_scalar = row_scalar_t<T, W>;
+
+  transport_class& x() {
+    expects(usable_, "expert_parallel: the object was moved from");
+    return x_;
+  }
+  static transport transport_from(From& from, std::pmr::memory_resource* memory) {
+    if constexpr (std::is_reference_v<transport>)
+      return from;
+    else
+      return transport(from, memory);
+  }
+  void reserve(expar::placement const& p) {
+    x_.reserve(routing_.words(), p);
+    routing_.reserve(p);
+    y_seats_.reserve(static_cast<std::size_t>(p.slot_count()));
+  }
+
+  template <class Routes, class T, class W, class Y, class Quotas, class Checks>
+  told take_routes(host_context const& ctx, Routes const& routes, expert_batch<T, W, Y>& batch,
+                   Quotas const& quotas, Checks checks) {
+    return routing_.seat(ctx, x(), id_, routes, quotas, batch.state_, batch.weights_,
+                         {tag_of<T>(), tag_of<W>(), tag_of<Y>()}, [&] {
+                           batch.hidden_ = shape_.hidden, batch.hidden_out_ = shape_.hidden_out;
+                           batch.weights_site_ = weights_site;
+                           checks();
+                         });
+  }
+
+  // --- rows out --------------------------------------------------------------------------------
+
+  template <class T, class W, class Y>
+  void check_tokens(tensor_view<T const, 2> const& tokens,
+                    expert_batch<T, W, Y> const& batch) const {
+    argument_table a("dispatch");
+    a.reads("tokens", tokens, {tokens_of_batch(batch), columns_of(shape_)});
+  }
+
+  /// `met`: the words of the ranks, if they have met for the tokens already.
+  template <class Tokens, class T, class W, class Y>
+  void send(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch,
+            told const& met, cargo<T, W> c) {
+    static_assert(!at_encode || element<T>,
+                  "expar: weights at encode scale rows, whose element type must be one that can be "
+                  "scaled");
+    batch_state& b = batch.state_;
+    tensor_view<T const, 2> from;
+    c.columns = shape_.hidden, c.scalar_bytes = per_row ? index_t{sizeof(W)} : 0;
+    b.dispatched = false;
+    x().to_experts(
+        ctx, {step::dispatch, b.number, id_}, b, c,
+        {{side::rows, c.row_bytes(), c.scalar_bytes}, {side::y, bytes<Y>(shape_.hidden_out), 0}},
+        no_cargo, met,
+        [&] {
+          check_prepared("dispatch", batch);
+          from = rows_view<T>(ctx, tokens);
+          check_tokens(from, batch);
+          argument_table a("dispatch");
+          a.reads("tokens", from);
+          c.written_in(a, "rows", b, "hidden");
+        },
+        [&](slot_rows<T> rows, slot_rows<W> scalars) {
+          if (met.words != nullptr) from = rows_view<T>(ctx, tokens);
+          argument_table a("dispatch");
+          a.reads("tokens", from);
+          a.writes("rows", c.rows);
+          auto const routes = b.routes();
+          for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
+            if constexpr (at_encode)
+              scatter_token<T>(routes, t, from.row(t), c.columns, batch.weights(), rows);
+            else
+              scatter_token<T>(routes, t, from.row(t), c.columns, unit_weights{}, rows);
+            if constexpr (per_row)
+              scatter_scalars<W>(routes, t, batch.weights().at.row(t), scalars);
+          });
+        });
+    b.dispatched = true;
+  }
+
+  /// Where this rank can read y, it makes d_y and the gradient of the weight itself. Elsewhere the
+  /// weights travel with the gradients, and the rank that has y makes both and sends one home.
+  template <class T, class W, class Y, class DOut, class DWeights>
+  void scatter_d_y(host_context const& ctx, expert_batch<T, W, Y>& batch, DOut const& d_out,
+                   cargo<Y, W> y, cargo<Y, W> c, DWeights&& d_weights) {
+    constexpr bool has_weights = !std::is_same_v<std::remove_cvref_t<DWeights>, none>;
+    static_assert(at_decode || !has_weights,
+                  "expar: weights have a gradient in combine_backward only where they are applied "
+                  "at decode; leave y and d_weights out");
+    static_assert(!at_decode || has_weights,
+                  "expar: with weights at decode, combine_backward gives d_weights as well");
+    static_assert(!has_weights || element<Y>,
+                  "expar: combine_backward scales rows of y, whose element type must be one that "
+                  "is scaled");
+    batch_state& b = batch.state_;
+    tensor_view<Y const, 2> d;
+    decltype(gradient_or_none(ctx, d_weights)) d_w{};
+    using A = row_scalar_t<Y, W>;
+    bool const by_message = has_weights && !transport_class::reaches_peers && x().comm().size() > 1;
+    c.columns = shape_.hidden_out, y.columns = shape_.hidden_out;
+    c.scalar_bytes = by_message ? index_t{sizeof(W)} : 0;
+    A* dots_here = nullptr;
+    x().to_experts(
+        ctx, {step::combine_backward, b.number, id_}, b, c,
+        {{side::d_y, c.row_bytes(), 0},
+         {side::d_rows, bytes<T>(shape_.hidden), batch.scalar_bytes(side::d_rows)}},
+        has_weights ? &y : nullptr, {},
+        [&] {
+          check_dispatched("combine_backward", batch);
+          argument_table a("combine_backward");
+          d = rows_view<Y>(ctx, d_out);
+          a.reads("d_out", d, {tokens_of_batch(batch), {c.columns, "hidden_out"}});
+          if (has_weights) y.read_in(a, "y", b, "hidden_out");
+          c.written_in(a, "d_y", b, "hidden_out");
+          if constexpr (has_weights) {
+            d_w = gradient_or_none(ctx, d_weights);
+            name_weights<A>(a, batch, d_w);
+          }
+          y_seats_.resize(index_t{b.at.place.slot_count()});
+          if (!by_message) return;
+          index_t const dots = round_up(bytes<A>(b.at.rows()), 64);
+          std::byte* const scratch = scalars_.resize(dots + bytes<W>(b.at.rows()));
+          dots_here = reinterpret_cast<A*>(scratch);
+          c.scalars = reinterpret_cast<W*>(scratch + dots);
+        },
+        [&](slot_rows<Y> rows, slot_rows<W> scalars) {
+          auto const routes = b.routes();
+          if constexpr (!has_weights) {
+            for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
+              scatter_token<Y>(routes, t, d.row(t), c.columns, unit_weights{}, rows);
+            });
+          } else {
+            auto const y_rows = x().readable(b, y, y_seats_);
+            A* const dots = weight_gradients_.template of_slots<A>();
+            for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
+              for (int j = 0; j < routes.top_k; ++j) {
+                index_t const at = t * routes.top_k + j, l = routes.locations[at];
+                dots[at] = 0;
+                if (l < 0) continue;
+                int const slot = routes.ids[at];
+                W const w = batch.weights().at.row(t)[j];
+                if (y_rows.at[slot].first != nullptr) {
+                  dots[at] = dot_rows(y_rows(slot, l), d.row(t), c.columns);
+                  scale_row<Y>(d.row(t), static_cast<A>(widen(w)), rows(slot, l), c.columns);
+                } else {
+                  copy_row(d.row(t), rows(slot, l), c.columns);
+                  *scalars(slot, l) = w;
+                }
+              }
+            });
+          }
+        });
+    if constexpr (has_weights && !transport_class::reaches_peers)
+      if (by_message) bring_dots(ctx, b, y, c, dots_here);
+    if constexpr (has_weights) weight_gradients_.template put<A>(b, d_w);
+  }
+
+  /// From the gradients and weights that came with messages to d_y and dots, and those home.
+  template <class Y, class W, class A>
+  void bring_dots(host_context const& ctx, batch_state& b, cargo<Y, W> const& y,
+                  cargo<Y, W> const& c, A* dots_here) {
+    cargo<Y, A> home{side::d_y};
+    home.scalar_bytes = sizeof(A), home.scalars = dots_here;
+    x().to_tokens(
+        ctx, {step::gradients_of_weights, b.number, id_}, b, home,
+        [&] {
+          x().for_each_foreign_block(ctx, b.at, [&](index_t, index_t first, index_t rows) {
+            for (index_t i = first; i < first + rows; ++i) {
+              Y* const row = c.rows.row(i);
+              dots_here[i] = dot_rows<Y>(y.rows.row(i), row, c.columns);
+              scale_row<Y>(row, static_cast<A>(widen(c.scalars[i])), row, c.columns);
+            }
+          });
+        },
+        [&](slot_rows<Y const>, slot_rows<A const> scalars) {
+          auto const routes = b.routes();
+          A* const dots = weight_gradients_.template of_slots<A>();
+          for (index_t i = 0; i < routes.tokens * routes.top_k; ++i)
+            if (routes.locations[i] >= 0 && !b.at.is_own(routes.ids[i]))
+              dots[i] = *scalars(routes.ids[i], routes.locations[i]);
+        });
+  }
+
+  // --- rows home -------------------------------------------------------------------------------
+
+  template <class T, class W, class Y, class Out>
+  void gather_y(host_context const& ctx, expert_batch<T, W, Y>& batch, cargo<Y, W> c, Out& out) {
+    static_assert(element<Y>,
+                  "expar: combine sums y, whose element type must be one that can be summed");
+    batch_state& b = batch.state_;
+    decltype(as_output<2>(ctx, out)) to{};
+    c.columns = shape_.hidden_out;
+    x().to_tokens(
+        ctx, {step::combine, b.number, id_}, b, c,
+        [&] {
+          check_dispatched("combine", batch);
+          argument_table a("combine");
+          c.read_in(a, "y", b, "hidden_out");
+          to = as_output<2>(ctx, out);
+          a.writes("out", to, {tokens_of_batch(batch), {c.columns, "hidden_out"}});
+        },
+        [&](slot_rows<Y const> rows, slot_rows<W const>) {
+          if constexpr (at_decode)
+            gather(ctx, b, rows, batch.weights(), to, false);
+          else
+            gather(ctx, b, rows, unit_weights{}, to, false);
+        });
+  }
+
+  /// `what`: tokens, d_row_weights, or nothing.
+  template <class T, class W, class Y, class S, class What, class DTokens, class DWeights>
+  void gather_d_rows(host_context const& ctx, expert_batch<T, W, Y>& batch, cargo<T, S> c,
+                     What const& what, DTokens& d_tokens, DWeights&& d_weights) {
+    constexpr bool has_weights = !std::is_same_v<std::remove_cvref_t<DWeights>, none>;
+    static_assert(element<T>,
+                  "expar: dispatch_backward sums rows, whose element type must be one that can be "
+                  "summed");
+    static_assert(has_weights || at_decode,
+                  "expar: dispatch_backward gives d_weights as well where weights are applied at "
+                  "encode (pass tokens) or per row (pass d_row_weights)");
+    batch_state& b = batch.state_;
+    decltype(gradient_output<2>(ctx, d_tokens)) to{};
+    if constexpr (to.adds) check_summed_alike<T, element_of<decltype(to)>>();
+    decltype(gradient_or_none(ctx, d_weights)) d_w{};
+    c.columns = shape_.hidden, c.scalar_bytes = per_row ? index_t{sizeof(S)} : 0;
+    tensor_view<T const, 2> tokens;
+    tensor_view<S const, 1> row_weights;
+    x().to_tokens(
+        ctx, {step::dispatch_backward, b.number, id_}, b, c,
+        [&] {
+          check_dispatched("dispatch_backward", batch);
+          argument_table a("dispatch_backward");
+          if constexpr (at_encode)
+            tokens = rows_view<T>(ctx, what);
+          else if constexpr (!std::is_same_v<What, none>)
+            row_weights = bring_row_weights(ctx, what, b, c);
+          c.read_in(a, "d_rows", b, "hidden");
+          to = gradient_output<2>(ctx, d_tokens);
+          name_gradient(a, "d_tokens", to, {tokens_of_batch(batch), columns_of(shape_)});
+          if constexpr (has_weights) {
+            d_w = gradient_or_none(ctx, d_weights);
+            name_weights<S>(a, batch, d_w);
+          }
+          if constexpr (at_encode)
+            a.reads("tokens", tokens, {tokens_of_batch(batch), columns_of(shape_)});
+          else if constexpr (!std::is_same_v<What, none>) {
+            a.reads("d_row_weights", row_weights, {rows_of_batch(batch)});
+            expects(row_weights.strides[0] == 1 || row_weights.extents[0] <= 1,
+                    "dispatch_backward: d_row_weights has stride ", row_weights.strides[0],
+                    "; it must be contiguous");
+          }
+        },
+        [&](slot_rows<T const> rows, slot_rows<S const> scalars) {
+          auto const routes = b.routes();
+          if constexpr (has_weights)
+            for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
+              S* const d = weight_gradients_.template of_slots<S>() + t * routes.top_k;
+              if constexpr (at_encode)
+                dot_token<T>(routes, t, rows, tokens.row(t), c.columns, d);
+              else
+                gather_scalars<S>(routes, t, scalars, d);
+            });
+          if constexpr (at_encode)
+            gather(ctx, b, rows, batch.weights(), to, to.adds);
+          else
+            gather(ctx, b, rows, unit_weights{}, to, to.adds);
+        });
+    if constexpr (has_weights) weight_gradients_.template put<S>(b, d_w);
+  }
+
+  template <class T, class Weights, class Out>
+  static void gather(host_context const& ctx, batch_state const& b, slot_rows<T> const& rows,
+                     Weights weights, tensor_view<Out, 2> const& out, bool adds) {
+    auto const routes = b.routes();
+    index_t const n = out.extents[1];
+    for_each_token(ctx, routes, n * index_t{sizeof(T)}, [&](index_t t) {
+      gather_token(routes, t, rows, weights, out.row(t), n, adds ? out.row(t) : nullptr);
+    });
+  }
+
+  // --- arguments -------------------------------------------------------------------------------
+
+  template <class T>
+  static index_t bytes(index_t n) {
+    return size_product(n, sizeof(T));
+  }
+  static constexpr cargo<std::byte, std::byte>* no_cargo = nullptr;
+  static constexpr batch_state const* no_batch = nullptr;
+
+  /// What every operation asks of the batch that it is given.
+  template <class T, class W, class Y>
+  void check_prepared(char const* what, expert_batch<T, W, Y> const& batch) const {
+    batch_state const& b = batch.state_;
+    expects(b.prepared, what, ": the batch has no routes; dispatch or prepare it first");
+    auto const same = [&](char const* name, index_t theirs, index_t ours) {
+      expects(theirs == ours, what, ": the batch was made for ", name, " ", theirs, ", not ", ours);
+    };
+    same("experts", b.plan.experts(), shape_.experts), same("top_k", b.plan.top_k(), shape_.top_k);
+    same("hidden", batch.hidden_, shape_.hidden);
+    same("hidden_out", batch.hidden_out_, shape_.hidden_out);
+    same("ranks", b.at.place.ranks(), routing_.placement().ranks());
+    expects((b.at.rule.capacity >= 0) == has_capacity, what, ": the batch was made for ",
+            has_capacity ? "a ragged layout, not for fixed_capacity"
+                         : "fixed_capacity, not for a ragged layout");
+    expects(batch.weights_site_ == weights_site && b.pool.get() == x_.pool().get(), what,
+            ": the batch was prepared by another object");
+  }
+  template <class T, class W, class Y>
+  void check_dispatched(char const* what, expert_batch<T, W, Y> const& batch) const {
+    check_prepared(what, batch);
+    expects(batch.state_.dispatched, what, ": the batch has no rows; dispatch tokens first");
+  }
+  /// Gradients of weights, and memory for those of their routes to slots.
+  template <class A, class Batch, class D, bool Adds>
+  void name_weights(argument_table& a, Batch const& batch,
+                    gradient_view<D, 2, Adds> const& d_weights) {
+    name_gradient(a, "d_weights", d_weights, {tokens_of_batch(batch), top_k_of(shape_)});
+    weight_gradients_.template reserve<A>(batch.state_);
+  }
+
+  /// What the caller wants written, or has brought, as a side of the batch: which it may be itself.
+  template <class R, class S, class T, class W, class Y, class X>
+  static cargo<R, S> callers(host_context const& ctx, side at, expert_batch<T, W, Y> const& batch,
+                             X& x) {
+    return cargo_of_caller<R, S>(at, batch.state_, batch.template there<R>(at),
+                                 [&] { return overwritten_rows(ctx, x); });
+  }
+  template <class R, class S, class T, class W, class Y, class X>
+  static cargo<R, S> brought(host_context const& ctx, side at, expert_batch<T, W, Y> const& batch,
+                             X const& x) {
+    return cargo_of_caller<R, S>(at, batch.state_, batch.template there<R>(at), [&] {
+      auto const v = rows_view<R>(ctx, x);
+      return tensor_view<R, 2>{
+          const_cast<R*>(v.data), {v.extents[0], v.extents[1]}, {v.strides[0], v.strides[1]}};
+    });
+  }
+  template <class DWeights>
+  static auto gradient_or_none(host_context const& ctx, DWeights& d_weights) {
+    if constexpr (std::is_same_v<std::remove_cv_t<DWeights>, none>)
+      return none{};
+    else
+      return gradient_output<2>(ctx, d_weights);
+  }
+
+  transport x_;
+  expert_shape shape_;
+  std::pmr::memory_resource* memory_;
+  routing<Layout> routing_;
+  buffer<seat> y_seats_;
+  weight_gradients weight_gradients_;
+  buffer<std::byte> scalars_;
+  std::uint64_t id_ = 0;  // of the object, on all ranks
+  cleared_by_move<bool> usable_ = true;
+};
+
+}  // namespace expar::inline v0::detail
