@@ -129,8 +129,8 @@ class routing {
     for (int r = 1; r < place_.ranks(); ++r)
       expects(met(r, 0) == met(0, 0), "prepare: the quotas of rank ", r,
               " give other numbers than those of rank 0; all ranks compute the same");
-    copy_row(static_cast<index_t const*>(split.row(b.at.rank)), quotas_.data(),
-             index_t{place_.slot_count()});
+    for (int slot = 0; slot < place_.slot_count(); ++slot)
+      quotas_[slot] = split.row(b.at.rank)[slot];
     return met;
   }
 
