@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <span>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -106,12 +109,17 @@ class network {
     optimisers_.resize(mine_.size());
   }
 
-  /// Of all weights of all ranks, experts in order, a copy and all shards of each.
+  /// Of all weights of all ranks, experts in order, all shards of each. Throws if copies differ.
   std::uint64_t weights_checksum() {
     checksum sum;
     sum.add(numbers(trunk_));
     auto const& place = placement();
     std::vector<expert> slots = gather(ctx_, comm_, place, mine_);
+    for (int slot = 0; slot < place.slot_count(); ++slot) {
+      int const e = place.expert_of(slot), first = place.slot(e, 0, place.shard_of(slot));
+      if (std::memcmp(&slots[at(slot)], &slots[at(first)], sizeof(expert)) != 0)
+        throw std::logic_error("the copies of expert " + std::to_string(e) + " differ");
+    }
     for (int e = 0; e < experts; ++e) {
       expert all{};
       for (int shard = 0; shard < place.shards(); ++shard)

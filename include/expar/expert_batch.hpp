@@ -33,9 +33,10 @@ using row_scalar_t = typename row_scalar<T, W>::type;
 /// of which a rank of R has L, on one thread
 ///   T * k * (8 + s * sizeof(W)) + 20 * E + 16 * (S + (R + 1) * L) + 24 bytes,
 /// and T * k * s * 8 more where routes are renumbered (copies, shards, a budget that drops). A side
-/// has N rows. It comes from the pool of the transport when an operation or the caller first asks
-/// for it, and goes back by release(), when the batch is prepared again, or ends. So a batch that
-/// waits for its way back may hold routes alone: dispatch() on it brings its rows again.
+/// has N rows. It comes from the pool of the transport when an operation needs it, or the caller
+/// asks for it after that, and goes back by release(), when the batch is prepared again, or ends.
+/// So a batch that waits for its way back may hold routes alone: dispatch() on it brings its rows
+/// again.
 template <class T, class W = float, class Y = T>
 class expert_batch {
  public:
@@ -45,11 +46,11 @@ class expert_batch {
   /// [N, hidden]: the rows of the local slots, slot after slot, within one by (source rank, token,
   /// choice). Padding (alignment, unused capacity) is zero. No rows before dispatch.
   tensor_view<T, 2> rows() noexcept { return there<T>(side::rows); }
-  /// [N, hidden_out]: for the caller to fill: what the experts made of rows().
+  /// [N, hidden_out]: for the caller to fill, from dispatch on: what the experts made of rows().
   tensor_view<Y, 2> y() { return wanted<Y>(side::y, "y"); }
   /// [N, hidden_out]: the gradient of y, zero in padding. None before combine_backward.
   tensor_view<Y, 2> d_y() noexcept { return there<Y>(side::d_y); }
-  /// [N, hidden]: for the caller to fill: the gradient of rows.
+  /// [N, hidden]: for the caller to fill, from combine_backward on: the gradient of rows.
   tensor_view<T, 2> d_rows() { return wanted<T>(side::d_rows, "d_rows"); }
   /// [N]: the weight of each row's route, where weights are handed over per row (else empty). Zero
   /// in padding.
