@@ -132,6 +132,7 @@ TEST_CASE("communicator: the context chooses the operation") {
 TEST_CASE("communicator: traits are stated or have defaults") {
   STATIC_REQUIRE(expar::traits_of<numbered>().space == expar::memory_space::host);
   STATIC_REQUIRE(expar::traits_of<numbered>().concurrent_ranks);
+  STATIC_REQUIRE_FALSE(expar::traits_of<numbered>().checks_sizes);
   STATIC_REQUIRE(expar::traits_of<on_streams>().space == expar::memory_space::device);
   STATIC_REQUIRE_FALSE(expar::traits_of<on_streams const&>().concurrent_ranks);
 }

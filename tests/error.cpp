@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
 #include "support/catch.hpp"
 
@@ -31,4 +32,15 @@ TEST_CASE("error: expects throws what it was told, and only if it does not hold"
                       "expar: route: top_k is 9, but there are only 8 experts");
   REQUIRE_THROWS_AS(expects(false, "x"), expar::error);
   REQUIRE_THROWS_AS(expects(false, "x"), std::exception);
+}
+
+TEST_CASE("error: what ranks disagree about, and a rank that is lost, are errors of their own") {
+  STATIC_REQUIRE(std::is_base_of_v<expar::error, expar::disagreement>);
+  STATIC_REQUIRE(std::is_base_of_v<expar::error, expar::lost_rank>);
+  REQUIRE_THROWS_AS(expar::detail::fail<expar::disagreement>("x"), expar::disagreement);
+  REQUIRE_THROWS_WITH(expar::detail::fail<expar::disagreement>("rank ", 1), "expar: rank 1");
+  expar::lost_rank const lost(3, sentence{"rank ", 3, " did not come"});
+  CHECK(lost.rank() == 3);
+  CHECK(lost.what() == std::string("rank 3 did not come"));
+  STATIC_REQUIRE(std::is_nothrow_copy_constructible_v<expar::lost_rank>);
 }

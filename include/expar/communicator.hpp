@@ -19,6 +19,10 @@ using byte_counts = std::span<std::size_t const>;
 struct communicator_traits {
   memory_space space = memory_space::host;  ///< the memory that its buffers live in
   bool concurrent_ranks = true;             ///< ranks run at once: one may wait for another's write
+  /// Where a rank sends another size than its peer expects, or is in another kind of collective,
+  /// both ranks of that pair throw expar::disagreement once no message of the call is pending. What
+  /// other pairs exchange is delivered, and the next collective works.
+  bool checks_sizes = false;
 };
 
 /// Tier 0: who am I, and how many are we.

@@ -33,6 +33,27 @@ class error : public std::exception {
   char text_[room];
 };
 
+/// Ranks that came, and want different things: other sizes, or another operation. Nothing of the
+/// call is pending, and the next one works.
+class disagreement : public error {
+ public:
+  using error::error;
+};
+
+/// A rank that did not come within the deadline. What it was waited for on stays dead: every later
+/// call there throws the same sentence at once.
+class lost_rank : public error {
+ public:
+  template <class Sentence>
+  lost_rank(int rank, Sentence const& sentence) : error(sentence), rank_(rank) {}
+
+  /// The one that did not come; of several, each survivor may name another.
+  int rank() const noexcept { return rank_; }
+
+ private:
+  int rank_;
+};
+
 namespace detail {
 
 /// Texts and numbers side by side, as far as an error has room for them.
@@ -71,9 +92,9 @@ class sentence {
   std::size_t length_ = 0;
 };
 
-template <class... Parts>
+template <class Error = error, class... Parts>
 [[noreturn, gnu::cold]] void fail(Parts const&... parts) {
-  throw error(sentence("expar: ", parts...));
+  throw Error(sentence("expar: ", parts...));
 }
 
 /// Throws the sentence made of `parts` unless `holds`.
