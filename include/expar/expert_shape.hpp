@@ -35,17 +35,18 @@ void check_shape(char const* what, expert_shape shape, Layout layout) {
 }
 
 /// Collective. The same, on all ranks alike, and unless all ranks pass the same; `wrong`: whether
-/// this rank lacks memory.
+/// this rank lacks memory. Returns the `id` that rank 0 passes.
 template <class Comm, class Layout>
-void check_group(host_context const& ctx, Comm& comm, char const* what, expert_shape shape,
-                 Layout layout, int site, failure const& wrong) {
+std::uint64_t check_group(host_context const& ctx, Comm& comm, agreement& agreed, char const* what,
+                          expert_shape shape, Layout layout, int site, failure const& wrong,
+                          std::uint64_t own_id) {
   constexpr bool has_capacity = std::is_same_v<Layout, fixed_capacity>;
   constexpr bool has_budget = std::is_same_v<Layout, row_budget>;
   double factor = 0, rows = -1;
   if constexpr (has_capacity) factor = layout.factor, rows = static_cast<double>(layout.rows);
   if constexpr (has_budget) factor = layout.drops, rows = static_cast<double>(layout.rows);
-  expects_agreement(
-      ctx, comm, what,
+  std::uint64_t const id = expects_agreement(
+      ctx, comm, agreed, step::construct, what,
       {{"the layout (0: ragged, 1: fixed_capacity, 2: row_budget)", has_capacity ? 1.0
                                                                     : has_budget ? 2.0
                                                                                  : 0.0},
@@ -57,8 +58,9 @@ void check_group(host_context const& ctx, Comm& comm, char const* what, expert_s
        {has_budget ? "drops" : "capacity factor", factor},
        {has_budget ? "budget rows" : "capacity rows", rows},
        {"alignment", static_cast<double>(layout.alignment)}},
-      wrong);
+      wrong, own_id);
   check_shape(what, shape, layout);
+  return id;
 }
 
 }  // namespace detail

@@ -79,18 +79,21 @@ struct gather_report_fn {
   static routing_report gather(host_context const& ctx, Comm& comm, route_plan const& plan,
                                Share share_of_rank, ToldBy told_by, Dropped const&... earlier) {
     static_assert(sizeof...(Dropped) <= 1, "expar: gather_report takes one tensor `dropped`");
-    std::vector<index_t> own, all;
+    constexpr std::size_t before = detail::numbers_of_word;
+    std::vector<index_t> own;
+    detail::buffer<std::uint64_t> numbers(ctx.memory()), all(ctx.memory());
     routing_report r;
     detail::agreement ask(ctx.memory());
     ask.reserve(comm.size());
-    ask.run(ctx, comm, {detail::step::gather_report, 0}, [&] {
+    ask.run(ctx, comm, {detail::step::gather_report}, [&] {
       share const mine = share_of_rank();
       own = {plan.tokens(), mine.dropped, plan.capacity(), 0};
       own.insert(own.end(), plan.counts().begin(), plan.counts().end());
       (add_earlier(ctx, comm.size(), plan, earlier, own), ...);
       for (std::size_t e = 4; e < own.size(); ++e) own[3] = own[e] > own[3] ? own[e] : own[3];
       own.insert(own.end(), mine.rows.begin(), mine.rows.end());
-      all.resize(own.size() * static_cast<std::size_t>(comm.size()));
+      numbers.resize(before + own.size());
+      all.resize(numbers.size() * static_cast<std::size_t>(comm.size()));
       r.place = mine.place;
       r.counts.resize(plan.counts().size());
       r.slot_counts.resize(static_cast<std::size_t>(mine.place.slot_count()));
@@ -99,15 +102,26 @@ struct gather_report_fn {
     });
     placement const& place = r.place;
     detail::expects_agreement(
-        ctx, comm, "gather_report",
+        ctx, comm, ask, detail::step::gather_report, "gather_report",
         {{"experts", static_cast<double>(plan.experts())},
          {"the hash of the placement", static_cast<double>(place.hash() >> 11)}});
     std::size_t const n = own.size(), experts = r.counts.size();
-    all_gather(ctx, comm, own.data(), all.data(), n * sizeof(index_t));
+    std::memcpy(numbers.data() + before, own.data(), n * sizeof(index_t));
+    auto word = detail::agreement::word_of({detail::step::gather_report, 0, 0, 1}, {});
+    detail::keep_if_lost(
+        [&] {
+          ask.gather(ctx, comm, word, {}, numbers.data(), all.data(),
+                     static_cast<index_t>(before + n), true);
+        },
+        numbers, all);
+    auto const told_by_rank = [&](int rank) {
+      return reinterpret_cast<index_t const*>(
+          all.data() + static_cast<std::size_t>(rank) * (before + n) + before);
+    };
 
     r.ranks = comm.size();
-    for (std::size_t from = 0; from < all.size(); from += n) {
-      index_t const* const theirs = all.data() + from;
+    for (int rank = 0; rank < r.ranks; ++rank) {
+      index_t const* const theirs = told_by_rank(rank);
       r.tokens += theirs[0], r.dropped += theirs[1];
       if (theirs[2] > r.capacity) r.capacity = theirs[2];
       if (theirs[3] > r.needed_capacity) r.needed_capacity = theirs[3];
@@ -117,8 +131,7 @@ struct gather_report_fn {
     for (int from = 0; from < r.ranks; ++from)
       for (int slot = 0; slot < place.slot_count(); ++slot) {
         auto const [rank, number] = told_by(place, from, slot);
-        index_t const count = all[static_cast<std::size_t>(rank) * n + 4 + experts +
-                                  static_cast<std::size_t>(number)];
+        index_t const count = told_by_rank(rank)[4 + experts + static_cast<std::size_t>(number)];
         r.slot_counts[static_cast<std::size_t>(slot)] += count;
         r.traffic[static_cast<std::size_t>(from * r.ranks + place.rank_of(slot))] += count;
       }

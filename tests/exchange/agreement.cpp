@@ -107,13 +107,16 @@ TEST_CASE("a failure without a sentence is a failure") {
 TEST_CASE("values that differ are named with both values") {
   expar::host_context const ctx;
   auto const said = what_ranks_throw(3, [&](expar::thread_communicator& comm) {
-    expar::detail::expects_agreement(ctx, comm, "op",
+    expar::detail::agreement agree(std::pmr::get_default_resource());
+    expar::detail::expects_agreement(ctx, comm, agree, expar::detail::step::construct, "op",
                                      {{"same", 7}, {"odd", comm.rank() == 1 ? 0.25 : 1048577}});
   });
   for (auto const& s : said)
     CHECK(s ==
           "expar: op: odd is 1048577 on rank 0 but 0.25 on rank 1; all ranks must pass the same");
   CHECK(what_ranks_throw(3, [&](auto& comm) {
-          expar::detail::expects_agreement(ctx, comm, "op", {{"same", 7}, {"nan", std::nan("")}});
+          expar::detail::agreement agree(std::pmr::get_default_resource());
+          expar::detail::expects_agreement(ctx, comm, agree, expar::detail::step::construct, "op",
+                                           {{"same", 7}, {"nan", std::nan("")}});
         }) == std::vector<std::string>(3));
 }

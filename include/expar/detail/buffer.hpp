@@ -55,6 +55,8 @@ class buffer {
     capacity_ = n;
   }
   void clear() noexcept { size_ = 0; }
+  /// Empty from now on; the memory is never freed, since somebody else may still write it.
+  void abandon() noexcept { data_ = nullptr, size_ = capacity_ = 0; }
   T* assign(std::size_t n, T value) {
     resize(n);
     for (std::size_t i = 0; i < n; ++i) data_[i] = value;

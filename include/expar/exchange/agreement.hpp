@@ -1,186 +1,192 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <cstdio>
-#include <exception>
 #include <initializer_list>
+#include <utility>
 
 #include <expar/detail/arithmetic.hpp>
 #include <expar/exchange/collectives.hpp>
+#include <expar/exchange/failure.hpp>
+#include <expar/exchange/word.hpp>
 
 namespace expar::inline v0::detail {
 
-/// What went wrong on this rank, or nothing. It needs no memory, so that the lack of memory can be
-/// told as well.
-struct failure {
-  static constexpr std::size_t room = 512;
-  char text[room]{};
-  bool failed = false;
-  explicit operator bool() const { return failed; }
-};
+template <class Comm>
+constexpr bool checks_sizes = traits_of<Comm>().checks_sizes;
 
-template <class Local>
-failure failure_of(Local local) {
-  failure f;
-  auto const say = [&f](char const* before, char const* text) {
-    f.failed = true;
-    std::snprintf(f.text, sizeof f.text, "%s%s", before, text);
-  };
-  try {
-    local();
-  } catch (error const& e) {
-    say("", e.what());
-  } catch (std::exception const& e) {
-    say("expar: an exception: ", e.what());
-  } catch (...) {
-    say("expar: an exception that is no std::exception", "");
-  }
-  return f;
-}
-
-/// The steps in which ranks ask each other whether all can go on.
-enum class step : std::uint8_t {
-  failed,
-  prepare,
-  dispatch,
-  combine,
-  combine_backward,
-  gradients_of_weights,
-  dispatch_backward,
-  place,
-  quotas,
-  gather_report,
-  end
-};
-inline char const* name_of(step s) {
-  // clang-format off
-  constexpr char const* names[] = {
-      "nothing", "prepare", "dispatch", "combine", "combine_backward", "combine_backward",
-      "dispatch_backward", "place", "prepare with quotas", "gather_report", "the end of a phase"};
-  // clang-format on
-  return names[static_cast<int>(s)];
-}
-
-/// What a rank is about to do, in a word that ranks compare: a step, and the number of the batch,
-/// which counts what ranks have agreed to prepare and so is the same on all. `object`: a number
-/// that all ranks know the engine by.
-struct intention {
-  step what;
-  std::uint64_t batch, object = 0;
-
-  std::uint64_t word() const { return batch << 8 | static_cast<std::uint64_t>(what); }
-  static intention of(std::uint64_t word) { return {static_cast<step>(word & 255), word >> 8}; }
-};
-
-/// Makes what fails on one rank fail on all. A rank that cannot go on must not leave the others
-/// waiting for it, so ranks ask each other before rows travel: 8 bytes from each, in memory that is
-/// there from the beginning.
+/// Makes what fails on one rank fail on all, with one sentence, and brings ranks together again
+/// that are in different operations. In front of what ranks send each other stands a word; once one
+/// of them cannot go on, or words differ, all ranks know it and settle() it.
+///
+/// On communicators that check sizes a rank that cannot go on, or is elsewhere, is found out by the
+/// exchange itself. On others a call begins with words of equal size.
 class agreement {
  public:
   explicit agreement(std::pmr::memory_resource* memory)
-      : counts_(memory), words_(memory), texts_(memory) {}
+      : counts_(memory), words_(memory), records_(memory) {}
 
   void reserve(int ranks) {
-    auto const n = static_cast<std::size_t>(ranks);
     counts_.reserve(ranks);
-    words_.resize(n);
-    texts_.resize(n * failure::room);
+    words_.resize(static_cast<std::size_t>(ranks));
+    records_.resize(static_cast<std::size_t>(ranks));
   }
-
-  /// Collective. Runs `local`, which takes no part in anything collective; if it throws on any
-  /// rank, all ranks throw what it says there. All throw as well if they intend other things.
-  template <class Comm, class Local>
-  void run(host_context const& ctx, Comm& comm, intention mine, Local local) {
-    if (comm.size() == 1) {
-      local();
-      return;
-    }
-    failure const wrong = failure_of(local);
-    std::uint64_t const word = wrong ? 0 : mine.word();
-    all_gather(ctx, comm, &word, words_.data(), sizeof word, counts_);
-    settle(ctx, comm, words_.data(), 1, wrong);
-  }
-
-  /// Collective, once this rank has the words of all, of each rank the first of `stride`: returns
-  /// if all are the same and none is 0.
-  template <class Comm>
-  void settle(host_context const& ctx, Comm& comm, std::uint64_t const* words, index_t stride,
-              failure const& wrong) {
-    int const ranks = comm.size();
-    for (int r = 0; r < ranks; ++r)
-      if (words[r * stride] == 0) fail(ctx, comm, wrong);
-    intention const first = intention::of(words[0]);
-    for (int r = 1; r < ranks; ++r) {
-      intention const theirs = intention::of(words[r * stride]);
-      expects(words[r * stride] == words[0], "rank 0 calls ", name_of(first.what),
-              " for its batch ", first.batch, " while rank ", r, " calls ", name_of(theirs.what),
-              " for its batch ", theirs.batch,
-              "; all ranks call the same operations in the same order");
-    }
-  }
-
-  /// Collective, once every rank knows that some rank failed: throws, on all ranks, the sentence of
-  /// the lowest rank that has one, with its number.
-  template <class Comm>
-  [[noreturn]] void fail(host_context const& ctx, Comm& comm, failure const& mine) {
-    all_gather(ctx, comm, mine.text, texts_.data(), failure::room, counts_);
-    for (int r = 0; r < comm.size(); ++r)
-      if (char const* const text = texts_.data() + index_t{r} * index_t{failure::room};
-          *text != '\0')
-        throw error(sentence{text, " (rank ", r, ")"});
-    detail::fail("a rank failed without saying why");
-  }
-
   fixed_counts& counts() { return counts_; }
 
- private:
-  fixed_counts counts_;
-  buffer<std::uint64_t> words_;
-  buffer<char> texts_;
-};
-
-/// What ranks told each other when they met: of each rank its intention, what the transport adds,
-/// and `own` on what the operation adds. Holds until the second meeting after.
-struct told {
-  std::uint64_t const* words = nullptr;
-  index_t pitch = 0, own = 0;  // words of a rank, and where the operation's begin
-
-  std::uint64_t const* of(int rank) const { return words + rank * pitch; }
-  index_t operator()(int rank, index_t word) const {
-    return static_cast<index_t>(of(rank)[own + word]);
+  /// What this rank tells: what `local` throws, which takes no part in anything collective; or what
+  /// failed behind an earlier message.
+  template <class Local>
+  failure attempt(Local local) {
+    return late_ ? std::exchange(late_, {}) : failure_of(local);
   }
+  /// Runs what follows a message. What it throws is told in the next message; behind the last of a
+  /// call, with no `more`, it is thrown here at once, and by the next call on all ranks.
+  template <class Local>
+  void behind_message(Local local, bool more = false) {
+    try {
+      local();
+    } catch (...) {
+      late_ = current_failure();
+      if (!more) throw;
+    }
+  }
+
+  /// Collective: `call()`, in which ranks exchange words; word_of(r) finds that of rank r behind
+  /// it. Returns when all words are `mine`, and throws the same sentence on all ranks where one has
+  /// failed (`wrong`) or is elsewhere.
+  template <class Comm, class Call, class WordOf>
+  void hear(host_context const& ctx, Comm& comm, word& mine, failure wrong, Call call,
+            WordOf word_of) {
+    for (;;) {
+      bool same = complete<Comm>(call, mine, wrong) && mine.intended != 0;
+      for (int r = 0; same && r < comm.size(); ++r)
+        same = r == comm.rank() || word_at(word_of(r)).matches(mine);
+      if (same) return;
+      settle(ctx, comm, mine, wrong);
+    }
+  }
+  /// Collective: `call()`, a collective without words.
+  template <class Comm, class Call>
+  void together(host_context const& ctx, Comm& comm, word mine, Call call) {
+    failure wrong;
+    while (!complete<Comm>(call, mine, wrong)) settle(ctx, comm, mine, wrong);
+  }
+  /// Collective: the words in which a call begins where the communicator does not check sizes.
+  template <class Comm>
+  void begin(host_context const& ctx, Comm& comm, word& mine, failure const& wrong) {
+    if constexpr (!checks_sizes<Comm>) gather_words(ctx, comm, mine, wrong);
+  }
+  /// Collective: the words alone. Throws as hear() does.
+  template <class Comm, class Local>
+  void run(host_context const& ctx, Comm& comm, intention const& mine, Local local) {
+    if (comm.size() == 1) return local();
+    failure const wrong = attempt(local);
+    word w = word_of(mine, wrong);
+    gather_words(ctx, comm, w, wrong);
+  }
+  /// Collective: `count` numbers of each rank, of which the first are for its word. `begun`: ranks
+  /// know already that all are here.
+  template <class Comm>
+  void gather(host_context const& ctx, Comm& comm, word& mine, failure const& wrong,
+              std::uint64_t* own, std::uint64_t* all, index_t count, bool begun = false) {
+    if (!begun) begin(ctx, comm, mine, wrong);
+    hear(
+        ctx, comm, mine, wrong,
+        [&] {
+          std::memcpy(own, &mine, sizeof mine);
+          all_gather(ctx, comm, own, all, static_cast<std::size_t>(count) * sizeof *own, counts_);
+        },
+        [&](int r) { return all + r * count; });
+  }
+
+  static word word_of(intention const& mine, failure const& wrong) {
+    word w;
+    w.intended = wrong ? 0 : mine.packed(), w.object = mine.object;
+    return w;
+  }
+
+ private:
+  struct record {
+    word said;
+    char text[failure::room];
+  };
+
+  template <class Comm>
+  void gather_words(host_context const& ctx, Comm& comm, word& mine, failure const& wrong) {
+    hear(
+        ctx, comm, mine, wrong,
+        [&] { all_gather(ctx, comm, &mine, words_.data(), sizeof mine, counts_); },
+        [&](int r) { return words_.data() + r; });
+  }
+
+  /// Whether `call` went through. What a communicator throws that checks sizes becomes what this
+  /// rank tells; from any other, nobody can know where the ranks are.
+  template <class Comm, class Call>
+  bool complete(Call call, word& mine, failure& wrong) {
+    try {
+      call();
+      return true;
+    } catch (lost_rank const&) {
+      throw;
+    } catch (disagreement const&) {
+      if constexpr (!checks_sizes<Comm>) throw;
+    } catch (...) {
+      if constexpr (!checks_sizes<Comm>) {
+        late_ = current_failure();
+        throw;
+      }
+      if (!wrong) wrong = current_failure();
+      mine.intended = 0;
+    }
+    return false;
+  }
+
+  /// Collective, once every rank knows that something is wrong. Throws the sentence of the lowest
+  /// rank that has one, else that ranks do different things. Returns where they do the same after
+  /// all, and have only come there by other ways; then all have the same new turn.
+  template <class Comm>
+  void settle(host_context const& ctx, Comm& comm, word& mine, failure const& wrong) {
+    int const ranks = comm.size();
+    record own{mine, {}};
+    std::memcpy(own.text, wrong.text, sizeof own.text);
+    records_.resize(static_cast<std::size_t>(ranks));
+    // A rank that is still elsewhere comes here as well, after one more disagreement.
+    for (int times = 0; !complete_gather(ctx, comm, own); ++times)
+      expects(times < 16 + 2 * ranks, "ranks cannot agree on an operation");
+    for (int r = 0; r < ranks; ++r)
+      if (char const* const text = records_[r].text; *text != '\0')
+        throw error(sentence{text, " (rank ", r, ")"});
+    for (int r = 0; r < ranks; ++r)
+      expects(records_[r].said.intended != 0, "a rank failed without saying why");
+    for (int r = 1; r < ranks; ++r) expects_same(records_[0].said, records_[r].said, r);
+    for (int r = 0; r < ranks; ++r)
+      if (records_[r].said.turn > mine.turn) mine.turn = records_[r].said.turn;
+    ++mine.turn;
+  }
+  template <class Comm>
+  bool complete_gather(host_context const& ctx, Comm& comm, record& own) {
+    failure wrong;
+    bool const came =
+        complete<Comm>([&] { all_gather(ctx, comm, &own, records_.data(), sizeof own, counts_); },
+                       own.said, wrong);
+    if (wrong && own.text[0] == '\0') std::memcpy(own.text, wrong.text, sizeof own.text);
+    return came;
+  }
+
+  fixed_counts counts_;
+  buffer<word> words_;
+  buffer<record> records_;
+  failure late_;
 };
 
-/// Collective. agreement::run() where the words travel as the transport `x` sends them. Of a batch
-/// `b`, the transport tells which sides are there; `say(own)` adds `count` words of the operation.
-template <class X, class Batch, class Local, class Say>
-told meet(host_context const& ctx, X& x, intention mine, Batch const* b, index_t count, Local local,
-          Say say) {
-  bool const alone = x.comm().size() == 1;
-  failure wrong;
-  if (alone)
-    local();
-  else
-    wrong = failure_of(local);
-  std::uint64_t* const own = x.own_words();
-  told all{own, 0, b == nullptr ? 2 : x.words_before()};
-  own[0] = wrong ? 0 : mine.word(), own[1] = mine.object;
-  if (!wrong && b != nullptr) x.say_pieces(*b, own);
-  if (!wrong) say(own + all.own);
-  if (alone) return all;
-  all.words = x.gather(ctx, all.own + count, all.pitch);
-  x.agreed().settle(ctx, x.comm(), all.words, all.pitch, wrong);
-  for (int r = 1; r < x.comm().size(); ++r)
-    expects(all.of(r)[1] == all.of(0)[1], "rank 0 calls ", name_of(mine.what),
-            " of one object while rank ", r, " calls it of another",
-            "; all ranks call the same operations in the same order");
-  return all;
-}
-
-template <class X, class Batch, class Local>
-void meet(host_context const& ctx, X& x, intention mine, Batch const* b, Local local) {
-  meet(ctx, x, mine, b, 0, local, [](std::uint64_t*) {});
+/// A communicator that has lost a rank may still write the buffers that it was given.
+template <class F, class... Buffers>
+void keep_if_lost(F f, Buffers&... given) {
+  try {
+    f();
+  } catch (lost_rank const&) {
+    (given.abandon(), ...);
+    throw;
+  }
 }
 
 /// A number that all ranks must pass alike, and its name.
@@ -190,30 +196,36 @@ struct agreed_value {
 };
 
 /// Collective. Throws the same sentence on all ranks unless every rank passes the same values and
-/// none has failed to get its memory (`wrong`). Up to 64 ranks need none to ask.
+/// none has failed to get its memory (`wrong`). Up to 64 ranks need none to ask. Returns the `id`
+/// that rank 0 passes.
 template <class Comm>
-void expects_agreement(host_context const& ctx, Comm& comm, char const* what,
-                       std::initializer_list<agreed_value> mine, failure const& wrong = {}) {
-  constexpr std::size_t most = 9, few = 64;
-  std::size_t const n = mine.size(), ranks = static_cast<std::size_t>(comm.size());
-  double own[most + 1] = {wrong ? 1.0 : 0.0}, of_few[few * (most + 1)];
-  buffer<double> of_many(ctx.memory());
-  double* const all = ranks <= few ? of_few : of_many.resize(ranks * (n + 1));
-  std::size_t at = 1;
-  for (agreed_value const& v : mine) own[at++] = v.value;
-  all_gather(ctx, comm, own, all, (n + 1) * sizeof(double));
+std::uint64_t expects_agreement(host_context const& ctx, Comm& comm, agreement& agreed, step where,
+                                char const* what, std::initializer_list<agreed_value> mine,
+                                failure const& wrong = {}, std::uint64_t id = 0) {
+  constexpr std::size_t before = numbers_of_word + 2, most = before + 9, few = 64;
+  std::size_t const n = before + mine.size(), ranks = static_cast<std::size_t>(comm.size());
+  std::uint64_t own[most] = {}, of_few[few * most];
+  buffer<std::uint64_t> of_many(ctx.memory());
+  std::uint64_t* const all = ranks <= few ? of_few : of_many.resize(ranks * n);
+  own[before - 2] = id, own[before - 1] = static_cast<bool>(wrong);
+  std::size_t at = before;
+  for (agreed_value const& v : mine) own[at++] = std::bit_cast<std::uint64_t>(v.value);
+  word w = agreement::word_of({where}, {});
+  agreed.gather(ctx, comm, w, {}, own, all, static_cast<index_t>(n));
   for (std::size_t r = 0; r < ranks; ++r)
-    expects(all[r * (n + 1)] < 1, what, ": rank ", r, " has no memory for it");
-  std::size_t field = 1;
+    expects(all[r * n + before - 1] == 0, what, ": rank ", r, " has no memory for it");
+  std::size_t field = before;
   for (agreed_value const& v : mine) {
+    double const first = std::bit_cast<double>(all[field]);
     for (std::size_t r = 1; r < ranks; ++r) {
-      double const first = all[field], theirs = all[r * (n + 1) + field];
+      double const theirs = std::bit_cast<double>(all[r * n + field]);
       bool const both_nan = is_nan(first) && is_nan(theirs);
       expects((theirs <= first && theirs >= first) || both_nan, what, ": ", v.name, " is ", first,
               " on rank 0 but ", theirs, " on rank ", r, "; all ranks must pass the same");
     }
     ++field;
   }
+  return all[before - 2];
 }
 
 }  // namespace expar::inline v0::detail

@@ -58,14 +58,11 @@ class engine {
       reserve(blocks);
       routing_.place(blocks);
     });
-    check_group(host_context{}, x_.comm(), "expert_parallel", shape_, layout, weights_site, wrong);
+    auto const clock = std::chrono::steady_clock::now().time_since_epoch().count();
+    id_ = check_group(
+        host_context{}, x_.comm(), x_.agreed(), "expert_parallel", shape_, layout, weights_site,
+        wrong, reinterpret_cast<std::uintptr_t>(this) ^ static_cast<std::uint64_t>(clock) << 20);
     x_.open(host_context{});
-    index_t pitch = 0;
-    *x_.own_words() =
-        reinterpret_cast<std::uintptr_t>(this) ^
-        static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count())
-            << 20;
-    id_ = *x_.gather(host_context{}, 1, pitch);  // of rank 0
   }
 
   void place(expar::placement const& p) {
@@ -99,7 +96,7 @@ class engine {
       return transport(from, memory);
   }
   void reserve(expar::placement const& p) {
-    x_.reserve(routing_.words(), p);
+    x_.reserve(routing_.numbers(), p);
     routing_.reserve(p);
     y_seats_.reserve(static_cast<std::size_t>(p.slot_count()));
   }
@@ -138,7 +135,7 @@ class engine {
     x().to_experts(
         ctx, {step::dispatch, b.number, id_}, b, c,
         {{side::rows, c.row_bytes(), c.scalar_bytes}, {side::y, bytes<Y>(shape_.hidden_out), 0}},
-        no_cargo, met,
+        no_cargo, met, false,
         [&] {
           check_prepared("dispatch", batch);
           from = rows_view<T>(ctx, tokens);
@@ -148,7 +145,7 @@ class engine {
           c.written_in(a, "rows", b, "hidden");
         },
         [&](slot_rows<T> rows, slot_rows<W> scalars) {
-          if (met.words != nullptr) from = rows_view<T>(ctx, tokens);
+          if (met.numbers != nullptr) from = rows_view<T>(ctx, tokens);
           argument_table a("dispatch");
           a.reads("tokens", from);
           a.writes("rows", c.rows);
@@ -191,7 +188,7 @@ class engine {
         ctx, {step::combine_backward, b.number, id_}, b, c,
         {{side::d_y, c.row_bytes(), 0},
          {side::d_rows, bytes<T>(shape_.hidden), batch.scalar_bytes(side::d_rows)}},
-        has_weights ? &y : nullptr, {},
+        has_weights ? &y : nullptr, {}, by_message,
         [&] {
           check_dispatched("combine_backward", batch);
           argument_table a("combine_backward");
@@ -249,7 +246,7 @@ class engine {
     cargo<Y, A> home{side::d_y};
     home.scalar_bytes = sizeof(A), home.scalars = dots_here;
     x().to_tokens(
-        ctx, {step::gradients_of_weights, b.number, id_}, b, home,
+        ctx, {step::combine_backward, b.number, id_, 1}, b, home,
         [&] {
           x().for_each_foreign_block(ctx, b.at, [&](index_t, index_t first, index_t rows) {
             for (index_t i = first; i < first + rows; ++i) {

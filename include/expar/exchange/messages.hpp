@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <expar/exchange/agreement.hpp>
 #include <expar/exchange/cargo.hpp>
-#include <expar/exchange/collectives.hpp>
+#include <expar/exchange/meeting.hpp>
 #include <expar/exchange/segments.hpp>
 
 namespace expar::inline v0 {
@@ -31,7 +30,7 @@ class messages {
         memory_(memory),
         agreed_(memory),
         own_(memory),
-        words_(memory),
+        numbers_(memory),
         outgoing_(memory),
         incoming_(memory),
         out_(memory),
@@ -45,83 +44,102 @@ class messages {
   template <class>
   friend class detail::routing;
   template <class X, class Batch, class Local, class Say>
-  friend detail::told detail::meet(host_context const&, X&, detail::intention, Batch const*,
+  friend detail::told detail::meet(host_context const&, X&, detail::intention const&, Batch const*,
                                    index_t, Local, Say);
   using state = detail::batch_state;
 
   /// Whether rows on other ranks can be read where they are.
   static constexpr bool reaches_peers = false;
   static constexpr bool has_ragged_rows = variable_communicator<Comm>;
-  static index_t words_before() { return 2; }
-  static void say_pieces(state const&, std::uint64_t*) {}
+  static constexpr bool checks_sizes = detail::checks_sizes<Comm>;
+  static constexpr index_t numbers_before = detail::numbers_of_word;
 
   Comm& comm() const { return *comm_; }
   detail::agreement& agreed() { return agreed_; }
-  std::uint64_t batches() const { return batches_; }
-  void count_batch() { ++batches_; }
+  /// The largest number of a batch here; ranks agree on the next when they meet.
+  std::uint64_t& batches() { return batches_; }
   detail::shared<detail::side_pool> pool() const { return pool_; }
 
-  /// Memory for meetings of so many words, and for tables of so many slots.
-  void reserve(index_t words, placement const& place) {
-    agreed_.reserve(place.ranks());
+  /// Memory for meetings of so many numbers, and for tables of so many slots.
+  void reserve(index_t numbers, placement const& place) {
+    int const ranks = place.ranks();
+    agreed_.reserve(ranks);
     if (pool_.get() == nullptr)
       pool_ = detail::shared<detail::side_pool>(new detail::local_sides(memory_));
-    words += 2;  // the intention
-    if (words > static_cast<index_t>(own_.size())) own_.resize(words);
-    if (words * place.ranks() > static_cast<index_t>(words_.size()))
-      words_.resize(words * place.ranks());
+    numbers += numbers_before;
+    if (numbers > static_cast<index_t>(own_.size())) own_.resize(numbers);
+    if (numbers * ranks > static_cast<index_t>(numbers_.size())) numbers_.resize(numbers * ranks);
     row_seats_.reserve(static_cast<std::size_t>(place.slot_count()));
     scalar_seats_.reserve(static_cast<std::size_t>(place.slot_count()));
+    int const by_rank = ranks * place.most();
+    int const blocks = place.slot_count() > by_rank ? place.slot_count() : by_rank;
+    for (detail::segments* s : {&outgoing_, &incoming_}) s->reserve(ranks, blocks);
+    for (detail::buffer<std::byte>* bytes : {&out_, &in_})
+      bytes->reserve(static_cast<std::size_t>(detail::segments::bound(ranks, 0, 0)));
   }
   /// Collective, after reserve() on all ranks.
   void open(host_context const&) {}
 
-  std::uint64_t* own_words() { return own_.data(); }
-  std::uint64_t const* gather(host_context const& ctx, index_t count, index_t& pitch) {
+  std::uint64_t* own_numbers() { return own_.data(); }
+  void say(detail::word& w, std::uint64_t*, state const*) const {
+    w.batches = batches_;
+    w.room = out_.capacity() < in_.capacity() ? out_.capacity() : in_.capacity();
+  }
+  std::uint64_t const* gather(host_context const& ctx, detail::word& mine,
+                              detail::failure const& wrong, index_t count, index_t& pitch) {
     pitch = count;
-    all_gather(ctx, comm(), own_.data(), words_.data(),
-               static_cast<std::size_t>(count) * sizeof(std::uint64_t), agreed_.counts());
-    return words_.data();
+    detail::keep_if_lost(
+        [&] { agreed_.gather(ctx, comm(), mine, wrong, own_.data(), numbers_.data(), count); },
+        own_, numbers_);
+    return numbers_.data();
   }
 
   /// Collective. Once `checks` pass on every rank, what `write(rows, scalars)` puts at the seats of
-  /// this rank's routes is in `c` on the ranks of their slots. What `write` does may fail, so ranks
-  /// meet behind it, even if they have met for this call before.
+  /// this rank's routes is in `c` on the ranks of their slots. `met`: what ranks told if they have
+  /// met in this call. `more`: whether another message follows in it.
   template <class T, class S, class Y, class V, class Checks, class Write>
-  void to_experts(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
-                  std::initializer_list<detail::opened_side> sides, detail::cargo<Y, V>* read,
-                  detail::told const&, Checks checks, Write write) {
-    detail::meet(ctx, *this, mine, &b, [&] {
+  void to_experts(host_context const& ctx, detail::intention const& mine, state& b,
+                  detail::cargo<T, S>& c, std::initializer_list<detail::opened_side> sides,
+                  detail::cargo<Y, V>* read, detail::told const& met, bool more, Checks checks,
+                  Write write) {
+    bool const begun =
+        !checks_sizes && met.numbers != nullptr && fit(met, b, c.row_bytes() + c.scalar_bytes);
+    auto const cut = [&] { divide(outgoing_, incoming_, b.at, c.row_bytes(), c.scalar_bytes); };
+    exchange(ctx, mine, b.at, begun, cut, [&](auto ready) {
       checks();
+      ready();
       c.make_room(b);
       c.take_from(b);
       if (read != nullptr) read->take_from(b);
-      divide(outgoing_, incoming_, b.at, c.row_bytes(), c.scalar_bytes);
       point(b.at, c, outgoing_, out_.data());
       write(detail::slot_rows<T>{row_seats_.data()}, detail::slot_rows<S>{scalar_seats_.data()});
     });
     for (detail::opened_side const& s : sides) b.open[static_cast<int>(s.at)] = true;
-    exchange(ctx, b.at);
-    for_each_foreign_block(ctx, b.at, [&](index_t block, index_t first, index_t rows) {
-      std::byte const* const from = in_.data() + incoming_.row_start()[block];
-      for (index_t i = 0; i < rows && c.columns >= 0; ++i)
-        detail::copy_bytes(c.rows.row(first + i), from + i * c.row_bytes(), c.row_bytes());
-      if (c.scalar_bytes != 0)
-        detail::copy_bytes(c.scalars + first, in_.data() + incoming_.scalar_start()[block],
-                           rows * c.scalar_bytes);
-    });
-    c.clear_gaps(b.at);
+    agreed_.behind_message(
+        [&] {
+          for_each_foreign_block(ctx, b.at, [&](index_t block, index_t first, index_t rows) {
+            std::byte const* const from = in_.data() + incoming_.row_start()[block];
+            for (index_t i = 0; i < rows && c.columns >= 0; ++i)
+              detail::copy_bytes(c.rows.row(first + i), from + i * c.row_bytes(), c.row_bytes());
+            if (c.scalar_bytes != 0)
+              detail::copy_bytes(c.scalars + first, in_.data() + incoming_.scalar_start()[block],
+                                 rows * c.scalar_bytes);
+          });
+          c.clear_gaps(b.at);
+        },
+        more);
   }
 
   /// Collective. Once `checks` pass on every rank, `read(rows, scalars)` finds what `c` holds on
   /// the ranks of their slots at the seats of this rank's routes.
   template <class T, class S, class Checks, class Read>
-  void to_tokens(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
-                 Checks checks, Read read) {
-    detail::meet(ctx, *this, mine, &b, [&] {
+  void to_tokens(host_context const& ctx, detail::intention const& mine, state& b,
+                 detail::cargo<T, S>& c, Checks checks, Read read) {
+    auto const cut = [&] { divide(incoming_, outgoing_, b.at, c.row_bytes(), c.scalar_bytes); };
+    exchange(ctx, mine, b.at, !checks_sizes && mine.phase != 0, cut, [&](auto ready) {
       checks();
+      ready();
       c.take_from(b);
-      divide(incoming_, outgoing_, b.at, c.row_bytes(), c.scalar_bytes);
       for_each_foreign_block(ctx, b.at, [&](index_t block, index_t first, index_t rows) {
         std::byte* const to = out_.data() + outgoing_.row_start()[block];
         for (index_t i = 0; i < rows && c.columns >= 0; ++i)
@@ -131,10 +149,11 @@ class messages {
                              rows * c.scalar_bytes);
       });
     });
-    exchange(ctx, b.at);
-    point(b.at, c, incoming_, in_.data());
-    read(detail::slot_rows<T const>{row_seats_.data()},
-         detail::slot_rows<S const>{scalar_seats_.data()});
+    agreed_.behind_message([&] {
+      point(b.at, c, incoming_, in_.data());
+      read(detail::slot_rows<T const>{row_seats_.data()},
+           detail::slot_rows<S const>{scalar_seats_.data()});
+    });
   }
 
   /// Where this rank can read rows of a side without a message: those of its own slots.
@@ -158,7 +177,8 @@ class messages {
         [&](int slot) { return equal            ? s.room_of(slot)
                                : s.is_own(slot) ? 0
                                                 : s.sent[slot]; },
-        [&](int rank) { return s.place.first(rank); }, row_bytes, scalar_bytes, s.equal_rows());
+        [&](int rank) { return s.place.first(rank); }, row_bytes, scalar_bytes, s.equal_rows(),
+        s.rank);
     of_rows.divide(
         s.place.ranks(),
         [&](int block) {
@@ -166,9 +186,8 @@ class messages {
                  : block / locals == s.rank ? 0
                                             : s.arrived[block];
         },
-        [&](int rank) { return rank * locals; }, row_bytes, scalar_bytes, s.equal_rows());
-    out_.resize(outgoing_.bytes());
-    in_.resize(incoming_.bytes());
+        [&](int rank) { return rank * locals; }, row_bytes, scalar_bytes, s.equal_rows(), s.rank);
+    make_room();
   }
 
   template <class T>
@@ -205,26 +224,75 @@ class messages {
     });
   }
 
-  void exchange(host_context const& ctx, detail::seats const& s) {
-    if (s.place.ranks() == 1) return;
-    if (s.rule.capacity >= 0) {
-      if (outgoing_.bytes() != 0)
-        all_to_all(ctx, comm(), out_.data(), in_.data(), outgoing_.counts()[0], agreed_.counts());
-    } else if constexpr (variable_communicator<Comm>) {
-      comm().all_to_all_v(ctx, out_.data(), outgoing_.counts(), outgoing_.displacements(),
-                          in_.data(), incoming_.counts(), incoming_.displacements());
-    }
+  void make_room() {
+    out_.resize(outgoing_.bytes());
+    in_.resize(incoming_.bytes());
   }
+  /// Whether the messages of no rank have to grow for the rows of `b`: all ranks know of all.
+  bool fit(detail::told const& met, state const& b, index_t bytes_of_row) const {
+    for (int r = 0; r < b.at.place.ranks(); ++r)
+      if (static_cast<std::uint64_t>(b.at.message_bytes(r, bytes_of_row)) > met.word_of(r).room)
+        return false;
+    return true;
+  }
+
+  /// Collective. Runs local(ready), which fills the message out once it has called ready(), and
+  /// exchanges messages. Where nobody finds out that a rank is elsewhere ranks ask before, unless
+  /// they have `begun`; then they know the sizes. A rank that does not get so far sends its word
+  /// alone, which is no message.
+  template <class Cut, class Local>
+  void exchange(host_context const& ctx, detail::intention const& mine, detail::seats const& s,
+                bool begun, Cut cut, Local local) {
+    int const ranks = comm().size();
+    bool divided = false;
+    auto const ready = [&] {
+      if (!divided) cut();
+      divided = true;
+    };
+    if (ranks == 1) return local(ready);
+    if (begun) ready();
+    detail::failure const wrong = agreed_.attempt([&] { local(ready); });
+    if (!divided) {
+      outgoing_.words_alone(ranks), incoming_.words_alone(ranks);
+      make_room();
+    }
+    auto w = detail::agreement::word_of(mine, wrong);
+    detail::keep_if_lost(
+        [&] {
+          if (!begun) agreed_.begin(ctx, comm(), w, wrong);
+          agreed_.hear(
+              ctx, comm(), w, wrong,
+              [&] {
+                for (int p = 0; p < ranks; ++p)
+                  if (outgoing_.counts()[unsigned_of(p)] != 0)
+                    std::memcpy(out_.data() + outgoing_.displacements()[unsigned_of(p)], &w,
+                                sizeof w);
+                swap(ctx, s);
+              },
+              [&](int r) { return in_.data() + incoming_.displacements()[unsigned_of(r)]; });
+        },
+        out_, in_);
+  }
+  void swap(host_context const& ctx, detail::seats const& s) {
+    if constexpr (variable_communicator<Comm>)
+      if (s.rule.capacity < 0) {
+        comm().all_to_all_v(ctx, out_.data(), outgoing_.counts(), outgoing_.displacements(),
+                            in_.data(), incoming_.counts(), incoming_.displacements());
+        return;
+      }
+    all_to_all(ctx, comm(), out_.data(), in_.data(), outgoing_.counts()[0], agreed_.counts());
+  }
+  static constexpr std::size_t unsigned_of(int rank) { return static_cast<std::size_t>(rank); }
 
   Comm* comm_;
   std::pmr::memory_resource* memory_;
   detail::shared<detail::side_pool> pool_;
   detail::agreement agreed_;
-  detail::buffer<std::uint64_t> own_, words_;
+  detail::buffer<std::uint64_t> own_, numbers_;
   detail::segments outgoing_, incoming_;
   detail::buffer<std::byte> out_, in_;
   detail::buffer<detail::seat> row_seats_, scalar_seats_;
-  std::uint64_t batches_ = 0;  // that ranks have agreed to prepare
+  std::uint64_t batches_ = 0;
 };
 
 template <class Comm>

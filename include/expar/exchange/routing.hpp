@@ -2,9 +2,9 @@
 #pragma once
 
 #include <expar/balance/quotas.hpp>
-#include <expar/exchange/agreement.hpp>
 #include <expar/exchange/batch_state.hpp>
 #include <expar/exchange/detail/arguments.hpp>
+#include <expar/exchange/meeting.hpp>
 
 namespace expar::inline v0::detail {
 
@@ -22,8 +22,8 @@ class routing {
       : shape_(shape), layout_(layout), seating_(memory), quotas_(memory) {}
 
   expar::placement const& placement() const { return place_; }
-  /// Words of its own that a meeting needs.
-  index_t words() const { return head + shape_.experts; }
+  /// Numbers of its own that a meeting needs.
+  index_t numbers() const { return head + shape_.experts; }
   /// Memory for a placement, and the placement once all ranks have that.
   void reserve(expar::placement const& p) {
     seating_.reserve(p);
@@ -39,10 +39,10 @@ class routing {
             Quotas const& quotas, batch_state& b, buffer<W>& weights,
             std::uint64_t const (&types)[3], Checks checks) {
     constexpr bool asks_quotas = !std::is_same_v<Quotas, take_turns>;
-    std::uint64_t const number = x.batches() + 1;
+    intention mine{asks_quotas ? step::quotas : step::prepare, 0, object};
     b.forget();
     told met = meet(
-        ctx, x, {asks_quotas ? step::quotas : step::prepare, number, object}, &b, words(),
+        ctx, x, mine, &b, numbers(),
         [&] {
           arguments a(ctx, "dispatch");
           auto const ids = a.ids("ids", routes.ids, {any_extent, top_k_of(shape_)});
@@ -50,7 +50,7 @@ class routing {
           b.plan.place(
               ctx, ids, shape_.experts,
               has_capacity ? route_plan::order::choice_major : route_plan::order::token_major);
-          b.at.begin(place_, x.comm().rank(), rule());
+          b.at.begin(place_, x.comm().rank(), rule(!X::checks_sizes));
           b.reserve_routes();
           keep(w, weights);
           checks();
@@ -60,23 +60,26 @@ class routing {
           for (std::uint64_t const type : types) *own++ = type;
           for (index_t const n : b.plan.counts()) *own++ = static_cast<std::uint64_t>(n);
         });
-    x.count_batch();
+    for (int r = 0; r < place_.ranks(); ++r)
+      if (std::uint64_t const n = met.word_of(r).batches; n > x.batches()) x.batches() = n;
+    mine.batch = ++x.batches();
     check_types(met);
     lay_out(met, b);
     if constexpr (asks_quotas)
-      met = split_by_quotas(ctx, x, {step::quotas, number, object}, quotas, b);
+      met = split_by_quotas(ctx, x, mine, quotas, b);
     else
       seating_.take_turns(place_, b.at.rank);
     seating_.seat(b.at);
     b.renumber(asks_quotas ? quotas_.data() : nullptr, seating_.turns_here());
     b.pool = x.pool();
-    b.number = number, b.prepared = true;
+    b.number = mine.batch, b.prepared = true;
     return met;
   }
 
  private:
-  seat_rule rule() const {
+  seat_rule rule(bool messages_known) const {
     seat_rule r;
+    r.messages_known = messages_known;
     if constexpr (!has_capacity) r.alignment = layout_.alignment;
     if constexpr (has_budget) r.budget = layout_.rows, r.drops = layout_.drops;
     r.in_turn = place_.ranks_per_node() == 0;
@@ -119,8 +122,9 @@ class routing {
     }
   }
   template <class X, class Quotas>
-  told split_by_quotas(host_context const& ctx, X& x, intention mine, Quotas const& quotas,
+  told split_by_quotas(host_context const& ctx, X& x, intention& mine, Quotas const& quotas,
                        batch_state& b) {
+    ++mine.phase;
     b.at.rule.in_turn = false;
     auto const split = seating_.split(place_);
     told const met = meet(

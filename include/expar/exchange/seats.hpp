@@ -3,6 +3,7 @@
 
 #include <expar/detail/buffer.hpp>
 #include <expar/detail/sizes.hpp>
+#include <expar/exchange/segments.hpp>
 #include <expar/plan/detail/copies.hpp>
 #include <expar/plan/layout.hpp>
 
@@ -11,10 +12,11 @@ namespace expar::inline v0::detail {
 /// What a layout asks of the rows of a slot.
 struct seat_rule {
   int alignment = 1;
-  index_t capacity = -1;  // routes of a rank for an expert; -1: all of them
-  bool in_turn = true;    // copies share a capacity
-  index_t budget = -1;    // rows of a rank; -1: as many as come
-  bool drops = false;     // what is beyond the budget, instead of an error
+  index_t capacity = -1;        // routes of a rank for an expert; -1: all of them
+  bool in_turn = true;          // copies share a capacity
+  index_t budget = -1;          // rows of a rank; -1: as many as come
+  bool drops = false;           // what is beyond the budget, instead of an error
+  bool messages_known = false;  // whether every rank knows the messages of all
 };
 
 /// Where the rows of this rank's tokens go, and where those of all ranks stand here.
@@ -25,7 +27,8 @@ struct seats {
         arrived(memory),
         first_row(memory),
         offsets(memory),
-        counts(memory) {}
+        counts(memory),
+        abroad(memory) {}
 
   placement place;
   int rank = 0;
@@ -34,6 +37,7 @@ struct seats {
   buffer<index_t> sent, to;            // [slots]: rows of this rank, and the first on their rank
   buffer<index_t> arrived, first_row;  // [ranks * locals]: by rank and local slot
   buffer<index_t> offsets, counts;     // [locals + 1], [locals]
+  buffer<index_t> abroad;              // [2 * ranks]: rows to other ranks, and from them
   index_t room = 0;                    // rows that are enough on every rank
   index_t needed = 0;                  // rows of the fullest rank, if nothing bounds them
 
@@ -47,6 +51,7 @@ struct seats {
     sent.reserve(all), to.reserve(all);
     arrived.reserve(blocks), first_row.reserve(blocks);
     offsets.reserve(local + 1), counts.reserve(local);
+    if (rule.messages_known) abroad.reserve(2 * static_cast<std::size_t>(of.ranks()));
   }
   void clear() {
     sent.clear(), to.clear(), arrived.clear(), first_row.clear(), offsets.clear(), counts.clear();
@@ -73,6 +78,13 @@ struct seats {
       most = n > most ? n : most;
     }
     return most;
+  }
+
+  /// The most bytes of a message to or from rank r, if the rule lets them be known.
+  index_t message_bytes(int r, index_t bytes_of_row) const {
+    index_t const out = abroad[2 * r], in = abroad[2 * r + 1];
+    index_t const rows = rule.capacity >= 0 ? equal_rows() * place.ranks() : out > in ? out : in;
+    return segments::bound(place.ranks(), rows, bytes_of_row);
   }
 
   /// Calls f(first, last) for each run of rows that is padding.
@@ -188,9 +200,21 @@ class seating {
       }
       if (r == s.rank) s.offsets[locals] = begin;
     }
+    if (s.rule.messages_known) count_abroad(s);
   }
 
  private:
+  void count_abroad(seats& s) {
+    placement const& place = s.place;
+    s.abroad.assign(2 * static_cast<std::size_t>(place.ranks()), 0);
+    for (int from = 0; from < place.ranks(); ++from)
+      for (int r = 0; r < place.ranks(); ++r)
+        for (int slot = place.first(r); from != r && slot < place.first(r + 1); ++slot) {
+          index_t const n = split(place).row(from)[slot];
+          s.abroad[2 * from] += n, s.abroad[2 * r + 1] += n;
+        }
+  }
+
   /// Rows of rank r, padding included, if no slot has more than `level`.
   index_t rows_at(seats const& s, int r, index_t level) {
     index_t sum = 0;

@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include <expar/exchange/agreement.hpp>
 #include <expar/exchange/cargo.hpp>
+#include <expar/exchange/meeting.hpp>
 
 namespace expar::inline v0 {
 
@@ -31,20 +31,24 @@ class windows {
   template <class>
   friend class detail::routing;
   template <class X, class Batch, class Local, class Say>
-  friend detail::told detail::meet(host_context const&, X&, detail::intention, Batch const*,
+  friend detail::told detail::meet(host_context const&, X&, detail::intention const&, Batch const*,
                                    index_t, Local, Say);
   using state = detail::batch_state;
   using window = decltype(std::declval<Comm&>().allocate_window(std::size_t{}));
 
-  static constexpr bool reaches_peers = true, has_ragged_rows = true;
+  static constexpr bool reaches_peers = true, has_ragged_rows = true, checks_sizes = true;
   static constexpr int most_pieces = 1024;
+  // The numbers of a meeting: the word; how many pieces there are; which of them the sides of the
+  // batch have (16 bits each); and a bit for each piece that is free. Of an operation: whether the
+  // caller brings rows.
+  static constexpr index_t numbers_before = detail::numbers_of_word + 2 + most_pieces / 64;
 
   /// Windows of equal size on all ranks, and which of them no batch of this rank holds.
   struct window_pool : detail::side_pool {
     struct piece {
-      window memory;
-      index_t bytes;
-      bool free;
+      std::vector<window> memory{};  // one, unless ranks failed to make it
+      index_t bytes = 0;
+      bool free = false;
     };
     window_pool() { pieces.reserve(most_pieces); }
     void take(detail::side_memory&, index_t, index_t) override {}
@@ -55,74 +59,82 @@ class windows {
 
   Comm& comm() const { return *comm_; }
   detail::agreement& agreed() { return agreed_; }
-  std::uint64_t batches() const { return batches_; }
-  void count_batch() { ++batches_; }
+  std::uint64_t& batches() { return batches_; }
   detail::shared<detail::side_pool> pool() const {
     return detail::shared<detail::side_pool>::one_more(pool_.get());
   }
 
-  // The words of a meeting: the intention, which pieces the sides of the batch have (16 bits each),
-  // and a bit for each piece that is free. Of an operation: whether the caller brings rows.
-  /// Where the words of a meeting begin that the transport does not add.
-  index_t words_before() {
-    masks_ = (static_cast<index_t>(pool_->pieces.size()) + 63) / 64;
-    return 3 + masks_;
-  }
-  void say_pieces(state const& b, std::uint64_t* own) const {
-    own[2] = 0;
-    for (int s = 0; s < 4; ++s) {
-      auto const piece =
-          static_cast<std::uint64_t>(b.sides[static_cast<std::size_t>(s)].piece() + 1);
-      own[2] |= piece << 16 * s;
+  void say(detail::word& w, std::uint64_t* own, state const* b) const {
+    w.batches = batches_, w.turn = turn_ + 1;
+    if (b == nullptr) return;
+    own += detail::numbers_of_word;
+    own[0] = pool_->pieces.size(), own[1] = 0;
+    for (int s = 0; s < 4; ++s)
+      own[1] |= static_cast<std::uint64_t>(b->sides[s].piece() + 1) << 16 * s;
+    own += 2;
+    for (std::size_t i = 0; i < pool_->pieces.size(); ++i) {
+      if (i % 64 == 0) own[i / 64] = 0;
+      own[i / 64] |= std::uint64_t{pool_->pieces[i].free} << i % 64;
     }
-    for (index_t m = 0; m < masks_; ++m) own[3 + m] = 0;
-    for (std::size_t i = 0; i < pool_->pieces.size(); ++i)
-      own[3 + i / 64] |= std::uint64_t{pool_->pieces[i].free} << i % 64;
   }
 
-  void reserve(index_t words, placement const& place) {
+  void reserve(index_t numbers, placement const& place) {
     agreed_.reserve(place.ranks());
     if (pool_.get() == nullptr) pool_ = detail::shared(new window_pool);
-    words += 4 + most_pieces / 64;
-    if (words > static_cast<index_t>(own_.size())) own_.resize(words);
+    numbers += numbers_before;
+    if (numbers > static_cast<index_t>(own_.size())) own_.resize(numbers);
     words_.reserve(1);
     row_seats_.reserve(static_cast<std::size_t>(place.slot_count()));
     scalar_seats_.reserve(static_cast<std::size_t>(place.slot_count()));
   }
-  /// Collective, after reserve() on all ranks: the window in which ranks tell each other words. It
-  /// has those of three meetings, so that no rank overwrites what another still reads.
+  /// Collective, after reserve() on all ranks: the window in which ranks tell each other numbers.
+  /// It has those of three meetings, so that no rank overwrites what another still reads.
   void open(host_context const& ctx) {
-    auto const words = static_cast<index_t>(own_.size());
-    if (words <= opened_) return;
-    auto window_of_words = comm().allocate_window(
-        static_cast<std::size_t>(3 * comm().size() * words) * sizeof(std::uint64_t));
-    agreed_.run(ctx, comm(), {detail::step::place, 0}, [&] {
+    auto const numbers = static_cast<index_t>(own_.size());
+    if (numbers <= opened_) return;
+    detail::intention mine{detail::step::construct, 0, 0, 1};
+    std::vector<window> opened;
+    agreed_.together(ctx, comm(), detail::agreement::word_of(mine, {}), [&] {
+      opened.push_back(comm().allocate_window(
+          static_cast<std::size_t>(3 * comm().size() * numbers) * sizeof(std::uint64_t)));
+    });
+    ++mine.phase;
+    agreed_.run(ctx, comm(), mine, [&] {
       for (int p = 0; p < comm().size(); ++p)
-        detail::expects(window_of_words.view().peer(p, 0) != nullptr,
+        detail::expects(opened.front().view().peer(p, 0) != nullptr,
                         "expert_parallel: the window of rank ", p, " cannot be reached from rank ",
                         comm().rank());
     });
-    words_.clear();
-    words_.push_back(std::move(window_of_words));
-    opened_ = words;
+    words_.swap(opened);
+    opened_ = numbers;
   }
 
-  std::uint64_t* own_words() { return own_.data(); }
+  std::uint64_t* own_numbers() { return own_.data(); }
   /// `pitch` is the same in every meeting, so that ranks find what others intend even if they call
-  /// other operations.
-  std::uint64_t const* gather(host_context const& ctx, index_t count, index_t& pitch) {
+  /// other operations. A rank that is at another turn finds words of another one.
+  std::uint64_t const* gather(host_context const& ctx, detail::word& mine,
+                              detail::failure const& wrong, index_t count, index_t& pitch) {
     pitch = opened_;
-    turn_ = (turn_ + 1) % 3;
     auto const view = words_.front().view();
-    auto const of = [&](index_t rank) {
-      return static_cast<std::size_t>((turn_ * comm().size() + rank) * opened_) *
-             sizeof(std::uint64_t);
+    auto const of = [&](int rank) {
+      auto const place = static_cast<index_t>(mine.turn % 3) * comm().size() + rank;
+      return static_cast<std::size_t>(place * opened_) * sizeof(std::uint64_t);
     };
-    for (int p = 0; p < comm().size(); ++p)
-      detail::copy_bytes(view.peer(p, of(comm().rank())), own_.data(),
-                         count * index_t{sizeof(std::uint64_t)});
-    comm().exchange_phase(ctx);
-    return static_cast<std::uint64_t const*>(view.peer(comm().rank(), of(0)));
+    auto const numbers_of = [&](int rank) {
+      return static_cast<std::uint64_t const*>(view.peer(comm().rank(), of(rank)));
+    };
+    agreed_.hear(
+        ctx, comm(), mine, wrong,
+        [&] {
+          turn_ = mine.turn;
+          std::memcpy(own_.data(), &mine, sizeof mine);
+          for (int p = 0; p < comm().size(); ++p)
+            std::memcpy(view.peer(p, of(comm().rank())), own_.data(),
+                        static_cast<std::size_t>(count) * sizeof(std::uint64_t));
+          comm().exchange_phase(ctx);
+        },
+        numbers_of);
+    return numbers_of(0);
   }
 
   /// Collective. Once `checks` pass on every rank, what `write(rows, scalars)` puts at the seats of
@@ -132,9 +144,9 @@ class windows {
   template <class T, class S, class Y, class V, class Checks, class Write>
   void to_experts(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
                   std::initializer_list<detail::opened_side> sides, detail::cargo<Y, V>* read,
-                  detail::told met, Checks checks, Write write) {
-    if (met.words == nullptr) met = agree(ctx, mine, b, read, checks);
-    for (detail::opened_side const& s : sides) allot(b, s, met);
+                  detail::told met, bool, Checks checks, Write write) {
+    if (met.numbers == nullptr) met = agree(ctx, mine, b, read, checks);
+    for (detail::opened_side const& s : sides) allot(ctx, mine, b, s, met);
     if (read != nullptr) bring(ctx, mine, b, *read, met);
     tensor_view<T, 2> const callers = c.rows;
     point(b, c);
@@ -176,27 +188,39 @@ class windows {
                         [&](std::uint64_t* own) { *own = read != nullptr && read->callers; });
   }
   template <class Local>
-  void finish(host_context const& ctx, detail::intention mine, Local local) {
-    detail::meet(ctx, *this, {detail::step::end, mine.batch, mine.object},
-                 static_cast<state*>(nullptr), local);
+  void finish(host_context const& ctx, detail::intention& mine, Local local) {
+    ++mine.phase;
+    detail::meet(ctx, *this, mine, static_cast<state*>(nullptr), local);
   }
 
   /// Gives the batch the same piece on all ranks, unless it has one. Returns what it had before.
-  detail::side_memory allot(state& b, detail::opened_side const& s, detail::told const& met) {
+  detail::side_memory allot(host_context const& ctx, detail::intention& mine, state& b,
+                            detail::opened_side const& s, detail::told const& met) {
     int const which = static_cast<int>(s.at), ranks = comm().size();
-    auto const held = [&](int r) { return met.of(r)[2] >> 16 * which & 0xffff; };
+    auto const pieces_of = [&](int r) { return met.of(r)[detail::numbers_of_word]; };
+    auto const held = [&](int r) {
+      return met.of(r)[detail::numbers_of_word + 1] >> 16 * which & 0xffff;
+    };
+    auto const is_free = [&](int r, int i) {
+      return (met.of(r)[detail::numbers_of_word + 2 + i / 64] >> i % 64 & 1) != 0;
+    };
     bool same = b.of(s.at).held();
     for (int r = 0; r < ranks; ++r) same = same && held(r) == held(0);
     b.open[static_cast<std::size_t>(which)] = true;
     if (same) return {};
     detail::side_memory before = std::move(b.of(s.at));
 
-    // A piece that was free everywhere when ranks met, and that nobody has taken since.
+    // Where a rank has failed alone in what made a piece on others, that is never free again.
     window_pool& pool = *pool_;
+    std::size_t least = pool.pieces.size();
+    for (int r = 0; r < ranks; ++r) {
+      least = pieces_of(r) < least ? pieces_of(r) : least;
+      while (pool.pieces.size() < pieces_of(r)) pool.pieces.push_back({});
+    }
+    // A piece that was free everywhere when ranks met, and that nobody has taken since.
     auto const free = [&](int i) {
-      bool all = pool.at(i).free;
-      for (int r = 0; r < ranks; ++r)
-        all = all && (i / 64 >= masks_ || (met.of(r)[3 + i / 64] >> i % 64 & 1) != 0);
+      bool all = i < static_cast<int>(least) && pool.at(i).free;
+      for (int r = 0; r < ranks; ++r) all = all && is_free(r, i);
       return all;
     };
     index_t const row_bytes = detail::size_product(b.at.room, s.row_bytes);
@@ -209,33 +233,42 @@ class windows {
     int i = detail::piece_for(bytes, pieces, free, [&](int p) { return pool.at(p).bytes; });
     detail::expects(i >= 0 || pieces < most_pieces, "dispatch: batches hold ", pieces,
                     " sides in windows; no more are possible: release some");
-    if (i < 0 || pool.at(i).bytes < bytes) {
-      index_t const grown = i < 0 ? bytes : detail::grown(bytes, pool.at(i).bytes);
-      auto memory = comm().allocate_window(static_cast<std::size_t>(grown));
-      if (i < 0) {
-        i = pieces;
-        pool.pieces.push_back({std::move(memory), grown, true});
-      } else {
-        pool.at(i).memory = std::move(memory), pool.at(i).bytes = grown;
-      }
+    if (i < 0) {
+      i = pieces;
+      pool.pieces.push_back({});
     }
+    if (pool.at(i).bytes < bytes) grow(ctx, mine, pool.at(i), bytes);
     pool.at(i).free = false;
-    auto* const own = static_cast<std::byte*>(pool.at(i).memory.view().peer(comm().rank(), 0));
+    auto* const own =
+        static_cast<std::byte*>(pool.at(i).memory.front().view().peer(comm().rank(), 0));
     b.of(s.at) = detail::side_memory(this->pool(), i, own,
                                      beside == 0 ? nullptr : own + detail::behind(row_bytes));
     return before;
   }
+  void grow(host_context const& ctx, detail::intention& mine, typename window_pool::piece& piece,
+            index_t bytes) {
+    index_t const grown = piece.bytes == 0 ? bytes : detail::grown(bytes, piece.bytes);
+    std::vector<window> made;
+    made.reserve(1);
+    piece.free = false;  // for good, if this fails
+    ++mine.phase;
+    agreed_.together(ctx, comm(), detail::agreement::word_of(mine, {}), [&] {
+      made.push_back(comm().allocate_window(static_cast<std::size_t>(grown)));
+    });
+    piece.memory.swap(made);
+    piece.bytes = grown;
+  }
 
   /// Puts what callers have brought where all ranks can read it.
   template <class T, class S>
-  void bring(host_context const& ctx, detail::intention mine, state& b, detail::cargo<T, S>& c,
+  void bring(host_context const& ctx, detail::intention& mine, state& b, detail::cargo<T, S>& c,
              detail::told const& met) {
     bool any = false;
     for (int r = 0; r < comm().size(); ++r) any = any || met(r, 0) != 0;
     auto from = c;
     from.take_from(b);
     detail::side_memory before;
-    if (any) before = allot(b, {c.at, c.row_bytes(), c.scalar_bytes}, met);
+    if (any) before = allot(ctx, mine, b, {c.at, c.row_bytes(), c.scalar_bytes}, met);
     c.callers = false, c.scalars = nullptr;
     c.take_from(b);
     if (!any) return;
@@ -261,7 +294,7 @@ class windows {
   void seats_of(state const& b, detail::cargo<T, S> const& c, detail::buffer<detail::seat>& rows,
                 detail::buffer<detail::seat>* scalars) const {
     detail::seats const& s = b.at;
-    auto const view = pool_->at(b.of(c.at).piece()).memory.view();
+    auto const view = pool_->at(b.of(c.at).piece()).memory.front().view();
     index_t const behind = detail::behind(s.room * c.row_bytes());
     for (int rank = 0; rank < s.place.ranks(); ++rank) {
       auto* const base = static_cast<std::byte*>(view.peer(rank, 0));
@@ -287,13 +320,12 @@ class windows {
   Comm* comm_;
   detail::shared<window_pool> pool_;
   detail::agreement agreed_;
-  std::vector<window> words_;  // none before open()
+  std::vector<window> words_;  // of the numbers that ranks tell; none before open()
   detail::buffer<std::uint64_t> own_;
   detail::buffer<detail::seat> row_seats_, scalar_seats_;
-  index_t opened_ = 0;         // words of a rank that fit the window
-  index_t turn_ = 0;           // of three meetings
-  index_t masks_ = 0;          // of the last meeting in which pieces were told
-  std::uint64_t batches_ = 0;  // that ranks have agreed to prepare
+  index_t opened_ = 0;      // numbers of a rank that fit the window
+  std::uint64_t turn_ = 0;  // of the last meeting
+  std::uint64_t batches_ = 0;
 };
 
 template <class Comm>
