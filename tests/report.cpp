@@ -70,8 +70,8 @@ counts_type rows_to_slots(expar::placement const& place, bool own_rank = false) 
       int const turn = seen[static_cast<std::size_t>(e)]++;
       for (int slot = 0; slot < place.slot_count(); ++slot) {
         int const copies = place.copies(e);
-        bool const taken =
-            own_rank ? place.rank_of(slot) == rank : place.copy_of(slot) == (turn + rank) % copies;
+        bool const taken = copies > 0 && (own_rank ? place.rank_of(slot) == rank
+                                                   : place.copy_of(slot) == (turn + rank) % copies);
         if (place.expert_of(slot) == e && taken)
           ++sent[static_cast<std::size_t>(rank * place.slot_count() + slot)];
       }
@@ -130,6 +130,17 @@ TEST_CASE("placement_chart has a line per rank, darker where more rows go") {
           "rank   1   0.1\n"
           "rank   2\n");
   REQUIRE(expar::slot_name(placement::table(1, {{0, 0}, {0, 0}}, 2), 3) == "0.1/1");
+}
+
+TEST_CASE("placement_chart names what is lost") {
+  using expar::placement;
+  REQUIRE(expar::placement_chart(placement::blocks(5, 3).without(1), counts_type{1, 4, 4}) ==
+          "rank   0  ░0 █1         5 rows\n"
+          "rank   1  █4            4 rows\n"
+          "lost       2  3\n");
+  REQUIRE(expar::placement_chart(placement::table(2, {{0, 1}, {0}, {1, 0, 0}}, 2).without(1)) ==
+          "rank   0   0.-/0  1/0\n"
+          "rank   1   1/1    0/0    0/1\n");
 }
 
 TEST_CASE("placement_chart refuses counts that are not those of the slots") {
@@ -226,26 +237,31 @@ TEST_CASE("gather_report follows the placement of a batch") {
   for (auto const& place :
        {placement::blocks(5, 4), placement::blocks(5, 7), placement::replicated(5, 4, 2),
         placement::sharded(5, 4, 3), placement::whole(5, 4),
-        placement::table(5, {{0, 1}, {}, {2, 3, 4, 0}, {0}})}) {
+        placement::table(5, {{0, 1}, {}, {2, 3, 4, 0}, {0}}),
+        placement::table(5, {{0, 1}, {}, {2, 3, 4, 0}, {0}}).without(2)}) {
     bool const own_rank = place == placement::whole(5, 4);
     auto const sent = rows_to_slots(place, own_rank);
     auto const ranks = static_cast<std::size_t>(place.ranks());
     auto const slots = static_cast<std::size_t>(place.slot_count());
     counts_type traffic(ranks * ranks), rows(slots), counts(5);
+    expar::index_t dropped = 0;
     for (std::size_t i = 0; i < sent.size(); ++i) {
       rows[i % slots] += sent[i];
       traffic[i / slots * ranks +
               static_cast<std::size_t>(place.rank_of(static_cast<int>(i % slots)))] += sent[i];
     }
     for (int rank = 0; rank < place.ranks(); ++rank)
-      for (std::int32_t e : ids_of(rank, 4 * rank)) ++counts[static_cast<std::size_t>(e)];
+      for (std::int32_t e : ids_of(rank, 4 * rank)) {
+        ++counts[static_cast<std::size_t>(e)];
+        dropped += place.copies(e) == 0;
+      }
     CAPTURE(place.ranks(), place.slot_count(), place.shards());
     for (auto const& r : reports_of(place, expar::ragged{})) {
       REQUIRE(r.place == place);
       REQUIRE(r.slot_counts == rows);
       REQUIRE(r.traffic == traffic);
       REQUIRE(r.counts == counts);
-      REQUIRE(r.dropped == 0);
+      REQUIRE(r.dropped == dropped);
       REQUIRE_THAT(expar::to_text(r),
                    Catch::Matchers::Contains(expar::placement_chart(place, rows)));
     }

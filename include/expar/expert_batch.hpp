@@ -107,7 +107,8 @@ class expert_batch {
   /// The routes of this rank's own tokens to experts, laid out as if it were alone: counts, and
   /// what a capacity dropped.
   route_plan const& plan() const noexcept { return state_.plan; }
-  /// Routes of this rank's tokens that name an expert and have no row: beyond a capacity or budget.
+  /// Routes of this rank's tokens that name an expert and have no row: beyond a capacity or budget,
+  /// or of an expert without a copy.
   index_t dropped() const { return state_.dropped(); }
   /// By which the routes went. It stays when the object that prepared the batch gets another.
   expar::placement const& placement() const { return placed("placement"); }

@@ -49,7 +49,8 @@ class expert_parallel : private detail::engine<From, Layout, Site> {
 
   /// Places experts anew, for what is prepared from now on. Throws, on all ranks alike, if ranks
   /// pass different placements, or one of other experts or ranks. A batch that is alive keeps the
-  /// placement by which it was prepared, and the caller the weights that it needs.
+  /// placement by which it was prepared, and the caller the weights that it needs. Routes of an
+  /// expert that has no copy, see placement::without(), are dropped.
   void place(expar::placement const& p) { steps::place(p); }
 
   /// A batch for rows of T, weights of W and outputs of Y, with memory of this object's resource.

@@ -243,19 +243,21 @@ inline std::string traffic_matrix(routing_report const& r) {
 }
 
 /// `slot_name(place, slot)` is what drawings call a slot: the expert, with ".c" for its copy c
-/// where it has several, and "/s" for its shard s.
+/// where it has several (".-" where shards of the copy are lost), and "/s" for its shard s.
 inline std::string slot_name(placement const& place, int slot) {
   int const expert = place.expert_of(slot);
   std::string name;
   detail::print(name, "%d", expert);
-  if (place.copies(expert) > 1) detail::print(name, ".%d", place.copy_of(slot));
+  int const copy = place.copy_of(slot);
+  if (copy < 0) name += ".-";
+  if (copy >= 0 && place.copies(expert) > 1) detail::print(name, ".%d", copy);
   if (place.shards() > 1) detail::print(name, "/%d", place.shard_of(slot));
   return name;
 }
 
 /// `placement_chart(place, slot_counts)`: one line per rank with the names of its slots. With
 /// slot_counts [slots], the rows that came to each slot, they are darker where more came, and the
-/// sum of the rank stands at the end.
+/// sum of the rank stands at the end. A last line names the experts without a copy, which are lost.
 inline std::string placement_chart(placement const& place,
                                    std::span<index_t const> slot_counts = {}) {
   detail::expects(
@@ -284,6 +286,10 @@ inline std::string placement_chart(placement const& place,
     while (text.back() == ' ') text.pop_back();
     text += "\n";
   }
+  std::string lost;
+  for (int expert = 0; expert < place.experts(); ++expert)
+    if (place.copies(expert) == 0) detail::print(lost, "  %d", expert);
+  if (!lost.empty()) text += "lost     " + lost + "\n";
   return text;
 }
 

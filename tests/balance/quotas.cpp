@@ -50,6 +50,13 @@ TEST_CASE("even_quotas: copies differ by one route, and the routes of rank 0 com
   }
 }
 
+TEST_CASE("split_by: an expert without a copy asks for no quota") {
+  auto const p = placement::table(2, {{0, 0}, {1}}).without(1);
+  index_t kept[] = {5, 7}, split[2];
+  expar::detail::split_by(expar::even_quotas, p, make_view(kept, 1, 2), make_view(split, 1, 2));
+  CHECK(split[0] + split[1] == 5);
+}
+
 TEST_CASE("split_by: quotas that do not add up are said, and shards get what the first gets") {
   auto const p = placement::table(2, {{0, 1}, {0, 1}, {0, 0}}, 2);
   index_t kept[3 * 2] = {5, 1, 0, 2, 3, 0}, split[3 * 6] = {};

@@ -53,6 +53,16 @@ TEST_CASE("local_routes: every route is on exactly one rank, and on every shard"
   }
 }
 
+TEST_CASE("local_routes: routes of an expert without a copy are nowhere") {
+  expar::host_context const ctx;
+  // Of the two shards of expert 1 one is lost.
+  auto const p = placement::table(2, {{0}, {1, 0}, {1}}, 2).without(2);
+  std::int32_t const ids[] = {1, 0, -1, 1};
+  std::vector<std::int32_t> out(8, 99);
+  expar::local_routes(ctx, p, 1, make_view(ids, 2, 2), make_view(out.data(), 2, 4));
+  CHECK(out == std::vector<std::int32_t>{-1, -1, -1, 1, -1, -1, -1, -1});
+}
+
 TEST_CASE("local_routes: wrong arguments are said") {
   expar::host_context const ctx;
   auto const p = placement::sharded(4, 2, 2);

@@ -21,7 +21,7 @@ std::vector<std::vector<int>> held(placement const& p) {
 }
 using ranks = std::vector<std::vector<int>>;
 
-/// What holds for every placement.
+/// What holds for every placement, of whose slots some may be of no copy.
 void check(placement const& p) {
   REQUIRE(p.first(0) == 0);
   REQUIRE(p.first(p.ranks()) == p.slot_count());
@@ -29,7 +29,11 @@ void check(placement const& p) {
   for (int r = 0; r < p.ranks(); ++r) {
     REQUIRE(p.count(r) == p.first(r + 1) - p.first(r));
     most = p.count(r) > most ? p.count(r) : most;
-    for (int s = p.first(r); s < p.first(r + 1); ++s) REQUIRE(p.rank_of(s) == r);
+    for (int s = p.first(r); s < p.first(r + 1); ++s) {
+      REQUIRE(p.rank_of(s) == r);
+      REQUIRE((p.shard_of(s) >= 0 && p.shard_of(s) < p.shards()));
+      slots += p.copy_of(s) < 0;
+    }
   }
   REQUIRE(p.most() == most);
   for (int e = 0; e < p.experts(); ++e)
@@ -95,7 +99,74 @@ TEST_CASE("placement: slots and experts name each other, whatever the placement"
     auto const p = placement::table(experts, table, shards);
     check(p);
     REQUIRE(held(p) == table);
+    for (auto left = p; left.ranks() > 1;) {
+      int const lost = static_cast<int>(rng.integer(0, left.ranks() - 1));
+      auto const before = left;
+      left = left.without(lost);
+      table.erase(table.begin() + lost);
+      check(left);
+      REQUIRE(held(left) == table);
+      for (int e = 0; e < experts; ++e) {
+        int whole = 0;
+        for (int c = 0; c < before.copies(e); ++c) {
+          bool here = true;
+          for (int i = 0; i < shards; ++i)
+            here = here && before.rank_of(before.slot(e, c, i)) != lost;
+          whole += here;
+        }
+        REQUIRE(left.copies(e) == whole);
+      }
+    }
   }
+}
+
+TEST_CASE("placement: without a rank the others keep their slots, and copies are fewer") {
+  auto const p = placement::table(3, {{2, 0}, {}, {1, 2, 2}, {0}}).without(0);
+  CHECK(held(p) == ranks{{}, {1, 2, 2}, {0}});
+  CHECK(p.copies(0) == 1);
+  CHECK(p.copies(2) == 2);
+  CHECK(p.slot(0, 0) == 3);
+  CHECK(p == placement::table(3, {{}, {1, 2, 2}, {0}}));
+  CHECK(p.hash() == placement::table(3, {{}, {1, 2, 2}, {0}}).hash());
+  CHECK(placement::whole(4, 3).without(1) == placement::whole(4, 2));
+  auto const blocks = placement::blocks(4, 2).without(1);
+  CHECK_FALSE(blocks.is_identity());
+  CHECK(blocks.copies(1) == 1);
+  CHECK(blocks.copies(2) == 0);
+  auto const none = placement::blocks(1, 3).without(0);
+  CHECK(none.slot_count() == 0);
+  CHECK(none.ranks() == 2);
+  CHECK(none.most() == 0);
+}
+
+TEST_CASE("placement: a copy is lost with one of its shards, whose other slots stay") {
+  auto const all = placement::table(2, {{0, 1}, {0, 1}, {0}, {0}}, 2), p = all.without(1);
+  CHECK(held(p) == ranks{{0, 1}, {0}, {0}});
+  CHECK(p.copies(0) == 1);
+  CHECK(p.copies(1) == 0);
+  CHECK(p.copy_of(0) == -1);
+  CHECK(p.shard_of(0) == 0);
+  CHECK(p.copy_of(2) == 0);
+  CHECK(p.slot(0, 0, 1) == 3);
+  CHECK(all.without(0).shard_of(0) == 1);
+  // Other copies of the same slots.
+  auto const four = placement::table(1, {{0}, {0}, {0}, {0}}, 2);
+  CHECK(held(four.without(0)) == held(four.without(3)));
+  CHECK(four.without(0) != four.without(3));
+  CHECK(four.without(0).hash() != four.without(3).hash());
+  CHECK(four.without(0) != four.without(1));
+  CHECK(four.without(0).without(0) == placement::table(1, {{0}, {0}}, 2));
+  CHECK(four.without(0).without(2).copies(0) == 0);
+}
+
+TEST_CASE("placement: nodes stay where a rank of the last one is lost, else ranks are alone") {
+  auto const p = placement::replicated(3, 5, 2);
+  CHECK(p.without(0).ranks_per_node() == 0);
+  CHECK(p.nearest().without(0).ranks_per_node() == 1);
+  CHECK(p.nearest(2).without(4).ranks_per_node() == 2);
+  CHECK(p.nearest(2).without(3).ranks_per_node() == 1);
+  CHECK(p.nearest(3).without(3).ranks_per_node() == 3);
+  CHECK(p.nearest(8).without(0).ranks_per_node() == 8);
 }
 
 TEST_CASE("placement: equal ones have one hash, others another") {
@@ -151,5 +222,10 @@ TEST_CASE("placement: what is impossible is said") {
   CHECK_THROWS_WITH(p.copies(4), "expar: placement: expert is 4; it lies between 0 and 3");
   CHECK_THROWS_WITH(p.slot(0, 1), "expar: placement: copy is 1; it lies between 0 and 0");
   CHECK_THROWS_WITH(p.slot(0, 0, 1), "expar: placement: shard is 1; it lies between 0 and 0");
+  CHECK_THROWS_WITH(p.without(2), "expar: placement: rank is 2; it lies between 0 and 1");
+  CHECK_THROWS_WITH(p.without(0).without(0),
+                    "expar: placement: ranks is 1; without one, none is left");
+  CHECK_THROWS_WITH(p.without(0).slot(1, 0),
+                    "expar: placement: expert 1 has no copy; its ranks are lost");
   CHECK_THROWS_WITH(p.nearest(0), "expar: placement: ranks_per_node is 0; it is at least 1");
 }

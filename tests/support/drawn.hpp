@@ -24,8 +24,9 @@ enum class placed {
   uneven_quotas,
   sharded,
   whole,
-  table,       // any, with ranks without slots
-  token_ranks  // some ranks have tokens alone, the others slots alone
+  table,        // any, with ranks without slots
+  token_ranks,  // some ranks have tokens alone, the others slots alone
+  lost          // any but the last, on more ranks, of which one or two are lost
 };
 enum class laid_out {
   ragged,
@@ -39,7 +40,7 @@ enum class laid_out {
   aligned_budget_with_drops
 };
 enum class weighed { at_decode, at_encode, per_row };
-inline constexpr int placements = 12, layouts = 9, sites = 3;
+inline constexpr int placements = 13, layouts = 9, sites = 3;
 
 /// What a problem is of the kinds that are tested in pairs.
 struct kinds {
@@ -112,6 +113,16 @@ void cut_into_blocks(problem& p, int slots, F expert_of) {
 }
 
 inline void draw_placement(random& rng, problem& p, placed kind) {
+  if (kind == placed::lost) {
+    int const left = p.ranks;
+    p.ranks += static_cast<int>(rng.integer(1, 2));
+    draw_placement(rng, p, static_cast<placed>(rng.integer(0, static_cast<int>(placed::table))));
+    for (; p.ranks > left; --p.ranks) {
+      auto const r = static_cast<int>(rng.integer(0, p.ranks - 1));
+      p.lost.push_back(p.is_lost(r) ? p.ranks : r);
+    }
+    return;
+  }
   int const copies = static_cast<int>(rng.integer(2, 3));
   int const experts = static_cast<int>(rng.integer(1, 9));
   std::vector<int> all(static_cast<std::size_t>(p.ranks));

@@ -29,7 +29,10 @@ struct elements {
 /// The placement of a problem, by its name where it has one.
 inline expar::placement placement_of(drawn_problem const& d) {
   problem const& p = d.made;
-  auto const with_way = [&](expar::placement const& where) {
+  auto const with_way = [&](expar::placement where) {
+    auto lost = p.lost;
+    std::sort(lost.begin(), lost.end());
+    for (; !lost.empty(); lost.pop_back()) where = where.without(lost.back());
     return p.choice == problem::way::nearest ? where.nearest(p.ranks_per_node) : where;
   };
   switch (d.what.placement) {
@@ -46,10 +49,10 @@ inline expar::placement placement_of(drawn_problem const& d) {
   }
   for (int copies = 2; copies <= 3 && p.shards == 1; ++copies) {
     problem q{};
-    q.ranks = p.ranks;
+    q.ranks = static_cast<int>(p.experts_of_rank.size());
     cut_into_blocks(q, p.experts * copies, [&](int n) { return n % p.experts; });
     if (q.experts_of_rank == p.experts_of_rank)
-      return with_way(expar::placement::replicated(p.experts, p.ranks, copies));
+      return with_way(expar::placement::replicated(p.experts, q.ranks, copies));
   }
   return with_way(expar::placement::table(p.experts, p.experts_of_rank, p.shards));
 }
@@ -68,6 +71,7 @@ struct quotas_of {
           throw std::runtime_error("a quota function is told other counts");
     if (d->made.even) expar::even_quotas(counts, where, out);
     for (std::size_t s = 0; s < wanted.slots.size(); ++s) {
+      if (wanted.slots[s].copy < 0) continue;
       auto const of_rank = wanted.quotas(wanted.slots[s].expert);
       for (int r = 0; r < d->made.ranks; ++r) {
         auto const n =

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
+#include <utility>
 #include <vector>
 
 namespace expar_test {
@@ -26,8 +28,10 @@ struct problem {
   std::vector<std::vector<token>> tokens;  // [rank][token]
 
   // Placement: what each rank holds, in order. The n-th appearance of an expert is copy n / shards,
-  // shard n % shards.
+  // shard n % shards. Ranks that are lost hold something too, and are not among `ranks`: the others
+  // are numbered without them. Copies that have lost a shard are copy -1, and not among the others.
   std::vector<std::vector<int>> experts_of_rank;
+  std::vector<int> lost;
   int shards = 1, ranks_per_node = 1;
   way choice = way::in_turn;
   bool even = false;  // quotas: as even as can be, else some uneven ones
@@ -54,15 +58,27 @@ struct problem {
   }
 
   std::vector<slot> all_slots() const {
-    std::vector<slot> all;
+    std::vector<slot> all, left;
     std::vector<int> seen(static_cast<std::size_t>(experts));
-    for (int r = 0; r < ranks; ++r)
+    std::set<std::pair<int, int>> lost_copies;  // of an expert
+    for (int r = 0; r < ranks + static_cast<int>(lost.size()); ++r)
       for (int const e : experts_of_rank[static_cast<std::size_t>(r)]) {
         int const n = seen[static_cast<std::size_t>(e)]++;
         all.push_back({r, e, n / shards, n % shards});
+        if (is_lost(r)) lost_copies.insert({e, n / shards});
       }
-    return all;
+    for (slot s : all) {
+      if (is_lost(s.rank)) continue;
+      s.rank -= static_cast<int>(
+          std::count_if(lost.begin(), lost.end(), [&](int r) { return r < s.rank; }));
+      int const copy = s.copy;
+      for (int c = 0; c < copy; ++c) s.copy -= lost_copies.count({s.expert, c}) != 0;
+      if (lost_copies.count({s.expert, copy}) != 0) s.copy = -1;
+      left.push_back(s);
+    }
+    return left;
   }
+  bool is_lost(int rank) const { return std::find(lost.begin(), lost.end(), rank) != lost.end(); }
   /// The first n % ranks ranks get one more than the others.
   static std::vector<int> blocks(int n, int ranks) {
     std::vector<int> sizes;
@@ -142,10 +158,10 @@ class answer {
 
   int copies(int expert) const {
     int n = 0;
-    for (auto const& s : slots) n += s.expert == expert && s.shard == 0;
+    for (auto const& s : slots) n += s.expert == expert && s.shard == 0 && s.copy >= 0;
     return n;
   }
-  /// How many routes of each rank for an expert go to each of its copies: [rank][copy].
+  /// How many routes of each rank for an expert that has copies go to each: [rank][copy].
   std::vector<problem::numbers> quotas(int expert) const {
     auto const n = static_cast<std::size_t>(copies(expert));
     std::vector<problem::numbers> of_rank;
@@ -215,7 +231,7 @@ class answer {
   std::vector<int> candidates(int rank, int expert) const {
     std::vector<int> own, node, all;
     for (auto const& s : slots)
-      if (s.expert == expert && s.shard == 0) {
+      if (s.expert == expert && s.shard == 0 && s.copy >= 0) {
         if (s.rank == rank) own.push_back(s.copy);
         if (s.rank / p_.ranks_per_node == rank / p_.ranks_per_node) node.push_back(s.copy);
         all.push_back(s.copy);
@@ -240,6 +256,7 @@ class answer {
       }
     }
     for (int e = 0; e < p_.experts; ++e) {
+      if (copies(e) == 0) continue;
       auto left = quotas(e);
       for (int r = 0; r < p_.ranks; ++r) {
         auto& mine = left[static_cast<std::size_t>(r)];
@@ -299,8 +316,8 @@ class answer {
       slot_rows& here = at[s] = slot_rows{};
       here.begin = next;
       here.count = static_cast<long>(room[s]);
-      long per_source = capacity;
-      if (capacity >= 0 && p_.choice == problem::way::in_turn)
+      long per_source = slots[s].copy < 0 ? 0 : capacity;
+      if (per_source > 0 && p_.choice == problem::way::in_turn)
         per_source = rounded_up(capacity, copies(slots[s].expert)) / copies(slots[s].expert);
       std::size_t i = 0;
       for (int source = 0; source < p_.ranks; ++source) {

@@ -11,7 +11,8 @@ namespace expar::inline v0 {
 ///     counts: tensor_view<index_t const, 2> [ranks, experts], the kept routes of each rank for
 ///             each expert
 ///     out: tensor_view<index_t, 2> [ranks, slots], zero at first: how many of the rank's routes go
-///          to each slot of shard 0; they sum up to the counts. Other shards are not read
+///          to each slot of shard 0; they sum up to the counts, but for experts without a copy,
+///          whose routes are dropped. Other shards are not read
 /// Of a rank's routes for an expert the first go to copy 0, the next to copy 1, and so on. All
 /// ranks compute the same. Costs one agreement more.
 struct take_turns {};
@@ -51,6 +52,7 @@ void split_by(Quotas const& quotas, placement const& place, tensor_view<index_t,
   quotas(tensor_view<index_t const, 2>(kept), place, split);
   for (int r = 0; r < place.ranks(); ++r)
     for (int e = 0; e < place.experts(); ++e) {
+      if (place.copies(e) == 0) continue;
       index_t left = kept.row(r)[e];
       for (int c = 0; c < place.copies(e); ++c) {
         index_t const n = split.row(r)[place.slot(e, c)];

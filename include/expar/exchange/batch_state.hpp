@@ -84,6 +84,7 @@ struct batch_state {
       std::int32_t const e = from.ids[i];
       index_t l = from.locations[i];
       int copy = 0;
+      if (l >= 0 && place.copies(e) == 0) l = -1, ++cut_;
       if (l >= 0 && quotas != nullptr) {
         for (; l >= quotas[place.slot(e, copy)]; ++copy) l -= quotas[place.slot(e, copy)];
       } else if (l >= 0 && place.copies(e) > 1) {

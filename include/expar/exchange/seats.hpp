@@ -65,6 +65,7 @@ struct seats {
 
   /// Rows of every rank for a slot that has the same room for each.
   index_t room_of(int slot) const {
+    if (place.copy_of(slot) < 0) return 0;
     index_t const copies = rule.in_turn ? place.copies(place.expert_of(slot)) : 1;
     return (rule.capacity + copies - 1) / copies;
   }
@@ -128,6 +129,7 @@ class seating {
   /// Fills split() from kept(): copies in turn. Notes those of `own` rank.
   void take_turns(placement const& place, int own) {
     auto const from = kept(place), to = split(place);
+    for (index_t i = 0; i < to.size(); ++i) to.data[i] = 0;
     int noted = 0;
     for (int r = 0; r < place.ranks(); ++r)
       if (place.is_identity())
@@ -137,9 +139,9 @@ class seating {
           turns const copies(place, e, r);
           if (r == own) begin_[e] = noted, begin_[e + 1] = noted + copies.count();
           for (int c = 0, turn = 0; c < place.copies(e); ++c) {
-            bool const taken = copies.takes(c);
-            if (taken && r == own) copies_[noted++] = c;
-            index_t const n = taken ? copies.share(from.row(r)[e], turn++) : 0;
+            if (!copies.takes(c)) continue;
+            if (r == own) copies_[noted++] = c;
+            index_t const n = copies.share(from.row(r)[e], turn++);
             for (int i = 0; i < place.shards(); ++i) to.row(r)[place.slot(e, c, i)] = n;
           }
         }

@@ -26,9 +26,10 @@ struct local_routes_fn {
     for (index_t t = 0; t < from.extents[0]; ++t)
       for (index_t j = 0; j < k; ++j) {
         std::int32_t const e = from.row(t)[j];
-        int const copy = e < 0 ? 0 : static_cast<int>(routes[e]++ % place.copies(e));
+        int const copies = e < 0 ? 0 : place.copies(e);
+        int const copy = copies == 0 ? 0 : static_cast<int>(routes[e]++ % copies);
         for (int i = 0; i < static_cast<int>(shards); ++i) {
-          int const slot = e < 0 ? -1 : place.slot(e, copy, i) - first;
+          int const slot = copies == 0 ? -1 : place.slot(e, copy, i) - first;
           to.row(t)[j * shards + i] = slot >= 0 && slot < count ? slot : -1;
         }
       }
@@ -37,8 +38,9 @@ struct local_routes_fn {
 };
 /// `local_routes(ctx, place, rank, ids, out)` finds what a rank computes where every rank has all
 /// tokens: out [T, k * shards] becomes the number of a slot among those of the rank, or -1 where
-/// the route is another rank's. A plan over place.count(rank) experts takes it as it is, with each
-/// weight repeated for the shards; what the ranks make of the tokens is then summed over them.
+/// the route is another rank's, or its expert has no copy. A plan over place.count(rank) experts
+/// takes it as it is, with each weight repeated for the shards; what the ranks make of the tokens
+/// is then summed over them.
 ///   ids: [T,k] experts, signed integers, -1 = no expert; equal on all ranks
 /// Of several copies the p-th route of an expert, in order of token and choice, takes p mod copies.
 /// Throws where an id is none. Local; O(T * k * shards).

@@ -18,6 +18,7 @@ namespace expar::inline v0 {
 ///
 /// Copies: each holds the whole expert, and a route goes to one of them: in turn, or nearest().
 /// Shards: each holds a part, a route goes to all of them, and what they make is summed.
+/// Every expert has a copy, unless ranks were lost: see without().
 class placement {
  public:
   /// Of no experts on no ranks.
@@ -59,7 +60,7 @@ class placement {
       made->expert_of.insert(made->expert_of.end(), held.begin(), held.end());
       made->first.push_back(static_cast<int>(made->expert_of.size()));
     }
-    p.finish();
+    p.number_slots();
     return p;
   }
 
@@ -70,6 +71,39 @@ class placement {
                     "; it is at least 1");
     placement p = *this;
     p.node_ = ranks_per_node;
+    return p;
+  }
+  /// What is left where a rank is lost: the slots of the others, each with the weights that it has;
+  /// ranks above are numbered down by one. An expert may have no copy then: its routes are dropped
+  /// and counted. A copy of which a shard is lost is lost: its other slots stay, but are of no copy
+  /// (copy_of is -1), and no row comes to them. What nearest() said holds on if the last node lost
+  /// the rank; elsewhere nodes would shift, and a route takes a copy on its own rank, else any, as
+  /// by nearest(1), until the caller says more.
+  placement without(int rank) const {
+    detail::expects(ranks_ >= 2, "placement: ranks is ", ranks_, "; without one, none is left");
+    expects_below("rank", rank, ranks_);
+    std::vector<int> number = table_->number;
+    for (int e = 0; e < experts_; ++e)
+      for (int c = 0, whole = 0; c < copies(e); ++c) {
+        bool left = true;
+        for (int i = 0; i < shards_; ++i) left = left && rank_of(slot(e, c, i)) != rank;
+        for (int i = 0; i < shards_; ++i)
+          number[at(slot(e, c, i))] = (left ? whole : -1) * shards_ + i;
+        whole += left;
+      }
+    slot_table* const made = new slot_table;
+    placement p(made, experts_, ranks_ - 1, shards_);
+    for (int r = 0; r < ranks_; ++r) {
+      if (r == rank) continue;
+      for (int s = first(r); s < first(r + 1); ++s) {
+        made->expert_of.push_back(expert_of(s));
+        made->number.push_back(number[at(s)]);
+      }
+      made->first.push_back(static_cast<int>(made->expert_of.size()));
+    }
+    p.index_slots();
+    bool const same_nodes = node_ == 0 || rank / node_ == (ranks_ - 1) / node_;
+    p.node_ = same_nodes ? node_ : 1;
     return p;
   }
   /// 0 where routes take copies in turn, else the ranks of a node.
@@ -94,14 +128,23 @@ class placement {
   int most() const noexcept { return experts_ == 0 ? 0 : table_->most; }
   int rank_of(int slot) const { return table_->rank_of[valid(slot)]; }
   int expert_of(int slot) const { return table_->expert_of[valid(slot)]; }
-  int copy_of(int slot) const { return table_->number[valid(slot)] / shards_; }
-  int shard_of(int slot) const { return table_->number[valid(slot)] % shards_; }
+  /// -1 where shards of the copy are lost.
+  int copy_of(int slot) const {
+    int const n = table_->number[valid(slot)];
+    return n < 0 ? -1 : n / shards_;
+  }
+  int shard_of(int slot) const {
+    int const n = table_->number[valid(slot)];
+    return n < 0 ? n + shards_ : n % shards_;
+  }
   int copies(int expert) const {
     expects_below("expert", expert, experts_);
     return (table_->begin[at(expert) + 1] - table_->begin[at(expert)]) / shards_;
   }
   int slot(int expert, int copy, int shard = 0) const {
-    expects_below("copy", copy, copies(expert));
+    int const all = copies(expert);
+    detail::expects(all > 0, "placement: expert ", expert, " has no copy; its ranks are lost");
+    expects_below("copy", copy, all);
     expects_below("shard", shard, shards_);
     return table_->slots_of[at(table_->begin[at(expert)] + copy * shards_ + shard)];
   }
@@ -119,18 +162,20 @@ class placement {
     if (experts_ == 0) return h;
     for (int const f : table_->first) add(f);
     for (int const e : table_->expert_of) add(e);
+    for (int const n : table_->number) add(n);
     return h;
   }
   friend bool operator==(placement const& a, placement const& b) noexcept {
     return a.experts_ == b.experts_ && a.ranks_ == b.ranks_ && a.shards_ == b.shards_ &&
            a.node_ == b.node_ &&
            (a.table_.get() == b.table_.get() ||
-            (a.table_->first == b.table_->first && a.table_->expert_of == b.table_->expert_of));
+            (a.table_->first == b.table_->first && a.table_->expert_of == b.table_->expert_of &&
+             a.table_->number == b.table_->number));
   }
 
  private:
-  /// By slot: expert_of, rank_of, number (among the slots of its expert); by expert: slots from
-  /// begin[e].
+  /// By slot: expert_of, rank_of, number (copy * shards + shard, negative where the copy is lost);
+  /// by expert: the slots of its copies, from begin[e].
   struct slot_table : detail::counted {
     std::vector<int> first{0}, expert_of, rank_of, number, begin, slots_of;
     int most = 0;
@@ -165,36 +210,47 @@ class placement {
     block_placement const blocks{static_cast<int>(count), ranks};
     for (int r = 1; r <= ranks; ++r) made->first.push_back(blocks.first(r));
     for (int s = 0; s < count; ++s) made->expert_of.push_back(expert_of(s));
-    p.finish();
+    p.number_slots();
     return p;
   }
 
-  /// From `first` and `expert_of` to the rest.
-  void finish() {
+  /// The slots of an expert by their order; it needs whole copies.
+  void number_slots() {
     slot_table& t = *table_;
-    t.begin.assign(at(experts_) + 1, 0);
+    std::vector<int> seen(at(experts_));
     for (std::size_t s = 0; s < t.expert_of.size(); ++s) {
       int const e = t.expert_of[s];
       detail::expects(e >= 0 && e < experts_, "placement: slot ", s, " holds expert ", e,
                       "; there are ", experts_, " experts");
-      t.number.push_back(t.begin[at(e) + 1]++);
-      t.identity = t.identity && e == static_cast<int>(s);
+      t.number.push_back(seen[at(e)]++);
     }
-    t.identity = t.identity && shards_ == 1;
     for (int e = 0; e < experts_; ++e) {
-      int& n = t.begin[at(e) + 1];
+      int const n = seen[at(e)];
       detail::expects(n >= 1, "placement: expert ", e, " has no slot; it needs one");
       detail::expects(n % shards_ == 0, "placement: expert ", e, " has ", n,
                       " slots; with shards it has a multiple of ", shards_);
-      n += t.begin[at(e)];
     }
-    t.slots_of.resize(t.expert_of.size());
+    index_slots();
+  }
+  /// From `first`, `expert_of` and `number` to the rest.
+  void index_slots() {
+    slot_table& t = *table_;
+    std::size_t const n = t.expert_of.size();
+    t.identity = shards_ == 1 && n == at(experts_);
+    t.begin.assign(at(experts_) + 1, 0);
+    for (std::size_t s = 0; s < n; ++s) {
+      t.begin[at(t.expert_of[s]) + 1] += t.number[s] >= 0;
+      t.identity = t.identity && t.expert_of[s] == static_cast<int>(s);
+    }
+    for (int e = 0; e < experts_; ++e) t.begin[at(e) + 1] += t.begin[at(e)];
+    t.slots_of.resize(at(t.begin[at(experts_)]));
     for (int r = 0; r < ranks_; ++r) {
       int const end = t.first[at(r) + 1];
       t.most = end - t.first[at(r)] > t.most ? end - t.first[at(r)] : t.most;
       for (int s = t.first[at(r)]; s < end; ++s) {
         t.rank_of.push_back(r);
-        t.slots_of[at(t.begin[at(t.expert_of[at(s)])] + t.number[at(s)])] = s;
+        if (t.number[at(s)] >= 0)
+          t.slots_of[at(t.begin[at(t.expert_of[at(s)])] + t.number[at(s)])] = s;
       }
     }
   }
