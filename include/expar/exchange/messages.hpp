@@ -187,6 +187,10 @@ class messages {
                                             : s.arrived[block];
         },
         [&](int rank) { return rank * locals; }, row_bytes, scalar_bytes, s.equal_rows(), s.rank);
+    if (s.rule.messages_known) {  // as much as fit() asks
+      auto const most = static_cast<std::size_t>(s.message_bytes(s.rank, row_bytes + scalar_bytes));
+      out_.reserve(most), in_.reserve(most);
+    }
     make_room();
   }
 
