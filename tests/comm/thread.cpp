@@ -12,39 +12,16 @@
 
 #include "../support/catch.hpp"
 #include "random_rounds.hpp"
+#include "sentences.hpp"
 
 namespace {
 
 using expar::host_context;
 using expar::run_ranks;
 using expar::thread_communicator;
+using expar_test::sentence_of;
+using expar_test::sentences;
 using namespace std::chrono_literals;
-
-// What each rank threw, with an empty string for a rank that did not; the ranks themselves end
-// well.
-template <class F>
-std::vector<std::string> sentences(int ranks, F f, std::chrono::milliseconds deadline = 1min) {
-  std::vector<std::string> said(static_cast<std::size_t>(ranks));
-  auto const body = [&](thread_communicator& comm) {
-    try {
-      f(comm);
-    } catch (std::exception const& e) {
-      said[static_cast<std::size_t>(comm.rank())] = e.what();
-    }
-  };
-  run_ranks(ranks, body, deadline);
-  return said;
-}
-
-std::string first_sentence(int ranks, void (*f)(thread_communicator&),
-                           std::chrono::milliseconds deadline = 1min) {
-  try {
-    run_ranks(ranks, f, deadline);
-  } catch (std::exception const& e) {
-    return e.what();
-  }
-  return "nothing";
-}
 
 }  // namespace
 
@@ -58,6 +35,11 @@ TEST_CASE("thread_communicator: the laws") {
     broken[static_cast<std::size_t>(comm.rank())] = expar::broken_communicator_law(on, comm);
   });
   for (auto const& law : broken) CHECK(law == "");
+}
+
+TEST_CASE("thread_communicator: it says that it checks sizes") {
+  STATIC_REQUIRE(expar::traits_of<thread_communicator>().checks_sizes);
+  STATIC_REQUIRE(expar::traits_of<thread_communicator>().concurrent_ranks);
 }
 
 TEST_CASE("thread_communicator: 200 exchanges back to back, ranks late at random") {
@@ -114,21 +96,30 @@ TEST_CASE("thread_communicator: a rank that returns early is named on every othe
     int out[3];
     comm.all_gather(on, &in, out, sizeof in);
   });
-  CHECK(said[0] == "expar: all_gather: rank 2 has left and will not come");
+  CHECK(said[0] == "lost 2: expar: all_gather: rank 2 has left and will not come");
   CHECK(said[1] == said[0]);
   CHECK(said[2] == "");
 }
 
-TEST_CASE("thread_communicator: a rank that does not come is named after the deadline") {
-  CHECK(first_sentence(
-            3,
-            [](thread_communicator& comm) {
-              if (comm.rank() == 1)
-                std::this_thread::sleep_for(700ms);
-              else
-                comm.barrier(host_context{});
-            },
-            250ms) == "expar: barrier: rank 1 did not come within 250 ms");
+TEST_CASE(
+    "thread_communicator: a rank that does not come is named after the deadline, ever after") {
+  std::vector<std::string> later(3);
+  auto const said = sentences(
+      3,
+      [&](thread_communicator& comm) {
+        if (comm.rank() == 1) return std::this_thread::sleep_for(700ms);
+        auto& mine = later[static_cast<std::size_t>(comm.rank())];
+        std::string const first = sentence_of([&] { comm.barrier(host_context{}); });
+        for (int i = 0; i < 10; ++i) mine = sentence_of([&] { (void)comm.allocate_window(8); });
+        throw expar::error(first);
+      },
+      250ms);
+  CHECK(said ==
+        std::vector<std::string>{"lost 1: expar: barrier: rank 1 did not come within 250 ms", "",
+                                 "lost 1: expar: barrier: rank 1 did not come within 250 ms"});
+  CHECK(later == std::vector<std::string>{
+                     "lost 1: expar: allocate_window: rank 1 did not come within 250 ms", "",
+                     "lost 1: expar: allocate_window: rank 1 did not come within 250 ms"});
 }
 
 TEST_CASE(
@@ -143,7 +134,8 @@ TEST_CASE(
         comm.all_gather(on, in.data(), out.data(), in.size());
       },
       250ms);
-  for (auto const& s : said) CHECK(s == "expar: all_gather: rank 1 did not come within 250 ms");
+  for (auto const& s : said)
+    CHECK(s == "lost 1: expar: all_gather: rank 1 did not come within 250 ms");
 }
 
 TEST_CASE("thread_communicator: ranks near the deadline all pass a meeting, or none does") {
@@ -170,7 +162,8 @@ TEST_CASE("thread_communicator: ranks that disagree about a size all say so") {
     comm.all_to_all_v(on, in, sent, places, out, got, places);
   });
   for (auto const& s : said)
-    CHECK(s == "expar: all_to_all_v: rank 1 sends 3 bytes to rank 2, which expects 4");
+    CHECK(s ==
+          "disagreement: expar: all_to_all_v: rank 1 sends 3 bytes to rank 2, which expects 4");
 
   auto const fixed = sentences(2, [](thread_communicator& comm) {
     host_context const on;
@@ -178,7 +171,7 @@ TEST_CASE("thread_communicator: ranks that disagree about a size all say so") {
     comm.all_to_all(on, in, out, comm.rank() == 0 ? 8u : 4u);
   });
   for (auto const& s : fixed)
-    CHECK(s == "expar: all_to_all: rank 1 sends 4 bytes to rank 0, which expects 8");
+    CHECK(s == "disagreement: expar: all_to_all: rank 1 sends 4 bytes to rank 0, which expects 8");
 }
 
 TEST_CASE("thread_communicator: ranks in different operations all say so, and can go on") {
@@ -187,21 +180,19 @@ TEST_CASE("thread_communicator: ranks in different operations all say so, and ca
     host_context const on;
     int const in[3] = {7, 7, 7};
     int out[3] = {};
-    std::string mine;
-    try {
+    std::string const mine = sentence_of([&] {
       if (comm.rank() == 1)
         comm.barrier(on);
       else
         comm.all_to_all(on, in, out, sizeof(int));
-    } catch (expar::error const& e) {
-      mine = e.what();
-    }
+    });
     good += static_cast<int>(expar_test::random_rounds(on, comm, 5, 3) == 0 && out[0] == 0);
     throw expar::error(mine);
   });
   for (auto const& s : said)
     CHECK(s ==
-          "expar: rank 0 calls all_to_all while rank 1 calls barrier; all ranks call the same "
+          "disagreement: expar: rank 0 calls all_to_all while rank 1 calls barrier; all ranks call "
+          "the same "
           "operations in the same order");
   CHECK(good == 3);
 }
@@ -257,52 +248,13 @@ TEST_CASE("thread_communicator: after a disagreement it still works") {
     for (int round = 0; round < 20; ++round) {
       try {
         comm.all_to_all(on, in, out, comm.rank() == round % 3 ? 8u : 4u);
-      } catch (expar::error const&) {
+      } catch (expar::disagreement const&) {
         ++good;
       }
     }
     good += static_cast<int>(expar_test::random_rounds(on, comm, 20, 9) == 0);
   });
   CHECK(good == 3 * 21);
-}
-
-TEST_CASE("thread_communicator: windows") {
-  SECTION("begin with zero, and every rank can write each other's") {
-    std::atomic<int> wrong{0};
-    run_ranks(4, [&](thread_communicator& comm) {
-      host_context const on;
-      auto window = comm.allocate_window(16 * sizeof(int));
-      auto moved = std::move(window);
-      auto const view = moved.view();
-      auto* const mine = static_cast<int*>(view.peer(comm.rank(), 0));
-      for (int i = 0; i < 16; ++i) wrong += mine[i] != 0;
-      comm.exchange_phase(on);
-      for (int round = 0; round < 50; ++round) {
-        for (int p = 0; p < 4; ++p)
-          *static_cast<int*>(view.peer(p, sizeof(int) * static_cast<std::size_t>(comm.rank()))) =
-              round * 100 + comm.rank() * 10 + p;
-        comm.exchange_phase(on);
-        for (int s = 0; s < 4; ++s) wrong += mine[s] != round * 100 + s * 10 + comm.rank();
-        comm.exchange_phase(on);
-      }
-    });
-    CHECK(wrong == 0);
-  }
-  SECTION("have one size") {
-    auto const said = sentences(3, [](thread_communicator& comm) {
-      (void)comm.allocate_window(comm.rank() == 2 ? 8 : 16);
-    });
-    for (auto const& s : said)
-      CHECK(s ==
-            "expar: allocate_window: bytes is 16 on rank 0 but 8 on rank 2; all ranks must pass "
-            "the same");
-  }
-  SECTION("may be empty") {
-    run_ranks(2, [](thread_communicator& comm) {
-      if (comm.allocate_window(0).size_bytes() != 0) throw std::runtime_error("not empty");
-    });
-    SUCCEED();
-  }
 }
 
 TEST_CASE("run_ranks: groups inside groups") {

@@ -252,7 +252,8 @@ TEST_CASE(
     "broken_communicator_law: a communicator that never returns is named on the ranks that wait") {
   // Its threads stay in it, so that it outlives the test.
   static host_context const on;
-  static auto& group = *new expar::detail::thread_group(2, std::chrono::seconds(5));
+  static expar::detail::shared const group(
+      new expar::detail::thread_group(2, std::chrono::seconds(5)));
   static auto& ranks =
       *new std::array{thread_communicator(group, 0), thread_communicator(group, 1)};
   static auto& comms = *new std::array{flawed(ranks[0], flawed::waits_for_ever),

@@ -7,9 +7,11 @@
 
 namespace expar::inline v0 {
 
-/// One rank, alone.
+/// One rank, alone. One that disagrees with itself about a size throws `disagreement`.
 class self_communicator {
  public:
+  static constexpr communicator_traits traits{.checks_sizes = true};
+
   int rank() const noexcept { return 0; }
   int size() const noexcept { return 1; }
 
@@ -22,8 +24,9 @@ class self_communicator {
   void barrier(host_context const&) const noexcept {}
   void all_to_all_v(host_context const&, void const* in, byte_counts counts, byte_counts from,
                     void* out, byte_counts out_counts, byte_counts to) const {
-    detail::expects(counts[0] == out_counts[0], "all_to_all_v: rank 0 sends ", counts[0],
-                    " bytes to itself but expects ", out_counts[0]);
+    if (counts[0] != out_counts[0])
+      detail::fail<disagreement>("all_to_all_v: rank 0 sends ", counts[0],
+                                 " bytes to itself but expects ", out_counts[0]);
     if (counts[0] != 0)
       std::memcpy(static_cast<std::byte*>(out) + to[0], static_cast<std::byte const*>(in) + from[0],
                   counts[0]);
