@@ -5,6 +5,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <expar/comm/thread.hpp>
@@ -21,6 +22,22 @@ std::vector<std::string> what_ranks_throw(int ranks, F f) {
   });
   return said;
 }
+
+/// Throws once, before it exchanges anything.
+struct failing_once {
+  static constexpr expar::communicator_traits traits{.checks_sizes = true};
+  expar::thread_communicator& to;
+  bool fails;
+
+  int rank() const noexcept { return to.rank(); }
+  int size() const noexcept { return to.size(); }
+  void all_to_all_v(expar::host_context const& on, void const* in, expar::byte_counts counts,
+                    expar::byte_counts from, void* out, expar::byte_counts out_counts,
+                    expar::byte_counts at) {
+    if (std::exchange(fails, false)) throw std::runtime_error("the cable is out");
+    to.all_to_all_v(on, in, counts, from, out, out_counts, at);
+  }
+};
 
 }  // namespace
 
@@ -90,6 +107,27 @@ TEST_CASE("ranks that intend other things all say so, and can go on") {
         "its batch 4 while rank 2 calls combine for its batch 5; all ranks call the same "
         "operations in the same order");
   CHECK(passed == std::vector<int>{1, 1, 1});
+}
+
+TEST_CASE("what went wrong on a rank is not taken for numbers of as many bytes") {
+  expar::host_context const ctx;
+  for (int numbers = 9; numbers < 100; ++numbers) {
+    auto const said = what_ranks_throw(2, [&](expar::thread_communicator& threads) {
+      failing_once comm{threads, threads.rank() == 1};
+      expar::detail::agreement agree(std::pmr::get_default_resource());
+      agree.reserve(2);
+      std::vector<std::uint64_t> own(100, 0x3131), all(200);
+      auto const gather = [&] {
+        auto word = expar::detail::agreement::word_of({expar::detail::step::prepare}, {});
+        agree.gather(ctx, comm, word, {}, own.data(), all.data(), numbers);
+      };
+      auto const first = expar::detail::failure_of(gather),
+                 later = expar::detail::failure_of(gather);
+      throw expar::error(std::string(first.text) + "; " + later.text);
+    });
+    INFO(numbers << " numbers");
+    CHECK(said == std::vector<std::string>(2, "expar: an exception: the cable is out (rank 1); "));
+  }
 }
 
 TEST_CASE("a failure without a sentence is a failure") {

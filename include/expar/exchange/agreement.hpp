@@ -149,6 +149,7 @@ class agreement {
   void settle(host_context const& ctx, Comm& comm, word& mine, failure const& wrong) {
     int const ranks = comm.size();
     record own{mine, {}};
+    own.said.settles = 1;
     std::memcpy(own.text, wrong.text, sizeof own.text);
     records_.resize(static_cast<std::size_t>(ranks));
     // A rank that is still elsewhere comes here as well, after one more disagreement.
@@ -167,9 +168,11 @@ class agreement {
   template <class Comm>
   bool complete_gather(host_context const& ctx, Comm& comm, record& own) {
     failure wrong;
-    bool const came =
+    bool came =
         complete<Comm>([&] { all_gather(ctx, comm, &own, records_.data(), sizeof own, counts_); },
                        own.said, wrong);
+    // What a rank elsewhere sends may be as large.
+    for (int r = 0; came && r < comm.size(); ++r) came = records_[r].said.settles != 0;
     if (wrong && own.text[0] == '\0') std::memcpy(own.text, wrong.text, sizeof own.text);
     return came;
   }

@@ -55,11 +55,13 @@ struct word {
   std::uint64_t turn = 0;     // of the meetings in windows
   std::uint64_t batches = 0;  // the largest number of a batch here
   std::uint64_t room = 0;     // bytes of a message that this rank has memory for
-  std::uint64_t unused[3] = {};
+  std::uint64_t settles = 0;  // whether it stands in front of what went wrong, and of no message
+  std::uint64_t unused[2] = {};
 
   /// Whether both mean the same message.
   bool matches(word const& other) const {
-    return intended == other.intended && object == other.object && turn == other.turn;
+    return intended == other.intended && object == other.object && turn == other.turn &&
+           settles == other.settles;
   }
 };
 static_assert(sizeof(word) == 64);
