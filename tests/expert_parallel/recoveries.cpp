@@ -199,6 +199,36 @@ TEST_CASE("a pool that throws on one rank, at any message, is one sentence on al
   CHECK(firings > 2);
 }
 
+TEST_CASE("a pool that throws behind the last meeting in windows is heard in the next call") {
+  constexpr index_t wide = 70000;  // of which each row is work for a pool
+  auto const said = over(true, failing_communicator::before, [&](auto& x, auto& comm) {
+    failing_pool pool;
+    context const ctx(pool);
+    std::vector<std::int32_t> const ids(2, comm.rank());
+    std::vector<float> const weights(2, 1.f), from(2 * wide, 1.f);
+    std::vector<float> to(from);
+    expar::expert_parallel moe(x, {ranks, 1, wide});
+    auto batch = moe.template make_batch<float>();
+    moe.prepare(ctx, routes_of_rank{make_view(ids.data(), 2, 1), make_view(weights.data(), 2, 1)},
+                batch);
+    if (comm.rank() == 1) pool.left = 2;  // in the first, tokens are scattered
+    auto const at_once = [&] {
+      try {
+        moe.dispatch(ctx, make_view(from.data(), 2, wide), batch, make_view(to.data(), 2, wide));
+      } catch (std::runtime_error const& e) {
+        throw expar::error(e.what());
+      }
+    };
+    std::string heard = thrown_by(at_once);
+    for (int time = 0; time < 2; ++time)
+      heard += "; " + thrown_by([&] { moe.place(moe.placement()); });
+    return heard;
+  });
+  for (std::size_t r = 0; r < ranks; ++r)
+    CHECK(said[r] == std::string(r == 1 ? "the pool is closed" : "nothing was thrown") +
+                         "; expar: an exception: the pool is closed (rank 1); nothing was thrown");
+}
+
 TEST_CASE("a rank that misses a call and goes on with the next batch is told, and catches up") {
   bool const by_windows = GENERATE(false, true);
   CAPTURE(by_windows);

@@ -166,7 +166,7 @@ class windows {
       write(detail::slot_rows<T>{row_seats_.data()}, detail::slot_rows<S>{scalar_seats_.data()});
       c.clear_gaps(b.at);
     });
-    if (c.callers) copy_rows(ctx, c.rows, callers);
+    if (c.callers) agreed_.behind_message([&] { copy_rows(ctx, c.rows, callers); });
   }
 
   /// Collective. Once `checks` pass on every rank, `read(rows, scalars)` finds what `c` holds on
