@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whatever goes wrong on one rank, all ranks say the same sentence, and the objects work at once:
+// every fault in every step, over every transport, with ranks that come late at random. It prints
+// how often, and exits with 1 if something was wrong or never tried. Who starts it watches that it
+// ends.
+//   expar_chaos [--seconds S | --firings N] [--seed S] [--ranks R] [--only TEXT]
+// S: about so long, but until each has been tried; N: at least so many firings of each.
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#ifdef EXPAR_CHAOS_MPI
+#include <expar/comm/mpi.hpp>
+#else
+#include <barrier>
+
+#include <expar/comm/thread.hpp>
+#endif
+
+#include "../support/random.hpp"
+#include "table.hpp"
+
+namespace chaos {
+namespace {
+
+struct settings {
+  double seconds = 0;
+  long firings = 1;
+  std::uint64_t seed = 1;
+  int ranks = 0;  // 0: all numbers in turn
+  std::string only;
+  bool used[kinds] = {};
+  bool hurry = false;  // time is over
+
+  bool wants(fault f, step s, kind k) const {
+    std::string const text = std::string(name_of(f)) + ", " + name_of(s) + ", " + name_of(k);
+    return applies(f, s, k) && text.find(only) != std::string::npos;
+  }
+  bool enough_of(long fired) const { return fired >= firings && (seconds <= 0 || hurry); }
+};
+
+/// What a rank tells about a firing: by another way than the one that is tried.
+struct record {
+  bool fired, raw;  // raw: it has thrown alone, before ranks agreed
+  bool enough;      // time is over
+  int at;           // the call in which it threw what ranks agreed on; -1: none
+  char said[expar::error::room], wrong[200];
+
+  void note(char (&to)[200], char const* where, char const* what) {
+    if (to[0] == '\0') std::snprintf(to, sizeof to, "%s: %s", where, what);
+  }
+};
+
+/// One rank of a group that lives for many firings.
+template <class X, class C, class Layout>
+class player {
+ public:
+  player(problem const& p, C& comm, trap& on_rank, bool shared)
+      : p_(p), comm_(comm), trap_(on_rank), layers_(p, comm, on_rank, shared) {
+    layers_.construct(0), layers_.construct(1);
+    for (int i = 0; i < 4; ++i) {
+      passage w{i % 2, i / 2, static_cast<std::uint64_t>(i)};
+      layers_.run_all(w, calls_of(step::prepare, false));
+    }
+  }
+
+  /// `n`: the number of the firing; `first`: whether nothing can be left untouched by it.
+  record fire(fault f, step s, std::uint64_t n, int culprit, bool first) {
+    expar_test::random draw(p_.seed + 1000 * n);
+    late_ = expar_test::random(p_.seed + 1000 * n + passage::of_rank(comm_.rank()));
+    record r{};
+    r.at = -1;
+    bool const mine = comm_.rank() == culprit,
+               constructs = s == step::construct || f == fault::memory;
+    step const begin[] = {step::prepare, step::quotas, step::fused};
+    step begins = begin[draw.integer(0, s == step::rows ? 1 : 2)];
+    if (s == step::prepare || s == step::quotas || s == step::fused) begins = s;
+    auto const calls = calls_of(begins, constructs);
+    std::uint64_t const stamp = 9 * n + 9;
+    passage a{constructs ? 2 : static_cast<int>(draw.integer(0, 1)), 0,
+              stamp + (f == fault::memory ? 1 : static_cast<std::uint64_t>(draw.integer(0, 2)))};
+    passage other{f == fault::object ? 1 - a.object : a.object, f == fault::batch, stamp + 3};
+    if (f == fault::pool)
+      a.of = culprit, a.many = s <= step::fused || draw.chance(.3) ? 66000 : 16000;
+    passage next{constructs ? 0 : a.object, 0, stamp + 4};
+    int const times = first ? 0 : static_cast<int>(draw.integer(0, (1 << draw.integer(0, 4)) - 1));
+    bool const for_good = f != fault::before && f != fault::after && draw.chance(.5);
+    int const wrong = static_cast<int>(draw.integer(1, layers_.wrongs(s)));
+    index_t const values = draw.chance(.5) ? 64 : 1;
+
+    std::size_t here = 0;
+    try {
+      for (; calls[here] != s; ++here) {
+        layers_.run(a, calls[here]);
+        if (f == fault::object || f == fault::batch) layers_.run(other, calls[here]);
+      }
+    } catch (std::exception const& e) {
+      r.note(r.wrong, "before", e.what());
+    }
+
+    // What this rank calls, until it throws; no passage: what the fault is.
+    std::vector<std::pair<passage*, step>> todo;
+    if (mine && (f == fault::sum || f == fault::report)) todo.push_back({nullptr, s});
+    if (mine && (f == fault::object || f == fault::batch)) todo.push_back({&other, s});
+    bool const leaves = mine && (f == fault::user || (f == fault::skip && s == step::construct));
+    for (std::size_t i = here + (mine && f == fault::skip); i < calls.size() && !leaves; ++i)
+      todo.push_back({&a, calls[i]});
+    for (step const later : calls_of(step::prepare, false)) todo.push_back({&next, later});
+    bool const armed = mine && f >= fault::view && f <= fault::after;
+    r.fired = mine && !armed;
+    for (std::size_t at = 0; at < todo.size() && r.at < 0; ++at) {
+      auto const [what, call] = todo[at];
+      bool const faulty = at == 0 && mine;
+      dawdle();
+      try {
+        if (faulty && armed) trap_.arm(f, times, for_good);
+        if (what != nullptr)
+          layers_.run(*what, call, faulty && f == fault::argument ? wrong : 0);
+        else if (f == fault::sum)
+          layers_.sum_counts(values);
+        else
+          layers_.gather_report();
+      } catch (wrong_row const& e) {
+        r.note(r.wrong, name_of(call), e.what());
+      } catch (std::exception const& e) {
+        if (faulty && std::strncmp(e.what(), "expar: ", 7) != 0) {
+          r.raw = true;
+        } else {
+          r.at = static_cast<int>(at);
+          std::snprintf(r.said, sizeof r.said, "%s", e.what());
+        }
+      }
+      if (faulty && armed) trap_.disarm(), r.fired = trap_.fired;
+    }
+    layers_.forget(2);
+    for (int i = 0; i < 2 && r.wrong[0] == '\0'; ++i) try {
+        passage w{i, 0, stamp + 5 + static_cast<std::uint64_t>(i)};
+        for (step const call : calls_of(begin[draw.integer(0, 2)], false)) {
+          dawdle();
+          layers_.run(w, call);
+        }
+      } catch (std::exception const& e) {
+        r.note(r.wrong, "afterwards", e.what());
+      }
+    return r;
+  }
+
+ private:
+  void dawdle() {
+    if (late_.chance(.2))
+      std::this_thread::sleep_for(std::chrono::microseconds(late_.integer(0, 200)));
+  }
+
+  problem p_;
+  C& comm_;
+  trap& trap_;
+  expar_test::random late_{0};
+  layers<X, C, Layout> layers_;
+};
+
+/// What all ranks throw has to say.
+bool fits(std::string const& said, fault f, step s, int culprit) {
+  std::string const at = " (rank " + std::to_string(culprit) + ")";
+  auto const has = [&](std::string const& part) { return said.find(part) != std::string::npos; };
+  switch (f) {
+    case fault::argument:
+      return has(at) || ((s == step::construct || s == step::place) && has("pass the same")) ||
+             (s == step::quotas && has("the quotas"));
+    case fault::view:
+      return has("the tensor is gone" + at);
+    case fault::pool:
+      return has("the pool is gone" + at) ||
+             has("rank " + std::to_string(culprit) + " could not copy");
+    case fault::memory:
+      return has("bad_alloc" + at) || has("has no memory");
+    case fault::before:
+    case fault::after:
+      return has("the network is gone" + at);
+    case fault::skip:
+      return has(" while rank ") || has(at);  // it may see by itself that it is wrong
+    default:
+      return has(" while rank ");
+  }
+}
+
+/// What was wrong with a firing; empty: nothing. All ranks come to the same.
+std::string judge(std::vector<record> const& all, fault f, step s, int culprit, bool& same) {
+  auto const ranks = static_cast<int>(all.size());
+  auto const& its = all[static_cast<std::size_t>(culprit)];
+  std::string wrong;
+  same = its.said[0] != '\0';
+  for (int r = 0; r < ranks; ++r) {
+    record const& o = all[static_cast<std::size_t>(r)];
+    std::string const rank = "rank " + std::to_string(r);
+    if (o.wrong[0] != '\0') wrong += "\n  " + rank + ", " + o.wrong;
+    if (!its.fired && o.at >= 0) wrong += "\n  " + rank + " throws without a fault: " + o.said;
+    if (!its.fired) continue;
+    same = same && std::strcmp(o.said, its.said) == 0;
+    bool const behind = f == fault::after && r != culprit && o.at == 1;
+    if (o.at != (its.raw ? 1 : 0) && !behind)
+      wrong += "\n  " + rank + " throws in call " + std::to_string(o.at);
+  }
+  if (its.fired && (!same || !fits(its.said, f, s, culprit)))
+    for (int r = 0; r < ranks; ++r)
+      wrong += "\n  rank " + std::to_string(r) + " says " + all[static_cast<std::size_t>(r)].said;
+  return wrong;
+}
+
+/// One pass over the cells of a transport, by one rank of a group; `tell(record)` gives those of
+/// all ranks. False after what leaves the group in doubt.
+template <class X, class C, class Layout, class Base, class Tell>
+bool pass(settings& set, tally& done, kind k, Base& base, std::uint64_t group, Tell tell) {
+  expar_test::random draw(set.seed + 77777 * group);
+  int const experts = static_cast<int>(draw.integer(1, 6));
+  index_t const widths[] = {4, 5, 8};
+  problem const p{draw.bits() >> 20, base.size(), experts == 1 ? 60 : experts,
+                  widths[draw.integer(0, 2)], widths[draw.integer(0, 2)]};
+  trap on_rank;
+  bool const by_v = draw.chance(.5), shared = draw.chance(.5);
+  C comm(base, on_rank, by_v);
+  player<X, C, Layout> mine(p, comm, on_rank, shared);
+  std::uint64_t n = 0;
+  bool fine = true;
+  tally::each([&](fault f, step s, kind of) {
+    constexpr bool has_capacity = std::is_same_v<Layout, expar::fixed_capacity>;
+    if (of != k || !set.wants(f, s, k) || !fine) return;
+    if (f == fault::pool && has_capacity) return;  // whose rows would be too many
+    tally::cell& c = done.at(f, s, k);
+    for (int turn = 0; turn < 8 && fine && !set.enough_of(c.fired); ++turn) {
+      int const culprit = static_cast<int>(draw.integer(0, p.ranks - 1));
+      record r = mine.fire(f, s, n++, culprit, turn == 0 && c.fired % 4 == 0);
+      r.enough = set.seconds > 0 && done.seconds() > set.seconds;
+      auto const all = tell(r);
+      bool same = false;
+      auto const wrong = judge(all, f, s, culprit, same);
+      bool const fired = all[static_cast<std::size_t>(culprit)].fired;
+      set.hurry = all[0].enough, fine = wrong.empty();
+      if (fired || !fine) done.count(c, same, fine);
+      if (base.rank() == 0) done.show_progress(p.ranks, f, s, k);
+      if (base.rank() == 0 && !fine)
+        std::printf("\nWRONG: %s, %s, %s: %d ranks, group %llu, firing %llu on rank %d%s\n",
+                    name_of(f), name_of(s), name_of(k), p.ranks,
+                    static_cast<unsigned long long>(group), static_cast<unsigned long long>(n - 1),
+                    culprit, wrong.c_str());
+      if (fired) break;
+    }
+  });
+  return fine;
+}
+template <class Base, class Tell>
+bool pass_of(settings& set, tally& done, kind k, Base& base, std::uint64_t group, Tell tell) {
+  using checked = communicator<Base, true>;
+  using unchecked = communicator<Base, false>;
+  using expar::fixed_capacity, expar::ragged, expar::messages;
+  bool const even = group / kinds % 2 == 0;
+  if constexpr (expar::window_communicator<Base>)
+    if (k == kind::windows)
+      return pass<expar::windows<checked>, checked, ragged>(set, done, k, base, group, tell);
+  if constexpr (expar::traits_of<Base>().checks_sizes)
+    if (k == kind::messages)
+      return even ? pass<messages<checked>, checked, ragged>(set, done, k, base, group, tell)
+                  : pass<messages<checked>, checked, fixed_capacity>(set, done, k, base, group,
+                                                                     tell);
+  return even ? pass<messages<unchecked>, unchecked, ragged>(set, done, k, base, group, tell)
+              : pass<messages<unchecked>, unchecked, fixed_capacity>(set, done, k, base, group,
+                                                                     tell);
+}
+
+#ifdef EXPAR_CHAOS_MPI
+using base = expar::mpi_communicator;
+
+/// A group of the ranks of this program.
+bool play(settings& set, tally& done, kind k, std::uint64_t group) {
+  base comm(MPI_COMM_WORLD);
+  return pass_of(set, done, k, comm, group, [&](record const& mine) {
+    std::vector<record> all(static_cast<std::size_t>(comm.size()));
+    MPI_Allgather(&mine, sizeof mine, MPI_BYTE, all.data(), sizeof mine, MPI_BYTE, MPI_COMM_WORLD);
+    return all;
+  });
+}
+#else
+using base = expar::thread_communicator;
+
+/// A group of 2 to 8 ranks in turn.
+bool play(settings& set, tally& done, kind k, std::uint64_t group) {
+  int const ranks = set.ranks > 0 ? set.ranks : 2 + static_cast<int>(group / kinds * 3 % 7);
+  std::barrier<> meet(ranks);
+  std::vector<record> all(static_cast<std::size_t>(ranks));
+  settings const set_before = set;
+  tally const done_before = done;
+  bool fine = true;
+  auto const body = [&](base& comm) {
+    settings own_set = set_before;
+    tally own = done_before;
+    bool const mine = pass_of(own_set, own, k, comm, group, [&](record const& r) {
+      all[static_cast<std::size_t>(comm.rank())] = r;
+      meet.arrive_and_wait();
+      auto const told = all;
+      meet.arrive_and_wait();
+      return told;
+    });
+    if (comm.rank() == 0) set = own_set, done = own, fine = mine;
+  };
+  expar::run_ranks(ranks, body, std::chrono::seconds(30));
+  return fine;
+}
+#endif
+
+int run(settings set, bool speaks) {
+  set.used[static_cast<int>(kind::messages)] = expar::traits_of<base>().checks_sizes;
+  set.used[static_cast<int>(kind::windows)] = expar::window_communicator<base>;
+  set.used[static_cast<int>(kind::unchecked)] = true;
+  tally done;
+  int wrong = 0;
+  bool missing = true;
+  for (std::uint64_t group = 0; missing && wrong < 10; ++group) {
+    auto const k = static_cast<kind>(group % kinds);
+    if (!set.used[static_cast<int>(k)]) continue;
+    try {
+      if (!play(set, done, k, group)) ++wrong;
+    } catch (std::exception const& e) {
+      std::printf("\nWRONG: group %llu: %s\n", static_cast<unsigned long long>(group), e.what());
+      ++wrong;
+    }
+    missing = false;
+    tally::each([&](fault f, step s, kind of) {
+      missing = missing || (set.used[static_cast<int>(of)] && set.wants(f, s, of) &&
+                            !set.enough_of(done.at(f, s, of).fired));
+    });
+  }
+  if (speaks) done.print(set.used);
+  return wrong == 0 ? 0 : 1;
+}
+
+settings settings_of(int argc, char** argv) {
+  settings set;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    std::string const name = argv[i];
+    if (name == "--seconds") set.seconds = std::atof(argv[i + 1]);
+    if (name == "--firings") set.firings = std::atol(argv[i + 1]);
+    if (name == "--seed") set.seed = std::strtoull(argv[i + 1], nullptr, 10);
+    if (name == "--ranks") set.ranks = std::atoi(argv[i + 1]);
+    if (name == "--only") set.only = argv[i + 1];
+  }
+  return set;
+}
+
+}  // namespace
+}  // namespace chaos
+
+int main(int argc, char** argv) {
+  auto const set = chaos::settings_of(argc, argv);
+#ifdef EXPAR_CHAOS_MPI
+  int provided = 0, rank = 0;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  int const code = chaos::run(set, rank == 0);
+  MPI_Finalize();
+  return code;
+#else
+  return chaos::run(set, true);
+#endif
+}
