@@ -98,10 +98,10 @@ template <class Error = error, class... Parts>
 }
 
 /// Throws the sentence made of `parts` unless `holds`.
-template <class... Parts>
+template <class Error = error, class... Parts>
 constexpr void expects(bool holds, Parts const&... parts) {
   if (!holds) [[unlikely]]
-    fail(parts...);
+    fail<Error>(parts...);
 }
 
 }  // namespace detail

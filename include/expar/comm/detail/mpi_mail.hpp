@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include <expar/comm/detail/mpi_duplicate.hpp>
+
+namespace expar::inline v0::detail {
+
+/// Messages among some ranks of a duplicate, until one of these does not come. Then those who find
+/// out tell each other, so that they name the same rank, and nothing more is sent or received.
+class mpi_mail {
+ public:
+  /// What may be on its way to or from a peer, one of each at a time.
+  enum kind : std::size_t { head_in, head_out, piece_in, piece_out, kinds };
+
+  /// `members`: the rank in the duplicate of each rank here.
+  mpi_mail(std::shared_ptr<mpi_duplicate> comm, std::vector<int> members, std::size_t rank,
+           std::chrono::milliseconds deadline, int generation = 0)
+      : comm_(std::move(comm)),
+        members_(std::move(members)),
+        rank_(rank),
+        deadline_(deadline),
+        first_tag_(3 * generation),
+        requests_(kinds * size(), MPI_REQUEST_NULL),
+        completed_(kinds * size()),
+        statuses_(kinds * size()),
+        heard_(size()),
+        late_(size(), -1) {
+    for (int member : members_) among_ = (among_ ^ static_cast<std::uint32_t>(member)) * 16777619u;
+  }
+
+  /// The same ranks without one.
+  mpi_mail without(std::size_t lost) const {
+    std::vector<int> others = members_;
+    others.erase(others.begin() + static_cast<std::ptrdiff_t>(lost));
+    return {comm_, std::move(others), rank_ - (rank_ > lost), deadline_, comm_->next_generation()};
+  }
+
+  std::size_t size() const noexcept { return members_.size(); }
+  std::size_t rank() const noexcept { return rank_; }
+  MPI_Comm native_handle() const noexcept { return comm_->get(); }
+  /// A number by which to tell these ranks from others.
+  std::uint32_t among() const noexcept { return among_; }
+  /// A rank is lost: what was on its way then is MPI's for ever, and so is this object.
+  bool dead() const noexcept { return lost_.has_value(); }
+
+  /// Begins a collective, or throws what ended the mail.
+  void begin(char const* operation) {
+    if (lost_) throw *lost_;
+    operation_ = operation;
+    pending_ = 0;
+    active_ = piece_in * size();
+  }
+  void receive(kind k, std::size_t peer, void* to, std::size_t bytes) {
+    expect_success("MPI_Irecv from", peer,
+                   MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, members_[peer], tag(k),
+                             comm_->get(), request(k, peer)));
+  }
+  void send(kind k, std::size_t peer, void const* from, std::size_t bytes) {
+    expect_success("MPI_Isend to", peer,
+                   MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, members_[peer], tag(k),
+                             comm_->get(), request(k, peer)));
+  }
+
+  /// Returns when nothing is on its way, or throws expar::lost_rank. Calls complete(kind, peer) for
+  /// each message, which may send and receive more, and once idle(), which does not throw, when
+  /// there is nothing else to do.
+  template <class Complete, class Idle>
+  void wait(Complete complete, Idle idle) {
+    double begun = MPI_Wtime();
+    bool idled = false;
+    for (double last = begun; pending_ != 0;) {
+      bool const moved = advance(complete);
+      double const now = MPI_Wtime();
+      if (moved) {
+        last = now;
+      } else if (now - last > spin) {
+        if (!std::exchange(idled, true)) {
+          idle();
+          begun = MPI_Wtime();
+          heard_.assign(size(), begun);
+        }
+        give_up_on_the_late(begun);
+        std::this_thread::yield();
+      }
+    }
+    if (!idled) idle();
+  }
+
+ private:
+  static constexpr double spin = 50e-6;  // seconds; then others get the core
+
+  int tag(kind k) const { return first_tag_ + (k >= piece_in); }
+  int tag_of_notes() const { return first_tag_ + 2; }
+  MPI_Request* request(kind k, std::size_t peer) {
+    if (k >= piece_in) active_ = requests_.size();
+    ++pending_;
+    return &requests_[k * size() + peer];
+  }
+  static std::size_t unsigned_of(int i) { return static_cast<std::size_t>(i); }
+
+  // Whether something is complete that was not before.
+  template <class Complete>
+  bool advance(Complete complete) {
+    int n = 0;
+    int const code = MPI_Testsome(static_cast<int>(active_), requests_.data(), &n,
+                                  completed_.data(), statuses_.data());
+    if (code != MPI_SUCCESS) [[unlikely]]
+      find_error(code, unsigned_of(n));
+    for (std::size_t i = 0; i < unsigned_of(n); ++i) {
+      std::size_t const at = unsigned_of(completed_[i]), peer = at % size();
+      --pending_;
+      heard_[peer] = MPI_Wtime();
+      complete(static_cast<kind>(at / size()), peer);
+    }
+    return n > 0;
+  }
+  [[gnu::cold]] void find_error(int code, std::size_t n) {
+    int what = MPI_SUCCESS;
+    MPI_Error_class(code, &what);
+    std::size_t first = 0;  // that is on its way, where MPI does not say which it means
+    while (requests_[first] == MPI_REQUEST_NULL && first + 1 < requests_.size()) ++first;
+    if (what != MPI_ERR_IN_STATUS) expect_success("waiting for", first % size(), code);
+    for (std::size_t i = 0; i < n; ++i) {
+      std::size_t const at = unsigned_of(completed_[i]);
+      bool const in = at / size() == head_in || at / size() == piece_in;
+      expect_success(in ? "receiving from" : "sending to", at % size(), statuses_[i].MPI_ERROR);
+    }
+  }
+  void expect_success(char const* what, std::size_t peer, int code) {
+    if (code == MPI_SUCCESS) [[likely]]
+      return;
+    tell(peer);
+    lose(peer, ": ", what, " rank ", peer, " gave error ", code, " (", mpi_text(code), ")");
+  }
+
+  // A peer is late if something of it is on its way and nothing came for the deadline.
+  void give_up_on_the_late(double begun) {
+    asked_ = (asked_ + 1) % size();
+    if (hears_from(asked_)) give_up(unsigned_of(late_[asked_]));
+    double const now = MPI_Wtime(), patience = mpi_duplicate::seconds(deadline_);
+    if (now - begun < patience) return;
+    for (std::size_t i = 0; i < requests_.size(); ++i)
+      if (requests_[i] != MPI_REQUEST_NULL && now - heard_[i % size()] >= patience)
+        give_up(i % size());
+  }
+
+  // Where a rank ends in the middle of a collective, the others may be one apart, and wait for each
+  // other too. So who gives up tells the others, and names one that tells nothing.
+  [[noreturn, gnu::cold]] void give_up(std::size_t late) {
+    tell(late);
+    double const until = MPI_Wtime() + mpi_duplicate::seconds(deadline_) / 2;
+    std::size_t silent = 0, lowest = late;
+    do {
+      silent = 0, lowest = late;
+      for (std::size_t peer = size(); peer-- > 0;)
+        if (peer != rank_ && !hears_from(peer)) ++silent, lowest = peer;
+      std::this_thread::yield();
+    } while (silent > 1 && MPI_Wtime() < until);
+    if (lowest != rank_)
+      lose(lowest, ": rank ", lowest, " did not come within ", deadline_.count(), " ms");
+    std::size_t const other = rank_ == 0 ? 1 : 0;
+    lose(other, ": rank ", other, " gave up rank ", rank_, ", which did not come within ",
+         deadline_.count(), " ms");
+  }
+  void tell(std::size_t late) {
+    late_[rank_] = static_cast<int>(late);
+    for (std::size_t peer = 0; peer < size(); ++peer) {
+      MPI_Request note;
+      if (peer != rank_ && MPI_Isend(&late_[rank_], 1, MPI_INT, members_[peer], tag_of_notes(),
+                                     comm_->get(), &note) == MPI_SUCCESS)
+        MPI_Request_free(&note);
+    }
+  }
+  bool hears_from(std::size_t peer) {
+    int const from = members_[peer], tag = tag_of_notes();
+    int there = 0;
+    if (peer != rank_ && late_[peer] < 0 &&
+        MPI_Iprobe(from, tag, comm_->get(), &there, MPI_STATUS_IGNORE) == MPI_SUCCESS && there != 0)
+      MPI_Recv(&late_[peer], 1, MPI_INT, from, tag, comm_->get(), MPI_STATUS_IGNORE);
+    return late_[peer] >= 0;
+  }
+  template <class... Parts>
+  [[noreturn, gnu::cold]] void lose(std::size_t peer, Parts const&... parts) {
+    lost_.emplace(static_cast<int>(peer), sentence("expar: ", operation_, parts...));
+    throw *lost_;
+  }
+
+  std::shared_ptr<mpi_duplicate> comm_;
+  std::vector<int> members_;
+  std::size_t rank_;
+  std::chrono::milliseconds deadline_;
+  int first_tag_;
+  std::uint32_t among_ = 2166136261u;
+  std::optional<lost_rank> lost_;
+  char const* operation_ = "";
+
+  std::vector<MPI_Request> requests_;  // of a kind and a peer at kind * size() + peer
+  std::vector<int> completed_;
+  std::vector<MPI_Status> statuses_;
+  std::size_t active_ = 0, pending_ = 0;  // the first so many may be on their way; so many are
+  std::vector<double> heard_;             // when something of each peer was complete last
+  std::vector<int> late_;                 // the rank that a rank gave up, or -1
+  std::size_t asked_ = 0;
+};
+
+}  // namespace expar::inline v0::detail
