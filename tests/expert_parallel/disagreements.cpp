@@ -2,73 +2,13 @@
 #include <expar/expert_parallel.hpp>
 
 #include <stdexcept>
-#include <string>
-#include <vector>
 
-#include "support/catch.hpp"
-#include "support/thread_ranks.hpp"
+#include "support/layer_of_few.hpp"
 #include "support/thrown_by.hpp"
 
 using namespace expar_test;
-using expar::index_t;
-using expar::make_view;
 
 namespace {
-
-constexpr int tokens = 4, k = 2, experts = 5, hidden = 3;
-
-struct route_list {
-  expar::tensor_view<std::int32_t const, 2> ids;
-  expar::tensor_view<float const, 2> weights;
-};
-
-/// The tensors of one rank.
-struct data {
-  std::vector<float> x, out, weights;
-  std::vector<std::int32_t> ids;
-
-  explicit data(int rank)
-      : x(tokens * hidden, static_cast<float>(rank + 1)), out(x.size()), weights(tokens * k, 0.5f) {
-    for (int i = 0; i < tokens * k; ++i) ids.push_back((i + rank) % experts);
-  }
-  auto rows() { return make_view(x.data(), tokens, hidden); }
-  auto result() { return make_view(out.data(), tokens, hidden); }
-  route_list routes() const {
-    return {make_view(ids.data(), tokens, k), make_view(weights.data(), tokens, k)};
-  }
-};
-
-/// A layer of experts that give back what they get; empty where all tokens come home.
-template <class Moe, class Batch>
-std::string run(Moe& moe, Batch& batch, data& d) {
-  expar::host_context const ctx;
-  moe.dispatch(ctx, d.rows(), d.routes(), batch);
-  auto const rows = batch.rows(), y = batch.y();
-  for (index_t i = 0; i < batch.row_count(); ++i)
-    for (int c = 0; c < hidden; ++c) y(i, c) = rows(i, c);
-  moe.combine(ctx, batch, d.result());
-  return d.out == d.x ? "" : "a token did not come home";
-}
-
-/// f(transport, comm) on three ranks over both transports; what each rank says.
-template <class F>
-void over_both(std::vector<std::string> const& wanted, F f) {
-  for (bool by_windows : {false, true}) {
-    std::vector<std::string> said(wanted.size());
-    expar::run_ranks(static_cast<int>(wanted.size()), [&](expar::thread_communicator& comm) {
-      auto& mine = said[static_cast<std::size_t>(comm.rank())];
-      if (by_windows) {
-        expar::windows x(comm);
-        mine = f(x, comm);
-      } else {
-        expar::messages x(comm);
-        mine = f(x, comm);
-      }
-    });
-    INFO((by_windows ? "windows" : "messages"));
-    CHECK(said == wanted);
-  }
-}
 
 /// A tensor of the caller's whose view fails on one rank.
 struct broken {
@@ -93,7 +33,7 @@ TEST_CASE("ranks that enter two layers of one shape in other orders all say so, 
       "the same operations in the same order");
   over_both(wanted, [](auto& x, auto& comm) -> std::string {
     expar::host_context const ctx;
-    data d(comm.rank());
+    layer_data d(comm.rank());
     expar::expert_parallel first(x, {experts, k, hidden}), second(x, {experts, k, hidden});
     auto batch = first.template make_batch<float>();
     first.dispatch(ctx, d.rows(), d.routes(), batch);
@@ -104,7 +44,8 @@ TEST_CASE("ranks that enter two layers of one shape in other orders all say so, 
         first.dispatch(ctx, d.rows(), batch);
     });
     for (int time = 0; time < 2; ++time)
-      if (!run(first, batch, d).empty() || !run(second, batch, d).empty()) return "later";
+      if (!run_layer(first, batch, d).empty() || !run_layer(second, batch, d).empty())
+        return "later";
     return said;
   });
 }
@@ -116,7 +57,7 @@ TEST_CASE("two types of 16 bits are two types") {
                                         "the same");
   over_both(wanted, [](auto& x, auto& comm) -> std::string {
     expar::host_context const ctx;
-    data d(comm.rank());
+    layer_data d(comm.rank());
     expar::expert_parallel moe(x, {experts, k, hidden});
     std::vector<expar::half> const h(tokens * hidden);
     std::vector<expar::bfloat16> const b(tokens * hidden);
@@ -127,7 +68,7 @@ TEST_CASE("two types of 16 bits are two types") {
         moe.dispatch(ctx, make_view(h.data(), tokens, hidden), d.routes());
     });
     auto batch = moe.template make_batch<float>();
-    return run(moe, batch, d).empty() ? said : "later";
+    return run_layer(moe, batch, d).empty() ? said : "later";
   });
 }
 
@@ -137,10 +78,10 @@ TEST_CASE("a tensor whose view throws on one rank fails the call on all") {
     INFO("tensor " << which);
     over_both(wanted, [which](auto& x, auto& comm) -> std::string {
       expar::host_context const ctx;
-      data d(comm.rank());
+      layer_data d(comm.rank());
       expar::expert_parallel moe(x, {experts, k, hidden});
       auto batch = moe.template make_batch<float>();
-      if (!run(moe, batch, d).empty()) return "before";
+      if (!run_layer(moe, batch, d).empty()) return "before";
       std::vector<float> y(static_cast<std::size_t>(batch.row_count() * hidden)), d_y(y), d_w(8);
       bool const breaks = comm.rank() == 1;
       broken in{breaks, d.rows()}, out{breaks, d.result()};
@@ -170,7 +111,7 @@ TEST_CASE("a tensor whose view throws on one rank fails the call on all") {
             return moe.dispatch(ctx, in, d.routes(), batch);
         }
       });
-      return run(moe, batch, d).empty() ? said : "later";
+      return run_layer(moe, batch, d).empty() ? said : "later";
     });
   }
 }

@@ -120,20 +120,32 @@ class windows {
       auto const place = static_cast<index_t>(mine.turn % 3) * comm().size() + rank;
       return static_cast<std::size_t>(place * opened_) * sizeof(std::uint64_t);
     };
+    auto const tell = [&](index_t numbers) {
+      std::memcpy(own_.data(), &mine, sizeof mine);
+      for (int p = 0; p < comm().size(); ++p)
+        std::memcpy(view.peer(p, of(comm().rank())), own_.data(),
+                    static_cast<std::size_t>(numbers) * sizeof(std::uint64_t));
+    };
     auto const numbers_of = [&](int rank) {
       return static_cast<std::uint64_t const*>(view.peer(comm().rank(), of(rank)));
     };
-    agreed_.hear(
-        ctx, comm(), mine, wrong,
-        [&] {
-          turn_ = mine.turn;
-          std::memcpy(own_.data(), &mine, sizeof mine);
-          for (int p = 0; p < comm().size(); ++p)
-            std::memcpy(view.peer(p, of(comm().rank())), own_.data(),
-                        static_cast<std::size_t>(count) * sizeof(std::uint64_t));
-          comm().exchange_phase(ctx);
-        },
-        numbers_of);
+    try {
+      agreed_.hear(
+          ctx, comm(), mine, wrong,
+          [&] {
+            turn_ = mine.turn;
+            tell(count);
+            comm().exchange_phase(ctx);
+          },
+          numbers_of);
+    } catch (lost_rank const&) {
+      throw;
+    } catch (...) {
+      // One that comes to this turn later must not take this word for a new one.
+      mine = {.turn = mine.turn};
+      tell(detail::numbers_of_word);
+      throw;
+    }
     return numbers_of(0);
   }
 
@@ -237,7 +249,7 @@ class windows {
       i = pieces;
       pool.pieces.push_back({});
     }
-    if (pool.at(i).bytes < bytes) grow(ctx, mine, pool.at(i), bytes);
+    if (pool.at(i).memory.empty() || pool.at(i).bytes < bytes) grow(ctx, mine, pool.at(i), bytes);
     pool.at(i).free = false;
     auto* const own =
         static_cast<std::byte*>(pool.at(i).memory.front().view().peer(comm().rank(), 0));

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <expar/expert_parallel.hpp>
+
+#include <functional>
+#include <stdexcept>
+
+#include <expar/balance/sum_counts.hpp>
+#include <expar/report.hpp>
+
+#include "support/exhausted_resource.hpp"
+#include "support/layer_of_few.hpp"
+#include "support/thrown_by.hpp"
+
+using namespace expar_test;
+
+namespace {
+
+constexpr int ranks = 3;
+using context = expar::host_context;
+using sentences = std::vector<std::string>;
+
+sentences all(std::string const& sentence) {
+  return sentences(ranks, sentence);
+}
+
+/// Passes everything on, and throws in the n-th collective of one rank, before or behind it.
+class failing_communicator {
+ public:
+  static constexpr expar::communicator_traits traits{.checks_sizes = true};
+  enum when { before, behind };
+
+  failing_communicator(expar::thread_communicator& to, when w) : to_(to), when_(w) {}
+
+  int rank() const noexcept { return to_.rank(); }
+  int size() const noexcept { return to_.size(); }
+  void fail_in(int calls) { left_ = calls; }
+  bool has_failed() const { return left_ == 0; }
+
+  void all_to_all_v(context const& on, void const* in, expar::byte_counts counts,
+                    expar::byte_counts from, void* out, expar::byte_counts out_counts,
+                    expar::byte_counts at) {
+    pass([&] { to_.all_to_all_v(on, in, counts, from, out, out_counts, at); });
+  }
+  auto allocate_window(std::size_t bytes) {
+    expar::thread_communicator::window made;
+    pass([&] { made = to_.allocate_window(bytes); });
+    return made;
+  }
+  void exchange_phase(context const& on) {
+    pass([&] { to_.exchange_phase(on); });
+  }
+
+ private:
+  template <class F>
+  void pass(F f) {
+    bool const fails = left_ > 0 && --left_ == 0;
+    if (fails && when_ == before) throw std::runtime_error("the cable is out");
+    f();
+    if (fails) throw std::runtime_error("the cable is out");
+  }
+
+  expar::thread_communicator& to_;
+  when when_;
+  int left_ = -1;
+};
+
+/// A pool that throws in its n-th run.
+struct failing_pool {
+  int left = -1;
+
+  int concurrency() const { return 2; }
+  void run(int n, expar::task const& t) {
+    if (left > 0 && --left == 0) throw std::runtime_error("the pool is closed");
+    for (int i = 0; i < n; ++i) t(i);
+  }
+};
+
+/// Forward and backward, each call by `attempt(what, call)`, until one throws.
+template <class Moe, class Batch, class Attempt>
+void every_call(Moe& moe, Batch& batch, layer_data& d, context const& ctx, Attempt attempt) {
+  std::vector<float> d_weights(tokens * k);
+  auto const fill = [](auto const& rows) {
+    for (index_t i = 0; i < rows.extents[0]; ++i)
+      for (index_t c = 0; c < rows.extents[1]; ++c) rows(i, c) = 1;
+  };
+  attempt([&] { moe.dispatch(ctx, d.rows(), d.routes(), batch); }) && attempt([&] {
+    fill(batch.y());
+    moe.combine(ctx, batch, d.result());
+  }) &&
+      attempt([&] {
+        moe.combine_backward(ctx, batch, d.rows(), make_view(d_weights.data(), tokens, k));
+      }) &&
+      attempt([&] {
+        fill(batch.d_rows());
+        moe.dispatch_backward(ctx, batch, d.result());
+      }) &&
+      attempt([&] { moe.place(moe.placement()); });
+}
+
+/// What one rank hears when another fails once in every_call(), between start() and stop(): its
+/// sentences, or that tokens do not come home afterwards.
+template <class X>
+std::string hear(X& x, layer_data& d, context const& ctx, std::function<void()> const& start,
+                 std::function<void()> const& stop) {
+  expar::expert_parallel moe(x, {experts, k, hidden});
+  auto batch = moe.template make_batch<float>();
+  if (auto const wrong = run_layer(moe, batch, d); !wrong.empty()) return wrong;
+  start();
+  std::string said;
+  every_call(moe, batch, d, ctx, [&](auto call) {
+    said = thrown_by([&] {
+      try {
+        call();
+      } catch (std::runtime_error const& e) {
+        throw expar::error(std::string("at once: ") + e.what());
+      }
+    });
+    return said == "nothing was thrown";
+  });
+  stop();
+  if (said.starts_with("at once") || said == "nothing was thrown")  // of what others hear later
+    said += "; " + thrown_by([&] { moe.place(moe.placement()); });
+  for (int time = 0; time < 2; ++time)
+    if (auto const wrong = run_layer(moe, batch, d, ctx); !wrong.empty()) return wrong;
+  return said;
+}
+
+/// `f(x, comm)` over messages and windows of communicators that fail_in() can make fail.
+template <class F>
+sentences over(bool by_windows, failing_communicator::when when, F f) {
+  sentences said(ranks);
+  expar::run_ranks(ranks, [&](expar::thread_communicator& threads) {
+    failing_communicator comm(threads, when);
+    auto& mine = said[static_cast<std::size_t>(comm.rank())];
+    if (by_windows) {
+      expar::windows x(comm);
+      mine = f(x, comm);
+    } else {
+      expar::messages x(comm);
+      mine = f(x, comm);
+    }
+  });
+  return said;
+}
+
+}  // namespace
+
+TEST_CASE("a communicator that fails on one rank, at any call, is one sentence on all") {
+  bool const by_windows = GENERATE(false, true);
+  auto const when = GENERATE(failing_communicator::before, failing_communicator::behind);
+  CAPTURE(by_windows, when);
+  std::string const sentence = "expar: an exception: the cable is out (rank 1)";
+  int firings = 0;
+  for (int n = 1; n < 30; ++n) {
+    bool failed = false;
+    auto const said = over(by_windows, when, [&](auto& x, auto& comm) {
+      layer_data d(comm.rank());
+      auto const start = [&] {
+        if (comm.rank() == 1) comm.fail_in(n);
+      };
+      return hear(x, d, {}, start, [&] {
+        if (comm.rank() == 1) failed = comm.has_failed();
+        comm.fail_in(-1);
+      });
+    });
+    if (!failed) break;
+    ++firings;
+    INFO("collective " << n);
+    for (auto const& s : said) CHECK((s == sentence || s == "nothing was thrown; " + sentence));
+  }
+  CHECK(firings > 4);
+}
+
+// So few rows are no work for a pool over windows.
+TEST_CASE("a pool that throws on one rank, at any message, is one sentence on all") {
+  std::string const sentence = "expar: an exception: the pool is closed (rank 1)";
+  int firings = 0;
+  for (int n = 1; n < 30; ++n) {
+    bool failed = false;
+    auto const said = over(false, failing_communicator::before, [&](auto& x, auto& comm) {
+      failing_pool pool;
+      layer_data d(comm.rank());
+      auto const start = [&] {
+        if (comm.rank() == 1) pool.left = n;
+      };
+      return hear(x, d, context(pool), start, [&] {
+        if (comm.rank() == 1) failed = pool.left == 0;
+        pool.left = -1;
+      });
+    });
+    if (!failed) break;
+    ++firings;
+    INFO("run " << n);
+    for (std::size_t r = 0; r < ranks; ++r) {
+      std::string const before = r == 1 ? "at once: the pool is closed; " : "nothing was thrown; ";
+      CHECK((said[r] == sentence || said[r] == before + sentence));
+    }
+  }
+  CHECK(firings > 2);
+}
+
+TEST_CASE("a rank that misses a call and goes on with the next batch is told, and catches up") {
+  bool const by_windows = GENERATE(false, true);
+  CAPTURE(by_windows);
+  auto const said = over(by_windows, failing_communicator::before, [](auto& x, auto& comm) {
+    context const ctx;
+    layer_data d(comm.rank());
+    expar::expert_parallel moe(x, {experts, k, hidden});
+    auto batch = moe.template make_batch<float>(), next = moe.template make_batch<float>();
+    std::string heard;
+    for (int step = 0; step < 3; ++step) {
+      if (!run_layer(moe, batch, d).empty()) return std::string("later");
+      heard += thrown_by([&] {
+        if (comm.rank() == 1)
+          moe.dispatch(ctx, d.rows(), d.routes(), next);
+        else
+          moe.combine(ctx, batch, d.result());
+      });
+    }
+    return heard;
+  });
+  std::string sentence;
+  for (int batch = 1; batch < 4; ++batch)
+    sentence += "expar: rank 0 calls combine for its batch " + std::to_string(batch) +
+                " while rank 1 calls prepare; all ranks call the same operations in the same order";
+  CHECK(said == all(sentence));
+}
+
+TEST_CASE("ranks in operations of other parts of the library all say so, and go on") {
+  bool const by_windows = GENERATE(false, true);
+  int const which = GENERATE(0, 1, 2);
+  CAPTURE(by_windows, which);
+  auto const said = over(by_windows, failing_communicator::before, [&](auto& x, auto& comm) {
+    context const ctx;
+    layer_data d(comm.rank());
+    expar::expert_parallel moe(x, {experts, k, hidden});
+    auto batch = moe.template make_batch<float>();
+    if (!run_layer(moe, batch, d).empty()) return std::string("before");
+    std::vector<std::int64_t> counts(256, 1);
+    auto const sum = [&] { expar::sum_counts(ctx, comm, make_view(counts.data(), 256)); };
+    auto const heard = thrown_by([&] {
+      if (comm.rank() != 2)
+        moe.prepare(ctx, d.routes(), batch);
+      else if (which == 0)
+        sum();
+      else if (which == 1)
+        expar::gather_report(ctx, comm, batch);
+      else
+        expar::expert_parallel(comm, {experts, k, hidden});
+    });
+    if (!run_layer(moe, batch, d).empty()) return std::string("later");
+    sum();
+    bool const works =
+        counts[0] == ranks && expar::gather_report(ctx, comm, batch).tokens == ranks * tokens;
+    return works ? heard : "other operations do not work";
+  });
+  char const* const others[] = {"sum_counts", "gather_report", "the constructor"};
+  CHECK(said == all(std::string("expar: rank 0 calls prepare while rank 2 calls ") + others[which] +
+                    "; all ranks call the same operations in the same order"));
+}
