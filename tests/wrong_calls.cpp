@@ -886,8 +886,8 @@ std::vector<wrong_call> const of_ranks{
            l.moe.prepare(ctx, some_routes<>{ids, weights}, l.batch, expar::even_quotas);
        });
      },
-     "expar: rank 0 calls prepare for its batch 2 while rank 1 calls prepare with quotas for its "
-     "batch 2; all ranks call the same operations in the same order"},
+     "expar: rank 0 calls prepare while rank 1 calls prepare with quotas; all ranks call the same "
+     "operations in the same order"},
     {[] {
        on_ranks(2, [](auto& l) {
          if (l.rank == 1) l.batch.release(expar::side::y);

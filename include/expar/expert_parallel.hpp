@@ -12,12 +12,15 @@ namespace expar::inline v0 {
 /// it shares that with other layers.
 ///
 /// Collective, like every member function but accessors: all ranks call the same functions in the
-/// same order. Each returns when it has finished. Before rows travel ranks ask each other whether
-/// all can go on: a wrong argument, an exception of the caller's executor or a lack of memory on
-/// one rank makes the call throw the same sentence on all ranks, and leaves the object usable; what
-/// it was to write is then unspecified. Neither the transport nor the number of ranks nor copies of
-/// experts change a bit: rows are copied, and a token's sum runs over its choices in order, in one
-/// accumulator.
+/// same order. Each returns when it has finished. A word in front of every message says what its
+/// rank does. A wrong argument, an exception of the caller's executor or tensors, a lack of memory
+/// on one rank, or ranks in different calls make the call throw the same sentence on all ranks, and
+/// the object works at once; what the call was to write is then unspecified. What fails behind the
+/// last message of a call throws on its rank, and on all ranks in the next call. A rank that never
+/// comes is for the communicator to tell, by lost_rank: then both stay dead, and survivors make
+/// others of a smaller communicator and placement().without(rank).
+/// Neither the transport nor the number of ranks nor copies of experts change a bit: rows are
+/// copied, and a token's sum runs over its choices in order, in one accumulator.
 ///
 /// Rows of experts stand in the sides of a batch, rows() y() d_y() d_rows(), or in tensors of the
 /// caller, who then names them in the call: the side itself, or apart from it. The communicator

@@ -27,7 +27,7 @@ class agreement {
 
   void reserve(int ranks) {
     counts_.reserve(ranks);
-    words_.resize(static_cast<std::size_t>(ranks));
+    if (ranks > few) words_.resize(static_cast<std::size_t>(ranks));
     records_.resize(static_cast<std::size_t>(ranks));
   }
   fixed_counts& counts() { return counts_; }
@@ -105,6 +105,7 @@ class agreement {
   }
 
  private:
+  static constexpr int few = 64;  // ranks, for whose words no memory is needed
   struct record {
     word said;
     char text[failure::room];
@@ -112,10 +113,11 @@ class agreement {
 
   template <class Comm>
   void gather_words(host_context const& ctx, Comm& comm, word& mine, failure const& wrong) {
+    word of_few[few];
+    word* const all = comm.size() > few ? words_.data() : of_few;
     hear(
-        ctx, comm, mine, wrong,
-        [&] { all_gather(ctx, comm, &mine, words_.data(), sizeof mine, counts_); },
-        [&](int r) { return words_.data() + r; });
+        ctx, comm, mine, wrong, [&] { all_gather(ctx, comm, &mine, all, sizeof mine, counts_); },
+        [&](int r) { return all + r; });
   }
 
   /// Whether `call` went through. What a communicator throws that checks sizes becomes what this

@@ -13,8 +13,8 @@ namespace expar::inline v0 {
 ///
 /// Layers of which one runs at a time share a transport, and with it message buffers and the pool
 /// of sides: `expar::messages x(comm); expar::expert_parallel first(x, shape), second(x, shape);`.
-/// It keeps the largest message out and in, and tables of 32 * R + 16 * (S + R * L) bytes for R
-/// ranks and S slots, of which L are local.
+/// It keeps the largest message out and in, and 832 R + 8 E (R + 1) + 32 (S + max(S, R L)) + 96
+/// bytes for R <= 64 ranks, E experts and S slots, of which L are local.
 /// The communicator outlives the transport, and that its layers. One thread at a time uses a
 /// transport, its layers and their batches.
 template <class Comm>
@@ -35,6 +35,7 @@ class messages {
         incoming_(memory),
         out_(memory),
         in_(memory),
+        words_(memory),
         row_seats_(memory),
         scalar_seats_(memory) {}
 
@@ -74,8 +75,7 @@ class messages {
     int const by_rank = ranks * place.most();
     int const blocks = place.slot_count() > by_rank ? place.slot_count() : by_rank;
     for (detail::segments* s : {&outgoing_, &incoming_}) s->reserve(ranks, blocks);
-    for (detail::buffer<std::byte>* bytes : {&out_, &in_})
-      bytes->reserve(static_cast<std::size_t>(detail::segments::bound(ranks, 0, 0)));
+    words_.resize(2 * sizeof(detail::word) * static_cast<std::size_t>(ranks));
   }
   /// Collective, after reserve() on all ranks.
   void open(host_context const&) {}
@@ -191,7 +191,8 @@ class messages {
       auto const most = static_cast<std::size_t>(s.message_bytes(s.rank, row_bytes + scalar_bytes));
       out_.reserve(most), in_.reserve(most);
     }
-    make_room();
+    out_.resize(outgoing_.bytes());
+    in_.resize(incoming_.bytes());
   }
 
   template <class T>
@@ -228,10 +229,6 @@ class messages {
     });
   }
 
-  void make_room() {
-    out_.resize(outgoing_.bytes());
-    in_.resize(incoming_.bytes());
-  }
   /// Whether the messages of no rank have to grow for the rows of `b`: all ranks know of all.
   bool fit(detail::told const& met, state const& b, index_t bytes_of_row) const {
     for (int r = 0; r < b.at.place.ranks(); ++r)
@@ -256,9 +253,10 @@ class messages {
     if (ranks == 1) return local(ready);
     if (begun) ready();
     detail::failure const wrong = agreed_.attempt([&] { local(ready); });
+    std::byte *out = out_.data(), *in = in_.data();
     if (!divided) {
       outgoing_.words_alone(ranks), incoming_.words_alone(ranks);
-      make_room();
+      out = words_.data(), in = out + outgoing_.bytes();
     }
     auto w = detail::agreement::word_of(mine, wrong);
     detail::keep_if_lost(
@@ -271,20 +269,20 @@ class messages {
                   if (outgoing_.counts()[unsigned_of(p)] != 0)
                     std::memcpy(out_.data() + outgoing_.displacements()[unsigned_of(p)], &w,
                                 sizeof w);
-                swap(ctx, s);
+                swap(ctx, s, out, in);
               },
-              [&](int r) { return in_.data() + incoming_.displacements()[unsigned_of(r)]; });
+              [&](int r) { return in + incoming_.displacements()[unsigned_of(r)]; });
         },
         out_, in_);
   }
-  void swap(host_context const& ctx, detail::seats const& s) {
+  void swap(host_context const& ctx, detail::seats const& s, std::byte const* out, std::byte* in) {
     if constexpr (variable_communicator<Comm>)
       if (s.rule.capacity < 0) {
-        comm().all_to_all_v(ctx, out_.data(), outgoing_.counts(), outgoing_.displacements(),
-                            in_.data(), incoming_.counts(), incoming_.displacements());
+        comm().all_to_all_v(ctx, out, outgoing_.counts(), outgoing_.displacements(), in,
+                            incoming_.counts(), incoming_.displacements());
         return;
       }
-    all_to_all(ctx, comm(), out_.data(), in_.data(), outgoing_.counts()[0], agreed_.counts());
+    all_to_all(ctx, comm(), out, in, outgoing_.counts()[0], agreed_.counts());
   }
   static constexpr std::size_t unsigned_of(int rank) { return static_cast<std::size_t>(rank); }
 
@@ -294,7 +292,7 @@ class messages {
   detail::agreement agreed_;
   detail::buffer<std::uint64_t> own_, numbers_;
   detail::segments outgoing_, incoming_;
-  detail::buffer<std::byte> out_, in_;
+  detail::buffer<std::byte> out_, in_, words_;
   detail::buffer<detail::seat> row_seats_, scalar_seats_;
   std::uint64_t batches_ = 0;
 };
