@@ -29,7 +29,7 @@ struct fault {
   int rank = -1;  // -1: nothing happens
   bool kills = false;
   int step = 0;
-  std::vector<hearing> heard;  // by all ranks that go on
+  std::vector<hearing> heard{};  // by all ranks that go on
 };
 
 /// Throws bad_usage where there is no such rank.

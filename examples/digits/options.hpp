@@ -144,19 +144,21 @@ inline std::string help_text(std::string const& program, bool with_ranks) {
               : "") +
          "  --replicas N  copies of every expert, on different ranks (default 1)\n"
          "  --whole       every rank has all experts, and its images stay there\n"
-         "  --skip R      in the middle of the training rank R throws, and leaves a combine out: "
-         "all\n"
-         "                ranks get one sentence, and repeat the step\n"
-         "  --kill R      there rank R ends" +
-         (with_ranks ? ""
-                     : " (by SIGKILL under mpirun --enable-recovery, else it\n"
-                       "                only stops; the others wait 2 s)") +
-         ": the others go on with the weights that they\n"
-         "                have, and share the images. All have the trunk; an expert is lost with "
-         "its\n"
-         "                last copy, and its routes are dropped, and counted. With --replicas 2 "
-         "nothing\n"
-         "                is lost\n"
+         "  --skip R      rank R throws in the middle of the training, and leaves a combine out: "
+         "all ranks\n"
+         "                get one sentence, and repeat the step\n" +
+         (with_ranks
+              ? "  --kill R      the thread of rank R ends in the middle of the training: the "
+                "others "
+                "go on with\n"
+              : "  --kill R      rank R never comes again (SIGKILL under mpirun --enable-recovery, "
+                "else it only\n"
+                "                stops): the others hear of it after 2 s, and go on with\n") +
+         "                the weights that they have, and share all images. The trunk is on every "
+         "rank; an\n"
+         "                expert is lost with its last copy: its routes are dropped, and counted. "
+         "With\n"
+         "                --replicas 2 nothing is lost\n"
          "  --seed N      what the initial weights and the order of the images come from (default "
          "1)\n"
          "  --epochs N    passes over the 1500 training images (default 100)\n"
