@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <deque>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <expar/comm/thread.hpp>
@@ -39,7 +40,21 @@ struct of_one_rank {
   }
 };
 
+/// Tokens whose n-th view takes a while.
+struct slow_tokens {
+  expar::tensor_view<float, 2> rows;
+  int* left;
+};
+
 }  // namespace
+
+template <>
+struct expar::tensor_traits<slow_tokens> {
+  static auto view(slow_tokens const& t) {
+    if (--*t.left == 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    return t.rows;
+  }
+};
 
 TEST_CASE("windows that quotas need are the same on all ranks, however these hurry") {
   constexpr int ranks = 7, rounds = 300;
@@ -94,5 +109,48 @@ TEST_CASE("batches hold at most 1024 sides in windows, and one that all release 
     CHECK(
         said[r] ==
         "expar: dispatch: batches hold 1024 sides in windows; no more are possible: release some");
+  }
+}
+
+TEST_CASE("a rank that is late inside a phase writes into windows that are still there") {
+  std::string said[2];
+  int writing = 2;  // the view by which rank 1 writes, once ranks have met
+  expar::run_ranks(
+      2,
+      [&](auto& comm) {
+        expar::expert_parallel moe(comm, {experts, k, columns});
+        of_one_rank mine;
+        int never = -1;
+        auto& left = comm.rank() == 1 ? writing : never;
+        said[comm.rank()] = expar_test::thrown_by([&] {
+          moe.dispatch(ctx, slow_tokens{mine.x(), &left}, mine.routes);
+        });
+      },
+      std::chrono::milliseconds(50));
+  std::string const sentence = "expar: exchange_phase: rank 1 did not come within 50 ms";
+  CHECK(said[0] == sentence);
+  CHECK(said[1] == sentence);
+  CHECK(writing <= 0);
+}
+
+TEST_CASE("a rank that ends is named by its peer, which writes into nothing that is gone") {
+  for (bool throws : {false, true}) {
+    std::string said;
+    auto const run = [&] {
+      expar::run_ranks(2, [&](auto& comm) {
+        expar::expert_parallel moe(comm, {experts, k, columns});
+        of_one_rank mine;
+        auto batch = moe.dispatch(ctx, mine.x(), mine.routes);
+        if (comm.rank() == 0 && throws) throw expar::error("rank 0 has had enough");
+        if (comm.rank() == 0) return;
+        for (int time = 0; time < 2; ++time)
+          said += expar_test::thrown_by([&] { moe.dispatch(ctx, mine.x(), mine.routes, batch); }) +
+                  "; ";
+      });
+    };
+    auto const end = expar_test::thrown_by(run);
+    CHECK(end == (throws ? "rank 0 has had enough" : "nothing was thrown"));
+    std::string const sentence = "expar: exchange_phase: rank 0 has left and will not come; ";
+    CHECK(said == sentence + sentence);
   }
 }

@@ -267,8 +267,7 @@ class messages {
               [&] {
                 for (int p = 0; p < ranks; ++p)
                   if (outgoing_.counts()[unsigned_of(p)] != 0)
-                    std::memcpy(out_.data() + outgoing_.displacements()[unsigned_of(p)], &w,
-                                sizeof w);
+                    std::memcpy(out + outgoing_.displacements()[unsigned_of(p)], &w, sizeof w);
                 swap(ctx, s, out, in);
               },
               [&](int r) { return in + incoming_.displacements()[unsigned_of(r)]; });
