@@ -4,11 +4,14 @@
 #include <atomic>
 #include <memory_resource>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/forked.hpp"
 #include "support/random.hpp"
+#include "support/thrown_by.hpp"
 
 namespace {
 
@@ -168,3 +171,22 @@ TEST_CASE("context: a context has a thread") {
   REQUIRE_THROWS_WITH(host_context(0), "expar: host_context: threads is 0; at least 1 is needed");
   REQUIRE_THROWS_WITH(host_context(-3), "expar: host_context: threads is -3; at least 1 is needed");
 }
+
+TEST_CASE("context: memory is there") {
+  std::string const said = "expar: host_context: memory is null; a resource is needed";
+  backwards pool{2};
+  CHECK(expar_test::thrown_by([] { host_context(1, nullptr); }) == said);
+  CHECK(expar_test::thrown_by([] { host_context(2, nullptr); }) == said);
+  CHECK(expar_test::thrown_by([&] { host_context(pool, nullptr); }) == said);
+}
+
+#ifdef EXPAR_TEST_FORK
+TEST_CASE("context: more threads than can be had") {
+  CHECK(expar_test::holds_in_child([] {
+    expar_test::allow_no_threads();
+    return expar_test::thrown_by([] { host_context(200000); }) ==
+           "expar: host_context: threads is 200000, more than can be had: Resource temporarily "
+           "unavailable";
+  }));
+}
+#endif

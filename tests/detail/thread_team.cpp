@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/detail/thread_team.hpp>
 
-#if __has_include(<sys/wait.h>)
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
-#endif
-
 #include <atomic>
 #include <chrono>
 #include <thread>
 #include <vector>
 
 #include "../support/catch.hpp"
+#include "../support/forked.hpp"
 
 namespace {
 
@@ -99,32 +94,13 @@ TEST_CASE("a team that is shared works until its last owner is gone") {
   CHECK(done == 12);
 }
 
-// Under sanitizers the child of a process that has threads may find their locks taken for ever.
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-#define EXPAR_NO_FORK
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
-#define EXPAR_NO_FORK
-#endif
-#endif
-#if __has_include(<sys/wait.h>) && !defined(EXPAR_NO_FORK)
+#ifdef EXPAR_TEST_FORK
 TEST_CASE("a team that a forked child inherits ends there without its threads") {
   auto* const team = new thread_team(3);
-  pid_t const child = fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {
+  CHECK(expar_test::holds_in_child([&] {
     delete team;
-    _exit(7);
-  }
-  int status = 0;
-  pid_t ended = 0;
-  for (int waited = 0; waited < 1000 && ended == 0; ++waited) {
-    ended = waitpid(child, &status, WNOHANG);
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  if (ended == 0) kill(child, SIGKILL);
-  CHECK(ended == child);
-  CHECK(WEXITSTATUS(status) == 7);
+    return true;
+  }));
   delete team;
 }
 #endif

@@ -452,3 +452,117 @@ TEST_CASE("broken_communicator_law: tiers 1 and 3 are examined where a communica
   CHECK(said[1] == said[0]);
   CHECK(said[2] == said[0]);
 }
+
+namespace {
+
+// Says that it checks sizes, and tells ranks of it with one mistake.
+class careless {
+ public:
+  enum mistake {
+    none,
+    tells_nobody,
+    not_rank_1,
+    by_another_error,
+    writes_what_is_sent,
+    does_not_recover,
+    next_is_wrong,
+    takes_one_kind_for_another
+  };
+  static constexpr expar::communicator_traits traits{.checks_sizes = true};
+
+  careless(thread_communicator& comm, mistake which) : comm_(&comm), which_(which) {}
+
+  int rank() const noexcept { return comm_->rank(); }
+  int size() const noexcept { return comm_->size(); }
+
+  void all_to_all_v(host_context const& on, void const* in, byte_counts counts, byte_counts from,
+                    void* out, byte_counts out_counts, byte_counts to) {
+    auto* const result = static_cast<unsigned char*>(out);
+    bool const disagreed =
+        tell([&] { comm_->all_to_all_v(on, in, counts, from, out, out_counts, to); },
+             [&] {
+               for (std::size_t p = 0; p < to.size(); ++p) result[to[p] + out_counts[p]] = 0;
+             });
+    if (!disagreed && which_ == next_is_wrong && before_ && out_counts[0] > 0) result[to[0]] ^= 1;
+    before_ = disagreed;
+  }
+  void all_to_all(host_context const& on, void const* in, void* out, std::size_t bytes) {
+    if (which_ == takes_one_kind_for_another) {
+      auto const ranks = static_cast<std::size_t>(size());
+      std::vector<std::size_t> const counts(ranks, bytes);
+      std::vector<std::size_t> places;
+      for (std::size_t p = 0; p < ranks; ++p) places.push_back(p * bytes);
+      return comm_->all_to_all_v(on, in, counts, places, out, counts, places);
+    }
+    tell([&] { comm_->all_to_all(on, in, out, bytes); }, [] {});
+  }
+  void all_gather(host_context const& on, void const* in, void* out, std::size_t bytes) {
+    tell([&] { comm_->all_gather(on, in, out, bytes); }, [] {});
+  }
+  void barrier(host_context const& on) {
+    tell([&] { comm_->barrier(on); }, [] {});
+  }
+
+ private:
+  // Gives whether ranks disagree, unless it throws.
+  template <class Call, class Overrun>
+  bool tell(Call call, Overrun overrun) {
+    if (dead_) throw std::runtime_error("dead");
+    try {
+      call();
+      return false;
+    } catch (expar::disagreement const& e) {
+      before_ = true, dead_ = which_ == does_not_recover;
+      if (which_ == writes_what_is_sent) overrun();
+      if (which_ == tells_nobody || (which_ == not_rank_1 && rank() == 1)) return true;
+      if (which_ == by_another_error) throw expar::error(e.what());
+      throw;
+    }
+  }
+
+  thread_communicator* comm_;
+  mistake which_;
+  bool before_ = false, dead_ = false;
+};
+
+}  // namespace
+
+TEST_CASE("broken_communicator_law: one that checks sizes is held to it") {
+  struct expectation {
+    careless::mistake which;
+    char const* law;
+  };
+  auto const [which, law] = GENERATE(values<expectation>({
+      {careless::none, ""},
+      {careless::tells_nobody,
+       "checks_sizes: rank 0 sends 8 bytes to rank 1, which expects 4, and on rank 0 no "
+       "disagreement is thrown"},
+      {careless::not_rank_1,
+       "checks_sizes: rank 0 sends 8 bytes to rank 1, which expects 4, and on rank 1 no "
+       "disagreement is thrown"},
+      {careless::by_another_error,
+       "checks_sizes: the communicator throws on rank 0: expar: all_to_all_v: rank 0 sends 8 "
+       "bytes to rank 1, which expects 4"},
+      {careless::writes_what_is_sent, "checks_sizes: on rank 0 a byte "},
+      {careless::does_not_recover, "checks_sizes: the communicator throws on rank 0: dead"},
+      {careless::next_is_wrong, "checks_sizes: the segment from rank 0 holds on rank "},
+      {careless::takes_one_kind_for_another,
+       "checks_sizes: rank 2 calls all_to_all while all others call all_to_all_v, and on rank 0 no "
+       "disagreement is thrown"},
+  }));
+  std::vector<std::string> said(3);
+  auto const mistake = which;
+  expar::run_ranks(3, [&said, mistake](thread_communicator& comm) {
+    host_context const on;
+    careless bad(comm, mistake);
+    auto& mine = said[static_cast<std::size_t>(comm.rank())];
+    mine = broken_communicator_law(on, bad);
+  });
+  CAPTURE(static_cast<int>(which), said);
+  CHECK(begins(said[0], law));
+  CHECK(said[0].empty() == (which == careless::none));
+  if (which != careless::does_not_recover) {  // and cannot tell the others
+    CHECK(said[1] == said[0]);
+    CHECK(said[2] == said[0]);
+  }
+}

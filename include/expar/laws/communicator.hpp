@@ -14,51 +14,17 @@
 #include <vector>
 
 #include <expar/communicator.hpp>
+#include <expar/laws/detail/disagreement_laws.hpp>
+#include <expar/laws/detail/guarded_bytes.hpp>
 
 namespace expar::inline v0 {
 namespace detail {
-
-/// A byte that depends on all bits of x.
-inline std::uint8_t mixed_byte(std::uint64_t x) {
-  x = (x ^ (x >> 31)) * 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 29)) * 0xbf58476d1ce4e5b9u;
-  return static_cast<std::uint8_t>(x >> 56);
-}
-
-/// Memory for a communicator to read or to write, between margins: what it writes outside is found,
-/// and harms nothing.
-class guarded_bytes {
- public:
-  enum filling : unsigned char { sent = 0x5A, received = 0xA5 };
-
-  guarded_bytes(filling fill, std::size_t size, std::size_t margin = 4096)
-      : size_(size), margin_(margin), fill_(fill), bytes_(size + 2 * margin, std::byte{fill}) {}
-
-  std::byte* data() { return bytes_.data() + margin_; }
-  std::size_t size() const { return size_; }
-  bool operator==(guarded_bytes const&) const = default;
-  void wipe(std::byte* first, std::size_t bytes) const { std::memset(first, fill_, bytes); }
-  void wipe() { wipe(bytes_.data(), bytes_.size()); }
-
-  /// Where a byte is written since all were wiped, or null.
-  char const* touched() const {
-    std::byte const *const first = bytes_.data(), fill{fill_};
-    if (*first == fill && std::memcmp(first, first + 1, bytes_.size() - 1) == 0) return nullptr;
-    std::size_t at = 0;
-    while (first[at] == fill) ++at;
-    return at < margin_ ? "before" : at < margin_ + size_ ? "between the segments of" : "behind";
-  }
-
- private:
-  std::size_t size_, margin_;
-  filling fill_;
-  std::vector<std::byte> bytes_;
-};
 
 /// Runs the laws of one communicator in a fixed order. It stops early only where the ranks agree
 /// to, so that all of them take part in the same operations whatever one of them finds.
 template <class Comm, class Context>
 class communicator_examiner {
+  friend class disagreement_laws<communicator_examiner>;
   static constexpr bool has_v = variable_communicator<Comm, Context>;
   static constexpr bool has_fixed = native_collectives<Comm, Context>;
   static constexpr bool has_windows = window_communicator<Comm, Context>;
@@ -130,6 +96,10 @@ class communicator_examiner {
     if constexpr (has_fixed) {
       int round = 0;
       for (unsigned bytes : {8u, 1u, 0u, 70001u, 64u, 3u, 1000u, 16u}) fixed(round++, bytes);
+      if (found_anywhere()) return;
+    }
+    if constexpr (traits_of<Comm>().checks_sizes && (has_v || has_fixed)) {
+      disagreement_laws<communicator_examiner>(*this).run();
       if (found_anywhere()) return;
     }
     if constexpr (has_windows) {
@@ -233,7 +203,8 @@ class communicator_examiner {
            " other bytes than that rank sends");
     return false;
   }
-  // Right segments are wiped, so that what else is written stands out, now and later.
+  // `call` says whether it fills its segments. These are wiped where they are right, so that what
+  // else is written stands out, now and later.
   template <class Call>
   void exchange(char const* law, char const* rest, int data, std::size_t margin,
                 segment_list const& sent, segment_list const& got, bool gathers, Call call) {
@@ -243,12 +214,12 @@ class communicator_examiner {
       for (std::size_t k = 0; k < sent.counts[at(p)]; ++k)
         in.data()[sent.displacements[at(p)] + k] = byte_of(data, rank_, gathers ? 0 : p, k);
     guarded_bytes const before = in;
-    call(in.data(), out.data());
+    bool const fills = call(in.data(), out.data());
     if (in != before) broken("input: on rank ", rank_, " the communicator writes what it sends");
     in.wipe();
     for (int p = 0; p < size_; ++p) {
       std::byte* const first = out.data() + got.displacements[at(p)];
-      if (check_segment(law, data, p, gathers ? 0 : rank_, first, got.counts[at(p)]))
+      if (!fills || check_segment(law, data, p, gathers ? 0 : rank_, first, got.counts[at(p)]))
         out.wipe(first, got.counts[at(p)]);
     }
     if (char const* const where = out.touched())
@@ -276,6 +247,7 @@ class communicator_examiner {
     exchange(law, "gaps", data, margin(round), sent, got, false, [&](void const* in, void* out) {
       comm_.all_to_all_v(on_, sent.total == 0 ? nullptr : in, sent.counts, sent.displacements,
                          got.total == 0 ? nullptr : out, got.counts, got.displacements);
+      return true;
     });
   }
 
@@ -283,11 +255,17 @@ class communicator_examiner {
     segment_list const blocks = equal_blocks(bytes, bytes), copies = equal_blocks(bytes, 0);
     attempt("all_to_all", [&] {
       exchange("all_to_all", "all_to_all", round, bytes + 64, blocks, blocks, false,
-               [&](void const* in, void* out) { comm_.all_to_all(on_, in, out, bytes); });
+               [&](void const* in, void* out) {
+                 comm_.all_to_all(on_, in, out, bytes);
+                 return true;
+               });
     });
     attempt("all_gather", [&] {
       exchange("all_gather", "all_gather", round + rounds, bytes + 64, copies, blocks, true,
-               [&](void const* in, void* out) { comm_.all_gather(on_, in, out, bytes); });
+               [&](void const* in, void* out) {
+                 comm_.all_gather(on_, in, out, bytes);
+                 return true;
+               });
     });
     attempt("barrier", [&] { comm_.barrier(on_); });
   }
@@ -416,6 +394,10 @@ inline void keep_for_ever(std::shared_ptr<void> memory) {
 ///   nothing     it works where a rank or all ranks send nothing, with null buffers
 ///   all_to_all, all_gather
 ///               (where it brings them) block s comes from rank s; nothing else is written
+///   checks_sizes
+///               (where its traits state it) ranks that send another size than is expected, or are
+///               in another kind of collective, throw `disagreement`; nothing is written outside
+///               the segments, and the next exchange works
 ///   window      (tier 3) after exchange_phase a rank sees what its peers wrote, in every phase
 /// All of it happens several times, with other sizes and with other data of the same sizes. The
 /// buffers lie between guard bytes, and those that a broken communicator was given are never freed.

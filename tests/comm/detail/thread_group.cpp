@@ -1,13 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/comm/detail/thread_group.hpp>
 
-#if __has_include(<sys/wait.h>)
-#include <signal.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
-#endif
-
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -19,6 +12,7 @@
 #include <expar/comm/thread.hpp>
 
 #include "../../support/catch.hpp"
+#include "../../support/forked.hpp"
 #include "../random_rounds.hpp"
 #include "../sentences.hpp"
 
@@ -108,18 +102,21 @@ TEST_CASE("thread_group: a group without a rank can be made before that is lost"
 
 TEST_CASE("thread_group: a survivor that does not come is lost to the others in turn") {
   std::vector<std::vector<int>> met(4);
+  std::atomic<int> done{0};
   auto const said = sentences(
       4,
       [&](thread_communicator& comm) {
         if (comm.rank() == 1) return;
-        if (comm.rank() == 2) return std::this_thread::sleep_for(700ms);
+        while (comm.rank() == 2 && done != 2) std::this_thread::sleep_for(1ms);
+        if (comm.rank() == 2) return;
         auto const rest = comm.without(1);
         auto const first = sentence_of([&] { rest.barrier(on); });
         met[static_cast<std::size_t>(comm.rank())] = gathered(rest.without(1), comm.rank());
+        ++done;
         throw expar::error(first);
       },
-      250ms);
-  std::string const late = "lost 1: expar: barrier: rank 1 did not come within 250 ms";
+      600ms);
+  std::string const late = "lost 1: expar: barrier: rank 1 did not come within 600 ms";
   CHECK(said == std::vector<std::string>{late, "", "", late});
   CHECK(met == std::vector<std::vector<int>>{{0, 3}, {}, {}, {0, 3}});
 }
@@ -160,15 +157,17 @@ TEST_CASE("thread_group: ranks that ask for a group several times get one") {
 }
 
 TEST_CASE("thread_group: a rank that was given up is told so, and cannot go on without itself") {
+  std::atomic<bool> given_up{false};
   auto const said = sentences(
       2,
-      [](thread_communicator& comm) {
+      [&](thread_communicator& comm) {
         if (comm.rank() == 0) {
           auto const first = sentence_of([&] { comm.barrier(on); });
           comm.without(1).barrier(on);
+          given_up = true;
           throw expar::error(first);
         }
-        std::this_thread::sleep_for(500ms);
+        while (!given_up) std::this_thread::sleep_for(1ms);
         auto const first = sentence_of([&] { comm.barrier(on); });
         throw expar::error(first + ", " + sentence_of([&] { (void)comm.without(1); }));
       },
@@ -229,65 +228,37 @@ TEST_CASE("run_ranks: a deadline may be longer than a clock can tell") {
   SUCCEED();
 }
 
-// Under sanitizers the child of a process that has threads may find their locks taken for ever.
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-#define EXPAR_NO_FORK
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
-#define EXPAR_NO_FORK
-#endif
-#endif
-#if __has_include(<sys/wait.h>) && !defined(EXPAR_NO_FORK)
-namespace {
-
-/// What a forked child exits with that runs f(), or -1 if it does not end within 10 s.
-template <class F>
-int exit_of_child(F f) {
-  pid_t const child = fork();
-  if (child == 0) _exit(f());
-  int status = 0;
-  pid_t ended = 0;
-  for (int waited = 0; waited < 1000 && ended == 0; ++waited) {
-    ended = waitpid(child, &status, WNOHANG);
-    std::this_thread::sleep_for(10ms);
-  }
-  if (ended == 0) kill(child, SIGKILL);
-  return ended == child && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-}  // namespace
-
+#ifdef EXPAR_TEST_FORK
 TEST_CASE("thread_group: a forked child waits for no rank longer than the deadline") {
-  std::atomic<int> exit{0};
+  std::atomic<int> ended{0};
   run_ranks(
       2,
       [&](thread_communicator& comm) {
         auto window = comm.allocate_window(64);
         if (comm.rank() == 0)
-          exit = exit_of_child([&] {
+          ended = expar_test::holds_in_child([&] {
             window = {};
             (void)comm.without(1);
-            auto const said = sentence_of([&] { comm.barrier(on); });
-            return said == "lost 1: expar: barrier: rank 1 did not come within 500 ms" ? 7 : 8;
-          });
-        while (exit == 0) std::this_thread::sleep_for(1ms);
+            return sentence_of([&] { comm.barrier(on); }) ==
+                   "lost 1: expar: barrier: rank 1 did not come within 1000 ms";
+          })
+                      ? 1
+                      : 2;
+        while (ended == 0) std::this_thread::sleep_for(1ms);
         comm.barrier(on);
       },
-      500ms);
-  CHECK(exit == 7);
+      1000ms);
+  CHECK(ended == 1);
 }
 
 TEST_CASE("run_ranks: calls nothing where there are too few threads") {
-  CHECK(exit_of_child([] {
-          rlimit none{1 << 20, 1 << 20};  // no memory for stacks
-          setrlimit(RLIMIT_AS, &none);
-          bool ran = false;
-          auto const said = sentence_of([&] { run_ranks(1000, [&](auto&) { ran = true; }); });
-          return !ran && said ==
-                             "expar: run_ranks: ranks is 1000, more than can be had: Resource "
-                             "temporarily unavailable"
-                     ? 7
-                     : 8;
-        }) == 7);
+  CHECK(expar_test::holds_in_child([] {
+    expar_test::allow_no_threads();
+    bool ran = false;
+    auto const said = sentence_of([&] { run_ranks(1000, [&](auto&) { ran = true; }); });
+    return !ran && said ==
+                       "expar: run_ranks: ranks is 1000, more than can be had: Resource "
+                       "temporarily unavailable";
+  }));
 }
 #endif
