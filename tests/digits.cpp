@@ -49,6 +49,37 @@ trace train_shortly(std::uint64_t seed, expar::placement const& place) {
   return traces[0];
 }
 
+/// The same with a fault in the second step, of the ranks that go on, and what they heard of it.
+struct faulty_traces {
+  std::vector<trace> traces;
+  std::vector<digits::fault> faults;
+};
+faulty_traces train_shortly(std::uint64_t seed, expar::placement const& place,
+                            digits::fault const& planned) {
+  struct left {};
+  std::vector<trace> traces(static_cast<std::size_t>(place.ranks()));
+  std::vector<digits::fault> faults(traces.size());
+  auto images = digits::train_split();
+  images.resize(333);
+  expar::run_ranks(place.ranks(), [&](expar::thread_communicator& comm) {
+    digits::network net(comm, seed, place);
+    digits::training taught(net, planned, [] { throw left(); });
+    try {
+      taught.learn(images, 0, .01f);
+      double const loss = taught.learn(images, 1, .01f);
+      auto const rank = static_cast<std::size_t>(comm.rank());
+      traces[rank] = {net.weights_checksum(), loss};
+      faults[rank] = taught.happened();
+    } catch (left const&) {
+    }
+  });
+  if (planned.kills) {
+    traces.erase(traces.begin() + planned.rank);
+    faults.erase(faults.begin() + planned.rank);
+  }
+  return {traces, faults};
+}
+
 digits::options parse(std::vector<char const*> words, bool with_ranks = true) {
   words.insert(words.begin(), "expar_demo");
   return digits::parse_options(static_cast<int>(words.size()), words.data(), with_ranks);
@@ -201,6 +232,40 @@ TEST_CASE("digits: experts in shards have the same bits wherever the shards are"
   }
 }
 
+TEST_CASE("digits: a rank that leaves a combine out, and a lost one with copies, change no bit") {
+  using expar::placement;
+  trace const wanted = train_shortly(5, placement::blocks(8, 1));
+  for (auto const& place : {placement::blocks(8, 4), placement::replicated(8, 4, 2)})
+    for (bool kills : {false, true}) {
+      if (kills && place.copies(0) == 1) continue;
+      CAPTURE(kills, place.copies(0));
+      auto const [traces, faults] = train_shortly(5, place, {.rank = 2, .kills = kills, .step = 1});
+      REQUIRE(traces == std::vector<trace>(kills ? 3 : 4, wanted));
+      for (auto const& f : faults) {
+        REQUIRE(f.heard.size() == traces.size());
+        for (std::size_t r = 0; r < f.heard.size(); ++r) {
+          REQUIRE(f.heard[r].rank == static_cast<int>(kills && r > 1 ? r + 1 : r));
+          if (!kills)
+            REQUIRE(f.heard[r].sentence ==
+                    std::string("expar: rank 0 calls combine for its batch 2 while rank 2 calls "
+                                "prepare; all ranks call the same operations in the same order"));
+        }
+      }
+    }
+}
+
+TEST_CASE("digits: the ranks that go on without experts agree, and say which are lost") {
+  using expar::placement;
+  auto const [traces, faults] =
+      train_shortly(5, placement::blocks(8, 4), {.rank = 0, .kills = true, .step = 1});
+  REQUIRE(traces == std::vector<trace>(3, traces[0]));
+  REQUIRE(digits::lost_experts(placement::blocks(8, 4).without(0)) == "experts 0, 1");
+  REQUIRE(digits::lost_experts(placement::sharded(8, 16, 2).without(5)) == "expert 2");
+  REQUIRE(digits::lost_experts(placement::replicated(8, 4, 2).without(0)).empty());
+  auto const shards = train_shortly(5, placement::sharded(8, 16, 2), {.rank = 5, .kills = true});
+  REQUIRE(shards.traces == std::vector<trace>(15, shards.traces[0]));
+}
+
 TEST_CASE("digits: a few epochs are enough to read most digits") {
   expar::self_communicator comm;
   digits::network net(comm, 3);
@@ -239,6 +304,14 @@ TEST_CASE("digits: options that do not fit each other are refused in a sentence"
         parse(all),
         Equals("--device cuda has one copy of every expert: no --replicas, no --whole"));
   }
+  REQUIRE_THROWS_WITH(parse({"--skip", "1", "--kill", "1"}),
+                      Equals("--skip and --kill are two faults; choose one"));
+  REQUIRE_THROWS_WITH(parse({"--kill", "1", "--device", "cuda"}),
+                      Equals("--device cuda has no ranks that fail: no --skip, no --kill"));
+  REQUIRE_THROWS_WITH(digits::fault_of(parse({"--kill", "4"}), 4),
+                      Equals("--kill is 4; the ranks are 0 to 3"));
+  REQUIRE_THROWS_WITH(digits::fault_of(parse({"--skip", "0"}), 1),
+                      Equals("--skip needs at least 2 ranks"));
   REQUIRE_THROWS_WITH(
       parse({"--device", "cuda", "--ranks", "9"}),
       Equals("--ranks is 9; with --device cuda at most 8, the experts, are possible"));
@@ -271,6 +344,10 @@ TEST_CASE("digits: options say where the experts are") {
   REQUIRE(digits::placement_text(placed({"--whole"}, 4)) ==
           "8 experts on 4 ranks, all of them on each");
   REQUIRE(digits::placement_text(placed({}, 16)) == "8 experts on 16 ranks, each in 2 shards");
+  REQUIRE(digits::placement_text(placed({}, 4).without(1)) ==
+          "8 experts on 3 ranks, without experts 2, 3");
+  REQUIRE(digits::placement_text(placed({"--replicas", "2"}, 4).without(1)) ==
+          "8 experts on 3 ranks, up to 2 copies of each");
 }
 
 TEST_CASE("digits: the report is one page without references to others") {
@@ -290,6 +367,14 @@ TEST_CASE("digits: the report is one page without references to others") {
   for (char const* part : {"nan", "src=", "href=", "inf%"})
     REQUIRE(page.find(part) == std::string::npos);
   REQUIRE(page.find("</main></html>") != std::string::npos);
+  REQUIRE(page.find("A rank is lost") == std::string::npos);
+
+  r.happened = {.rank = 0, .kills = true, .step = 22};
+  r.happened.heard = {{1, 2.5, "expar: combine"}};
+  auto const faulty = digits::page(r);
+  for (char const* part : {"A rank is lost", "epoch 2, batch 8: rank 0 ends", "stroke=\"#c2452d\"",
+                           "Rank 1 hears, 2.5 ms after its experts: <code>expar: combine</code>"})
+    REQUIRE(faulty.find(part) != std::string::npos);
 }
 
 TEST_CASE("digits: a line of progress fits 80 columns, and covers the one before it") {
@@ -321,6 +406,10 @@ TEST_CASE("load_bars_svg draws a bar per expert and the mean") {
   REQUIRE(occurrences(svg, "M223.3 0V56") == 1);
   REQUIRE(occurrences(svg, "<text") == occurrences(svg, "</text>"));
   REQUIRE(occurrences(digits::load_bars_svg(counts_type{30, 10}, 20), "width=\"230.0\"") == 1);
+  auto const lost =
+      digits::load_bars_svg(counts_type{30, 10}, 0, expar::placement::blocks(2, 2).without(1));
+  REQUIRE(occurrences(lost, "class=\"lost\"") == 1);
+  REQUIRE(occurrences(lost, ">10 (dropped)</text>") == 1);
 }
 
 TEST_CASE("heat_map_svg draws a cell per count") {

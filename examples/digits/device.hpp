@@ -26,6 +26,7 @@ class device_network {
   /// The device, and what runs the experts.
   std::string name() const;
   expar::placement const& placement() const { return place_; }
+  bool speaks() const { return true; }
   std::vector<sight> look(std::vector<int> const& images);
   double learn(std::vector<int> const& images, int epoch, float rate);
   expar::routing_report report();

@@ -15,7 +15,7 @@ namespace {
 #if defined(DIGITS_WITH_CUDA)
 void run_on_device(digits::options const& o) {
   digits::device_network net(o.ranks, static_cast<std::uint64_t>(o.seed));
-  digits::run_demo(net, o, net.name(), true);
+  digits::run_demo(net, o, net.name());
 }
 #else
 void run_on_device(digits::options const&) {
@@ -37,9 +37,14 @@ int main(int count, char** words) try {
     return 0;
   }
   auto const place = digits::placement_of(options, options.ranks);
+  auto const fault = digits::fault_of(options, options.ranks);
+  struct left {};
   expar::run_ranks(options.ranks, [&](expar::thread_communicator& comm) {
     digits::network net(comm, static_cast<std::uint64_t>(options.seed), place);
-    digits::run_demo(net, options, "threads", comm.rank() == 0);
+    try {
+      digits::run_demo(net, options, "threads", fault, [] { throw left(); });
+    } catch (left const&) {  // the rank that is killed: its thread ends
+    }
   });
 } catch (digits::bad_usage const& e) {
   std::fprintf(stderr, "expar_demo: %s; --help tells what there is\n", e.what());

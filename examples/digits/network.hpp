@@ -62,6 +62,7 @@ inline expert shard_of(expert const& all, int shard, int shards) {
 }
 
 inline constexpr int batch_size = 100;
+inline constexpr int steps_of_epoch = (train_count + batch_size - 1) / batch_size;
 
 /// The images in the order of an epoch, in batches of 100.
 inline std::vector<std::vector<int>> batches_of(std::vector<int> const& images, std::uint64_t seed,

@@ -10,6 +10,7 @@
 
 #include <expar/report.hpp>
 
+#include "faults.hpp"
 #include "network.hpp"
 #include "options.hpp"
 #include "svg.hpp"
@@ -25,6 +26,7 @@ struct outcome {
   expar::routing_report before, after, capped;  // of the training images
   double training_seconds = 0;
   std::uint64_t checksum = 0;
+  fault happened;
 
   expar::placement const& place() const { return after.place; }
   double tokens_per_second() const {
@@ -131,6 +133,13 @@ inline std::string drop_text(outcome const& r) {
     all += rows;
     if (i % (static_cast<std::size_t>(r.after.ranks) + 1) == 0) home += rows;
   }
+  std::string const lost = lost_experts(r.place());
+  if (!lost.empty())
+    return format(
+               "<p class='below'>%.0f%% of the rows stay on their rank. %.1f%% of the routes are "
+               "dropped: those of ",
+               100 * home / all, 100 * r.after.dropped_share()) +
+           lost + ", lost with a rank.</p>";
   return format(
       "<p class='below'>%.0f%% of the rows stay on their rank. Every expert takes what comes, and "
       "nothing is dropped. If it took %td rows from each rank, its fair share, %.1f%% of the "
@@ -142,11 +151,11 @@ inline std::string drop_text(outcome const& r) {
 
 /// What the numbers in placement_svg() say.
 inline std::string placement_legend(expar::placement const& place) {
-  std::string const copy = place.copies(0) > 1 ? ".copy" : "";
-  std::string const shard = place.shards() > 1 ? "/shard" : "";
+  std::string const copy = most_copies(place) > 1 ? ".copy" : "";
+  std::string const shard = place.shards() > 1 ? "/shard" : "", lost = lost_experts(place);
   return "<p>Each rank with its experts" +
          (copy.empty() && shard.empty() ? "" : " (expert" + copy + shard + ")") +
-         " and the rows that came to them.</p>";
+         " and the rows that came to them." + (lost.empty() ? "" : " Lost: " + lost + ".") + "</p>";
 }
 
 inline std::string card(std::string const& value, std::string const& name) {
@@ -154,6 +163,19 @@ inline std::string card(std::string const& value, std::string const& name) {
 }
 inline std::string panel(char const* title, std::string const& body) {
   return std::string("<section><h2>") + title + "</h2>" + body + "</section>\n";
+}
+
+/// What happened in the middle of the training: the ranks before it, and what they heard.
+inline std::string fault_panel(outcome const& r) {
+  fault const& f = r.happened;
+  if (f.rank < 0) return "";
+  std::string text = placement_svg(r.before.place, r.before.slot_counts, f.rank) +
+                     "<p class='below'>" + what_happens(f) + ".<br>";
+  for (hearing const& h : f.heard)
+    text += format("Rank %d hears, %.1f ms after its experts: <code>%s</code><br>", h.rank,
+                   h.milliseconds, h.sentence);
+  return panel(f.kills ? "A rank is lost" : "A rank leaves an operation out",
+               text + what_goes_on(f, r.place()) + ".</p>");
 }
 
 /// The report: one page that needs no other file.
@@ -196,26 +218,30 @@ figure.wrong { border-color: #c2452d; background: #fdf3f0; }
           card(format("%.2f%%", 100 * r.capped.dropped_share()), "drops at capacity 1.0") +
           card(format("%.1f s", r.training_seconds), format("for %zu epochs", r.losses.size())) +
           "</div>\n";
-  html += "<div class='two'>" + panel("Cross-entropy in training", loss_curve(r.losses)) +
-          panel("Test accuracy", accuracy_curve(r.accuracies)) +
-          panel("Load of the experts before training", load_bars_svg(r.before.counts, most)) +
-          panel("Load of the experts after training", load_bars_svg(r.after.counts, most)) +
-          panel("Experts on ranks",
-                placement_legend(r.place()) + placement_svg(r.place(), r.after.slot_counts)) +
-          panel("Rows from rank to rank", "<p>Routes of the training images, after training.</p>" +
-                                              traffic_svg(r.after) + drop_text(r)) +
-          panel("Who reads what",
-                "<p>Routes of the training images, by digit and expert.</p>" +
-                    heat_map_svg(who_reads_what(r.train_sights), experts, "digit", "expert")) +
-          "</div>\n";
+  html +=
+      fault_panel(r) + "<div class='two'>" +
+      panel("Cross-entropy in training", loss_curve(r.losses)) +
+      panel("Test accuracy", accuracy_curve(r.accuracies)) +
+      panel("Load of the experts before training", load_bars_svg(r.before.counts, most)) +
+      panel("Load of the experts after training", load_bars_svg(r.after.counts, most, r.place())) +
+      panel("Experts on ranks",
+            placement_legend(r.place()) + placement_svg(r.place(), r.after.slot_counts)) +
+      panel("Rows from rank to rank", "<p>Routes of the training images, after training.</p>" +
+                                          traffic_svg(r.after) + drop_text(r)) +
+      panel("Who reads what",
+            "<p>Routes of the training images, by digit and expert.</p>" +
+                heat_map_svg(who_reads_what(r.train_sights), experts, "digit", "expert")) +
+      "</div>\n";
   html += panel("Test images",
                 "<p>The image, what the network reads, and its two experts by weight.</p>" +
                     digit_cards(r.test_sights));
-  html += format(
-      "<p>Checksum of all weights: <code>%016llx</code>. It is the same for any number of "
-      "ranks%s, over threads or MPI.<br>",
-      static_cast<unsigned long long>(r.checksum),
-      r.place().shards() > 1 ? " that share out an expert among as many" : " and copies");
+  html += format("<p>Checksum of all weights: <code>%016llx</code>. ",
+                 static_cast<unsigned long long>(r.checksum));
+  if (lost_experts(r.place()).empty())
+    html +=
+        format("It is the same for any number of ranks%s, over threads or MPI.",
+               r.place().shards() > 1 ? " that share out an expert among as many" : " and copies");
+  html += "<br>";
   return html +
          "Images: Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI "
          "Machine "

@@ -39,8 +39,9 @@ inline void open_svg(std::string& to, int wide, int high) {
 }
 
 /// The bars of load_bars() as an <svg> element, with a line at the mean. Text has the colour of
-/// what surrounds it; the bars are of class "bar".
-inline std::string load_bars_svg(std::span<expar::index_t const> counts, expar::index_t most = 0) {
+/// what surrounds it; the bars are of class "bar", and of experts that `place` has lost "lost".
+inline std::string load_bars_svg(std::span<expar::index_t const> counts, expar::index_t most = 0,
+                                 expar::placement const& place = {}) {
   double const scale = 230. / static_cast<double>(most > 0 ? most : largest(counts));
   double const mean = 70 + mean_of(counts) * scale;
   int const height = 26 * static_cast<int>(counts.size());
@@ -48,13 +49,16 @@ inline std::string load_bars_svg(std::span<expar::index_t const> counts, expar::
   open_svg(svg, 400, height + 20);
   for (std::size_t e = 0; e < counts.size(); ++e) {
     double const count = static_cast<double>(counts[e]), y = 26 * static_cast<double>(e);
+    bool const lost =
+        static_cast<int>(e) < place.experts() && place.copies(static_cast<int>(e)) == 0;
     svg += format(
         "<text x=\"62\" y=\"%.0f\" text-anchor=\"end\">expert %zu</text>"
-        "<rect class=\"bar\" x=\"70\" y=\"%.0f\" width=\"%.1f\" height=\"20\" rx=\"3\" "
-        "fill=\"#2f6fb0\"/>"
-        "<text x=\"400\" y=\"%.0f\" text-anchor=\"end\">%.0f (%.2fx)</text>\n",
-        y + 17, e, y + 3, count * scale < 230 ? count * scale : 230, y + 17, count,
-        count / mean_of(counts));
+        "<rect class=\"%s\" x=\"70\" y=\"%.0f\" width=\"%.1f\" height=\"20\" rx=\"3\" "
+        "fill=\"%s\"/>"
+        "<text x=\"400\" y=\"%.0f\" text-anchor=\"end\">%.0f (%s)</text>\n",
+        y + 17, e, lost ? "lost" : "bar", y + 3, count * scale < 230 ? count * scale : 230,
+        lost ? "#c2452d" : "#2f6fb0", y + 17, count,
+        lost ? "dropped" : format("%.2fx", count / mean_of(counts)).c_str());
   }
   svg += format(
       "<path d=\"M%.1f 0V%d\" stroke=\"currentColor\" stroke-dasharray=\"3 3\"/>"
@@ -108,9 +112,10 @@ inline std::string traffic_svg(expar::routing_report const& r) {
   return heat_map_svg(r.traffic, r.ranks, "from", "to");
 }
 
-/// Ranks as boxes with their slots in them, darker where more rows came, as an <svg> element.
+/// Ranks as boxes with their slots in them, darker where more rows came, as an <svg> element. One
+/// may be marked.
 inline std::string placement_svg(expar::placement const& place,
-                                 std::span<expar::index_t const> slot_counts) {
+                                 std::span<expar::index_t const> slot_counts, int marked = -1) {
   constexpr int wide = 48, high = 38, gap = 6;
   int const across = std::clamp(place.most(), 1, 4), down = (place.most() + across - 1) / across;
   int const box_wide = across * wide + gap, box_high = 22 + down * high + 4;
@@ -123,8 +128,8 @@ inline std::string placement_svg(expar::placement const& place,
     int const x = rank % in_row * (box_wide + gap) + 1, y = rank / in_row * (box_high + gap) + 1;
     svg += format(
         "<rect class=\"rank\" x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" rx=\"6\" "
-        "fill=\"none\" stroke=\"#b9c4ce\"/><text x=\"%d\" y=\"%d\">rank %d</text>",
-        x, y, box_wide, box_high, x + 4, y + 15, rank);
+        "fill=\"none\" stroke=\"%s\"/><text x=\"%d\" y=\"%d\">rank %d</text>",
+        x, y, box_wide, box_high, rank == marked ? "#c2452d" : "#b9c4ce", x + 4, y + 15, rank);
     for (int i = 0; i < place.count(rank); ++i) {
       int const slot = place.first(rank) + i;
       auto const count = slot_counts[static_cast<std::size_t>(slot)];

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -13,6 +15,7 @@
 #include <expar/report.hpp>
 
 #include "network.hpp"
+#include "options.hpp"
 
 namespace digits {
 
@@ -47,8 +50,9 @@ template <class Comm>
 class network {
  public:
   network(Comm& comm, std::uint64_t seed, expar::placement const& place)
-      : comm_(comm), seed_(seed), moe_(comm, {experts, top_k, width}) {
-    moe_.place(place);
+      : comm_(&comm), seed_(seed) {
+    moe_.emplace(comm, shape);
+    moe_->place(place);
     std::vector<expert> all;
     for (int e = 0; e < experts; ++e) all.push_back(initial_expert(seed, e));
     load(initial_trunk(seed), all);
@@ -57,15 +61,30 @@ class network {
   network(Comm& comm, std::uint64_t seed)
       : network(comm, seed, expar::placement::blocks(experts, comm.size())) {}
 
-  expar::placement const& placement() const { return moe_.placement(); }
+  Comm& comm() { return *comm_; }
+  expar::placement const& placement() const { return moe_->placement(); }
+  /// Whether this is the rank that prints.
+  bool speaks() const { return comm_->rank() == 0; }
+
+  /// Collective over all ranks but `lost`, of which the network is from now on. Each keeps its
+  /// weights. Experts of which `lost` had the only copy are gone, and their routes are dropped.
+  void go_on_without(int lost) {
+    auto others = std::make_unique<Comm>(comm_->without(lost));
+    auto const place = placement().without(lost);
+    batch_ = expar::expert_batch<float>();
+    moe_.emplace(*others, shape);
+    moe_->place(place);
+    others_ = std::move(others);
+    comm_ = others_.get();
+  }
 
   /// Runs the network on images; every rank gets what all ranks saw.
   std::vector<sight> look(std::vector<int> const& images) {
-    expar::block_placement const place{static_cast<int>(images.size()), comm_.size()};
-    int const first = place.first(comm_.rank()), count = place.count(comm_.rank());
+    expar::block_placement const place{static_cast<int>(images.size()), comm_->size()};
+    int const first = place.first(comm_->rank()), count = place.count(comm_->rank());
     pixels_.resize(count, pixels);
     for (int t = 0; t < count; ++t) draw(images[at(first + t)], {}, pixels_.row(t));
-    forward();
+    forward(nothing);
     std::vector<sight> seen;
     for (int t = 0; t < count; ++t) {
       sight s{images[at(first + t)], largest(scores_.row(t)), {}, {}};
@@ -73,28 +92,34 @@ class network {
         s.experts[at(j)] = routes_.ids(t, j), s.weights[at(j)] = routes_.weights(t, j);
       seen.push_back(s);
     }
-    return gather(ctx_, comm_, place, std::move(seen));
+    return gather(ctx_, *comm_, place, std::move(seen));
   }
 
   /// One pass over the images in batches of 100. Returns the mean loss.
   double learn(std::vector<int> const& images, int epoch, float rate) {
+    return learn(images, epoch, rate, [](auto step) { return step(nothing); });
+  }
+  /// The same by guard(step), which gives what a step gives: step(meanwhile) learns a batch, and
+  /// calls meanwhile() between dispatch and combine. A step that throws has changed no weight, and
+  /// may be run again.
+  template <class Guard>
+  double learn(std::vector<int> const& images, int epoch, float rate, Guard&& guard) {
     double loss = 0;
     for (auto const& batch : batches_of(images, seed_, epoch))
-      loss += learn_batch(batch, epoch, rate);
+      loss += guard([&](auto meanwhile) { return learn_batch(batch, epoch, rate, meanwhile); });
     return loss / static_cast<double>(images.size());
   }
 
   /// Where the rows of the last forward pass went.
-  expar::routing_report report() { return expar::gather_report(ctx_, comm_, batch_); }
+  expar::routing_report report() { return expar::gather_report(ctx_, *comm_, batch_); }
 
   /// The same if every expert took at most capacity_factor times its fair share from each rank.
   expar::routing_report report_with_capacity(double capacity_factor) {
-    expar::expert_parallel moe(comm_, {experts, top_k, width},
-                               expar::fixed_capacity{capacity_factor});
+    expar::expert_parallel moe(*comm_, shape, expar::fixed_capacity{capacity_factor});
     moe.place(placement());
     expar::expert_batch<float> batch;
     moe.prepare(ctx_, routes_, batch);
-    return expar::gather_report(ctx_, comm_, batch);
+    return expar::gather_report(ctx_, *comm_, batch);
   }
 
   trunk const& trunk_weights() const { return trunk_; }
@@ -103,24 +128,27 @@ class network {
     trunk_ = t;
     mine_.clear();
     auto const& place = placement();
-    for (int slot = place.first(comm_.rank()); slot < place.first(comm_.rank() + 1); ++slot)
+    for (int slot = place.first(comm_->rank()); slot < place.first(comm_->rank() + 1); ++slot)
       mine_.push_back(
           shard_of(all[at(place.expert_of(slot))], place.shard_of(slot), place.shards()));
     optimisers_.resize(mine_.size());
   }
 
-  /// Of all weights of all ranks, experts in order, all shards of each. Throws if copies differ.
+  /// Of all weights of all ranks, experts in order, all shards of each, without what is lost.
+  /// Throws if copies differ.
   std::uint64_t weights_checksum() {
     checksum sum;
     sum.add(numbers(trunk_));
     auto const& place = placement();
-    std::vector<expert> slots = gather(ctx_, comm_, place, mine_);
+    std::vector<expert> slots = gather(ctx_, *comm_, place, mine_);
     for (int slot = 0; slot < place.slot_count(); ++slot) {
+      if (place.copy_of(slot) < 0) continue;
       int const e = place.expert_of(slot), first = place.slot(e, 0, place.shard_of(slot));
       if (std::memcmp(&slots[at(slot)], &slots[at(first)], sizeof(expert)) != 0)
         throw std::logic_error("the copies of expert " + std::to_string(e) + " differ");
     }
     for (int e = 0; e < experts; ++e) {
+      if (place.copies(e) == 0) continue;
       expert all{};
       for (int shard = 0; shard < place.shards(); ++shard)
         add(numbers(slots[at(place.slot(e, 0, shard))]), numbers(all));
@@ -130,6 +158,9 @@ class network {
   }
 
  private:
+  static constexpr expar::expert_shape shape{experts, top_k, width};
+  static constexpr auto nothing = [] {};
+
   /// Gradients on the grid, and the loss.
   struct trunk_sums {
     trunk_of<dense_sum> gradient;
@@ -141,7 +172,8 @@ class network {
   }
 
   /// pixels_ [T,64] to scores_ [T,10].
-  void forward() {
+  template <class F>
+  void forward(F meanwhile) {
     index_t const tokens = pixels_.extent(0);
     x_.resize(tokens, width), logits_.resize(tokens, experts), h_.resize(tokens, width);
     scores_.resize(tokens, classes), routes_.resize(tokens, top_k);
@@ -151,30 +183,32 @@ class network {
       trunk_.gate.forward(x_.row(t), logits_.row(t));
     }
     expar::route(ctx_, digit_router, logits_, routes_);
-    moe_.dispatch(ctx_, x_, routes_, batch_);
+    moe_->dispatch(ctx_, x_, routes_, batch_);
     auto const rows = batch_.rows(), y = batch_.y();
     for_each_row([&](std::size_t slot, index_t row) {
       mine_[slot].forward(rows.row(row), y.row(row));
       relu(y.row(row), width);
     });
-    moe_.combine(ctx_, batch_, h_);
+    meanwhile();
+    moe_->combine(ctx_, batch_, h_);
     for (index_t t = 0; t < tokens; ++t) {
       for (int i = 0; i < width; ++i) h_.row(t)[i] += x_.row(t)[i];
       trunk_.readout.forward(h_.row(t), scores_.row(t));
     }
   }
 
-  double learn_batch(std::vector<int> const& images, int epoch, float rate) {
+  template <class F>
+  double learn_batch(std::vector<int> const& images, int epoch, float rate, F meanwhile) {
     auto const n = static_cast<int>(images.size());
-    expar::block_placement const place{n, comm_.size()};
-    int const first = place.first(comm_.rank()), last = place.first(comm_.rank() + 1);
+    expar::block_placement const place{n, comm_->size()};
+    int const first = place.first(comm_->rank()), last = place.first(comm_->rank() + 1);
 
     pixels_.resize(last - first, pixels);
     for (int i = first; i < last; ++i) {
       int const image = images[at(i)];
       draw(image, random_bend(seed_, bend_stream, epoch, image), pixels_.row(i - first));
     }
-    forward();
+    forward(meanwhile);
 
     trunk_sums sums{};
     for (int i = first; i < last; ++i) {
@@ -184,7 +218,7 @@ class network {
     }
     std::vector<expert_sum> gradients(mine_.size());
     backward(n, sums.gradient, gradients);
-    expar::sum_counts(ctx_, comm_, numbers<std::int64_t>(sums));
+    expar::sum_counts(ctx_, *comm_, numbers<std::int64_t>(sums));
     sum_over_copies(gradients);
 
     optimiser_.step(numbers(trunk_), numbers<std::int64_t>(sums.gradient), rate);
@@ -206,7 +240,7 @@ class network {
 
     // Through the experts.
     d_weights_.resize(tokens, top_k), d_logits_.resize(tokens, experts);
-    moe_.combine_backward(ctx_, batch_, d_h_, d_weights_);
+    moe_->combine_backward(ctx_, batch_, d_h_, d_weights_);
     auto const rows = batch_.rows(), y = batch_.y(), d_y = batch_.d_y(), d_rows = batch_.d_rows();
     for_each_row([&](std::size_t slot, index_t row) {
       relu_backward(y.row(row), d_y.row(row), width);
@@ -214,13 +248,13 @@ class network {
       for (int i = 0; i < width; ++i) d_rows.row(row)[i] = 0;
       mine_[slot].backward(d_y.row(row), d_rows.row(row));
     });
-    moe_.dispatch_backward(ctx_, batch_, d_x_);
+    moe_->dispatch_backward(ctx_, batch_, d_x_);
 
     // Through the router, and towards a balanced load: what counts there is the load of all ranks.
     expar::route_backward(ctx_, digit_router, logits_, routes_, d_weights_, d_logits_);
     auto const own = batch_.plan().counts();
     std::vector<index_t> counts(own.begin(), own.end());
-    expar::sum_counts(ctx_, comm_, counts);
+    expar::sum_counts(ctx_, *comm_, counts);
     expar::load_balance_loss_backward(
         ctx_, logits_, counts, {.coefficient = balance, .choices = top_k, .tokens = images_of_all},
         expar::add_to(d_logits_));
@@ -237,15 +271,15 @@ class network {
   /// Every copy of an expert gets what rows did to any of them, and takes the same step.
   void sum_over_copies(std::vector<expert_sum>& gradients) {
     auto const& place = placement();
-    if (place.slot_count() == experts * place.shards()) return;
+    if (most_copies(place) <= 1) return;
     std::vector<expert_sum> sums(at(experts * place.shards()));
     auto const sum_of = [&](std::size_t local) -> expert_sum& {
-      int const slot = place.first(comm_.rank()) + static_cast<int>(local);
+      int const slot = place.first(comm_->rank()) + static_cast<int>(local);
       return sums[at(place.expert_of(slot) * place.shards() + place.shard_of(slot))];
     };
     for (std::size_t local = 0; local < gradients.size(); ++local)
       add(numbers<std::int64_t>(gradients[local]), numbers<std::int64_t>(sum_of(local)));
-    expar::sum_counts(ctx_, comm_,
+    expar::sum_counts(ctx_, *comm_,
                       std::span(numbers<std::int64_t>(sums[0]).data(),
                                 sums.size() * sizeof(expert_sum) / sizeof(std::int64_t)));
     for (std::size_t local = 0; local < gradients.size(); ++local) gradients[local] = sum_of(local);
@@ -260,10 +294,11 @@ class network {
   }
 
   expar::host_context ctx_;
-  Comm& comm_;
+  Comm* comm_;
+  std::unique_ptr<Comm> others_;  // once a rank is lost
   std::uint64_t seed_;
 
-  decltype(expar::expert_parallel(std::declval<Comm&>(), expar::expert_shape{})) moe_;
+  std::optional<expar::expert_parallel<Comm>> moe_;
   expar::routes<float> routes_;
   expar::expert_batch<float> batch_;
 
