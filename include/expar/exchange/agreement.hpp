@@ -54,14 +54,15 @@ class agreement {
   /// it. Returns when all words are `mine`, and throws the same sentence on all ranks where one has
   /// failed (`wrong`) or is elsewhere.
   template <class Comm, class Call, class WordOf>
-  void hear(host_context const& ctx, Comm& comm, word& mine, failure wrong, Call call,
+  void hear(host_context const& ctx, Comm& comm, word& mine, failure const& wrong, Call call,
             WordOf word_of) {
+    failure of_call;
     for (;;) {
-      bool same = complete<Comm>(call, mine, wrong) && mine.intended != 0;
+      bool same = complete<Comm>(call, mine, of_call) && mine.intended != 0;
       for (int r = 0; same && r < comm.size(); ++r)
         same = r == comm.rank() || word_at(word_of(r)).matches(mine);
       if (same) return;
-      settle(ctx, comm, mine, wrong);
+      settle(ctx, comm, mine, wrong ? wrong : of_call);
     }
   }
   /// Collective: `call()`, a collective without words.
@@ -113,11 +114,11 @@ class agreement {
 
   template <class Comm>
   void gather_words(host_context const& ctx, Comm& comm, word& mine, failure const& wrong) {
-    word of_few[few];
-    word* const all = comm.size() > few ? words_.data() : of_few;
+    std::uint64_t of_few[few * numbers_of_word];
+    void* const all = comm.size() > few ? static_cast<void*>(words_.data()) : of_few;
     hear(
         ctx, comm, mine, wrong, [&] { all_gather(ctx, comm, &mine, all, sizeof mine, counts_); },
-        [&](int r) { return all + r; });
+        [&](int r) { return static_cast<std::byte const*>(all) + r * index_t{sizeof mine}; });
   }
 
   /// Whether `call` went through. What a communicator throws that checks sizes becomes what this
@@ -150,7 +151,7 @@ class agreement {
     int const ranks = comm.size();
     record own{mine, {}};
     own.said.settles = 1;
-    std::memcpy(own.text, wrong.text, sizeof own.text);
+    std::strcpy(own.text, wrong.text);
     records_.resize(static_cast<std::size_t>(ranks));
     // A rank that is still elsewhere comes here as well, after one more disagreement.
     for (int times = 0; !complete_gather(ctx, comm, own); ++times)
@@ -173,7 +174,7 @@ class agreement {
                        own.said, wrong);
     // What a rank elsewhere sends may be as large.
     for (int r = 0; came && r < comm.size(); ++r) came = records_[r].said.settles != 0;
-    if (wrong && own.text[0] == '\0') std::memcpy(own.text, wrong.text, sizeof own.text);
+    if (wrong && own.text[0] == '\0') std::strcpy(own.text, wrong.text);
     return came;
   }
 

@@ -12,8 +12,10 @@ namespace expar::inline v0::detail {
 /// told as well.
 struct failure {
   static constexpr std::size_t room = error::room;
-  char text[room]{};
+  char text[room];  // up to its end; what follows is never read
   bool failed = false;
+
+  failure() { text[0] = '\0'; }
   explicit operator bool() const { return failed; }
 };
 

@@ -25,11 +25,8 @@ template <class X, class Batch, class Local, class Say>
 told meet(host_context const& ctx, X& x, intention const& mine, Batch const* b, index_t count,
           Local local, Say say) {
   bool const alone = x.comm().size() == 1;
-  failure wrong;
-  if (alone)
-    local();
-  else
-    wrong = x.agreed().attempt(local);
+  failure const wrong = alone ? failure() : x.agreed().attempt(local);
+  if (alone) local();
   std::uint64_t* const own = x.own_numbers();
   told all{own, 0, X::numbers_before};
   word w = agreement::word_of(mine, wrong);
