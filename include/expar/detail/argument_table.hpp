@@ -159,11 +159,11 @@ class argument_table {
   void check_pair(footprint const& a, footprint const& b) const {
     footprint const& out = a.written ? a : b;
     footprint const& other = a.written ? b : a;
+    if (!overlap(out, other)) return;
     bool const allowed = names(out, other.name) || names(other, out.name);
     bool const same = allowed && out.data == other.data && out.type == other.type &&
                       out.width == other.width && (out.rows <= 1 || out.pitch == other.pitch);
-    expects(same || !overlap(out, other), operation_, ": ", out.name, " overlaps ", other.name,
-            " in memory; ",
+    expects(same, operation_, ": ", out.name, " overlaps ", other.name, " in memory; ",
             allowed ? "it is that very tensor, or apart from it"
                     : "the operation cannot work in place");
   }
