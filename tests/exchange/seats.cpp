@@ -24,12 +24,14 @@ auto* const memory = std::pmr::get_default_resource();
 /// The seats of every rank for the routes of `counts`.
 std::vector<seats> seat_all(placement const& p, table const& counts, seat_rule rule) {
   std::vector<seats> all;
+  std::vector<index_t> packed;
+  for (auto const& row : counts) packed.insert(packed.end(), row.begin(), row.end());
+  auto const of_all = expar::make_view(static_cast<index_t const*>(packed.data()),
+                                       index_t{p.ranks()}, index_t{p.experts()});
   for (int r = 0; r < p.ranks(); ++r) {
     seating s(memory);
-    s.reserve(p);
-    for (int from = 0; from < p.ranks(); ++from)
-      for (int e = 0; e < p.experts(); ++e) s.kept(p).row(from)[e] = counts[at(from)][at(e)];
-    s.take_turns(p, r);
+    s.reserve(p, rule.capacity >= 0);
+    s.take_turns(p, s.kept(of_all, rule.capacity), r);
     auto& mine = all.emplace_back(memory);
     mine.begin(p, r, rule);
     s.seat(mine);
@@ -170,18 +172,42 @@ TEST_CASE("seats: a budget keeps the level of all slots of a rank, the first ran
   }
 }
 
+TEST_CASE("seats: in a message to a rank rows of its slots follow one another") {
+  expar_test::random rng(3);
+  for (int problem = 0; problem < 200; ++problem) {
+    int const ranks = static_cast<int>(rng.integer(1, 5)),
+              experts = static_cast<int>(rng.integer(1, 6));
+    auto const p = draw_placement(rng, experts, ranks);
+    auto const counts = draw_counts(rng, ranks, experts);
+    seat_rule rule{static_cast<int>(rng.integer(1, 4))};
+    if (rng.chance(0.5)) rule = {.capacity = rng.integer(0, 8), .in_turn = p.ranks_per_node() == 0};
+    auto const there = seat_all(p, counts, rule);
+    rule.by_message = true;
+    auto const all = seat_all(p, counts, rule);
+    for (int from = 0; from < ranks; ++from)
+      for (int r = 0; r < ranks; ++r) {
+        seats const &s = all[at(from)], &other = all[at(r)];
+        index_t row = 0;
+        for (int slot = p.first(r); slot < p.first(r + 1); ++slot) {
+          REQUIRE(s.to[slot] == (from == r ? there[at(from)].to[slot] : row));
+          row += rule.capacity < 0 ? s.sent[slot] : s.room_of(slot);
+        }
+        REQUIRE(s.rows_to(r) == other.rows_from(from));
+        if (rule.capacity < 0) REQUIRE(s.rows_to(r) == row);
+      }
+  }
+}
+
 TEST_CASE("seats: with a capacity every slot has the same room for every rank") {
   expar_test::random rng(4);
   for (int problem = 0; problem < 200; ++problem) {
     int const ranks = static_cast<int>(rng.integer(1, 5)),
               experts = static_cast<int>(rng.integer(1, 6));
     auto const p = draw_placement(rng, experts, ranks);
-    auto counts = draw_counts(rng, ranks, experts);
+    auto const counts = draw_counts(rng, ranks, experts);
     seat_rule rule;
     rule.capacity = rng.integer(0, 8);
     rule.in_turn = p.ranks_per_node() == 0;
-    for (auto& row : counts)
-      for (auto& n : row) n = std::min(n, rule.capacity);
     auto const all = seat_all(p, counts, rule);
     index_t widest = 0;
     for (int r = 0; r < ranks; ++r) {
@@ -201,6 +227,6 @@ TEST_CASE("seats: with a capacity every slot has the same room for every rank") 
       REQUIRE(all[at(r)].rows() == row);
       widest = std::max(widest, room_of_rank);
     }
-    for (auto const& s : all) REQUIRE(s.equal_rows() == widest);
+    for (auto const& s : all) REQUIRE(s.equal_rows == widest);
   }
 }

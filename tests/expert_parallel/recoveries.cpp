@@ -102,7 +102,7 @@ void every_call(Moe& moe, Batch& batch, layer_data& d, context const& ctx, Attem
 template <class X>
 std::string hear(X& x, layer_data& d, context const& ctx, std::function<void()> const& start,
                  std::function<void()> const& stop) {
-  expar::expert_parallel moe(x, {experts, k, hidden});
+  expar::expert_parallel moe(x, {experts, k, d.columns});
   auto batch = moe.template make_batch<float>();
   if (auto const wrong = run_layer(moe, batch, d); !wrong.empty()) return wrong;
   start();
@@ -171,7 +171,8 @@ TEST_CASE("a communicator that fails on one rank, at any call, is one sentence o
   CHECK(firings > 4);
 }
 
-// So few rows are no work for a pool over windows.
+constexpr index_t wide = 70000;  // columns of a row that is work for a pool
+
 TEST_CASE("a pool that throws on one rank, at any message, is one sentence on all") {
   std::string const sentence = "expar: an exception: the pool is closed (rank 1)";
   int firings = 0;
@@ -179,7 +180,7 @@ TEST_CASE("a pool that throws on one rank, at any message, is one sentence on al
     bool failed = false;
     auto const said = over(false, failing_communicator::before, [&](auto& x, auto& comm) {
       failing_pool pool;
-      layer_data d(comm.rank());
+      layer_data d(comm.rank(), wide);
       auto const start = [&] {
         if (comm.rank() == 1) pool.left = n;
       };
@@ -200,7 +201,6 @@ TEST_CASE("a pool that throws on one rank, at any message, is one sentence on al
 }
 
 TEST_CASE("a pool that throws behind the last meeting in windows is heard in the next call") {
-  constexpr index_t wide = 70000;  // of which each row is work for a pool
   auto const said = over(true, failing_communicator::before, [&](auto& x, auto& comm) {
     failing_pool pool;
     context const ctx(pool);

@@ -24,15 +24,19 @@ struct routes_of_rank {
 
 /// The tensors of one rank.
 struct layer_data {
+  index_t columns;
   std::vector<float> x, out, weights;
   std::vector<std::int32_t> ids;
 
-  explicit layer_data(int rank)
-      : x(tokens * hidden, static_cast<float>(rank + 1)), out(x.size()), weights(tokens * k, 0.5f) {
+  explicit layer_data(int rank, index_t columns_of_row = hidden)
+      : columns(columns_of_row),
+        x(static_cast<std::size_t>(tokens * columns), static_cast<float>(rank + 1)),
+        out(x.size()),
+        weights(tokens * k, 0.5f) {
     for (int i = 0; i < tokens * k; ++i) ids.push_back((i + rank) % experts);
   }
-  auto rows() { return make_view(x.data(), tokens, hidden); }
-  auto result() { return make_view(out.data(), tokens, hidden); }
+  auto rows() { return make_view(x.data(), tokens, columns); }
+  auto result() { return make_view(out.data(), tokens, columns); }
   routes_of_rank routes() const {
     return {make_view(ids.data(), tokens, k), make_view(weights.data(), tokens, k)};
   }
@@ -44,7 +48,7 @@ std::string run_layer(Moe& moe, Batch& batch, layer_data& d, expar::host_context
   moe.dispatch(ctx, d.rows(), d.routes(), batch);
   auto const rows = batch.rows(), y = batch.y();
   for (index_t i = 0; i < batch.row_count(); ++i)
-    for (int c = 0; c < hidden; ++c) y(i, c) = rows(i, c);
+    for (index_t c = 0; c < d.columns; ++c) y(i, c) = rows(i, c);
   moe.combine(ctx, batch, d.result());
   return d.out == d.x ? "" : "a token did not come home";
 }

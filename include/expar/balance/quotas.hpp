@@ -46,10 +46,10 @@ namespace detail {
 
 /// Runs a caller's quotas and checks them. `split` [ranks, slots].
 template <class Quotas>
-void split_by(Quotas const& quotas, placement const& place, tensor_view<index_t, 2> kept,
+void split_by(Quotas const& quotas, placement const& place, tensor_view<index_t const, 2> kept,
               tensor_view<index_t, 2> split) {
   for (index_t i = 0; i < split.size(); ++i) split.data[i] = 0;
-  quotas(tensor_view<index_t const, 2>(kept), place, split);
+  quotas(kept, place, split);
   for (int r = 0; r < place.ranks(); ++r)
     for (int e = 0; e < place.experts(); ++e) {
       if (place.copies(e) == 0) continue;

@@ -14,20 +14,28 @@ class routing;
 template <class From, class Layout, class Site>
 class engine;
 
-/// Where the rows of a slot begin, wherever that is; null where this rank cannot reach them.
+/// Where the rows of a rank begin, wherever that is; null where this one cannot reach them.
 struct seat {
   std::byte* first;
   index_t pitch;
 };
-/// What a transport tells an operation: the rows of every slot.
+/// What a transport tells an operation: where the rows of this rank's routes are.
 template <class T>
 struct slot_rows {
-  seat const* at;  // [slots]
+  seat const* at;        // [ranks]
+  int const* rank_of;    // [slots]
+  index_t const* first;  // [slots]: of this rank's rows for a slot, the number behind `at`
 
-  EXPAR_HD T* operator()(int slot, index_t location) const {
-    return reinterpret_cast<T*>(at[slot].first + location * at[slot].pitch);
+  bool reach(int slot) const { return at[rank_of[slot]].first != nullptr; }
+  T* operator()(int slot, index_t location) const {
+    seat const& s = at[rank_of[slot]];
+    return reinterpret_cast<T*>(s.first + (first[slot] + location) * s.pitch);
   }
 };
+template <class T>
+slot_rows<T> rows_at(buffer<seat> const& ranks, seats const& s) {
+  return {ranks.data(), s.place.rank_of_slots().data(), s.to.data()};
+}
 
 /// What travels between tokens and one side of a batch: rows of T, and beside each a scalar S.
 template <class T, class S>
@@ -62,6 +70,7 @@ struct cargo {
   }
   /// Zero in padding.
   void clear_gaps(seats const& s) const {
+    if (!s.rule.pads()) return;
     s.for_each_gap([&](index_t first, index_t last) {
       for (index_t i = first; i < last; ++i) {
         if (columns >= 0) clear_row(rows.row(i), columns);

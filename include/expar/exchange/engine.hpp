@@ -98,7 +98,7 @@ class engine {
   void reserve(expar::placement const& p) {
     x_.reserve(routing_.numbers(), p);
     routing_.reserve(p);
-    y_seats_.reserve(static_cast<std::size_t>(p.slot_count()));
+    y_seats_.resize(index_t{p.ranks()});
   }
 
   template <class Routes, class T, class W, class Y, class Quotas, class Checks>
@@ -200,7 +200,6 @@ class engine {
             d_w = gradient_or_none(ctx, d_weights);
             name_weights<A>(a, batch, d_w);
           }
-          y_seats_.resize(index_t{b.at.place.slot_count()});
           if (!by_message) return;
           index_t const dots = round_up(bytes<A>(b.at.rows()), 64);
           std::byte* const scratch = scalars_.resize(dots + bytes<W>(b.at.rows()));
@@ -223,7 +222,7 @@ class engine {
                 if (l < 0) continue;
                 int const slot = routes.ids[at];
                 W const w = batch.weights().at.row(t)[j];
-                if (y_rows.at[slot].first != nullptr) {
+                if (y_rows.reach(slot)) {
                   dots[at] = dot_rows(y_rows(slot, l), d.row(t), c.columns);
                   scale_row<Y>(d.row(t), static_cast<A>(widen(w)), rows(slot, l), c.columns);
                 } else {
@@ -248,13 +247,14 @@ class engine {
     x().to_tokens(
         ctx, {step::combine_backward, b.number, id_, 1}, b, home,
         [&] {
-          x().for_each_foreign_block(ctx, b.at, [&](index_t, index_t first, index_t rows) {
-            for (index_t i = first; i < first + rows; ++i) {
-              Y* const row = c.rows.row(i);
-              dots_here[i] = dot_rows<Y>(y.rows.row(i), row, c.columns);
-              scale_row<Y>(row, static_cast<A>(widen(c.scalars[i])), row, c.columns);
-            }
-          });
+          x().for_each_foreign_run(
+              ctx, b.at, c.row_bytes(), [&](int, index_t, index_t first, index_t rows) {
+                for (index_t i = first; i < first + rows; ++i) {
+                  Y* const row = c.rows.row(i);
+                  dots_here[i] = dot_rows<Y>(y.rows.row(i), row, c.columns);
+                  scale_row<Y>(row, static_cast<A>(widen(c.scalars[i])), row, c.columns);
+                }
+              });
         },
         [&](slot_rows<Y const>, slot_rows<A const> scalars) {
           auto const routes = b.routes();

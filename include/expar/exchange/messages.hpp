@@ -13,10 +13,9 @@ namespace expar::inline v0 {
 ///
 /// Layers of which one runs at a time share a transport, and with it message buffers and the pool
 /// of sides: `expar::messages x(comm); expar::expert_parallel first(x, shape), second(x, shape);`.
-/// It keeps the largest message out and in, and 832 R + 8 E (R + 1) + 32 (S + max(S, R L)) + 96
-/// bytes for R <= 64 ranks, E experts and S slots, of which L are local.
-/// The communicator outlives the transport, and that its layers. One thread at a time uses a
-/// transport, its layers and their batches.
+/// It keeps the largest message out and in, and 880 R + 8 E (R + 1) + 96 bytes for R <= 64 ranks
+/// and E experts. The communicator outlives the transport, and that its layers. One thread at a
+/// time uses a transport, its layers and their batches.
 template <class Comm>
 class messages {
   static_assert(collective_communicator<Comm>,
@@ -70,11 +69,8 @@ class messages {
     numbers += numbers_before;
     if (numbers > static_cast<index_t>(own_.size())) own_.resize(numbers);
     if (numbers * ranks > static_cast<index_t>(numbers_.size())) numbers_.resize(numbers * ranks);
-    row_seats_.reserve(static_cast<std::size_t>(place.slot_count()));
-    scalar_seats_.reserve(static_cast<std::size_t>(place.slot_count()));
-    int const by_rank = ranks * place.most();
-    int const blocks = place.slot_count() > by_rank ? place.slot_count() : by_rank;
-    for (detail::segments* s : {&outgoing_, &incoming_}) s->reserve(ranks, blocks);
+    row_seats_.resize(index_t{ranks}), scalar_seats_.resize(index_t{ranks});
+    for (detail::segments* s : {&outgoing_, &incoming_}) s->reserve(ranks);
     words_.resize(2 * sizeof(detail::word) * static_cast<std::size_t>(ranks));
   }
   /// Collective, after reserve() on all ranks.
@@ -104,7 +100,7 @@ class messages {
                   Write write) {
     bool const begun =
         !checks_sizes && met.numbers != nullptr && fit(met, b, c.row_bytes() + c.scalar_bytes);
-    auto const cut = [&] { divide(outgoing_, incoming_, b.at, c.row_bytes(), c.scalar_bytes); };
+    auto const cut = [&] { divide(true, b.at, c.row_bytes(), c.scalar_bytes); };
     exchange(ctx, mine, b.at, begun, cut, [&](auto ready) {
       checks();
       ready();
@@ -112,19 +108,15 @@ class messages {
       c.take_from(b);
       if (read != nullptr) read->take_from(b);
       point(b.at, c, outgoing_, out_.data());
-      write(detail::slot_rows<T>{row_seats_.data()}, detail::slot_rows<S>{scalar_seats_.data()});
+      write(detail::rows_at<T>(row_seats_, b.at), detail::rows_at<S>(scalar_seats_, b.at));
     });
     for (detail::opened_side const& s : sides) b.open[static_cast<int>(s.at)] = true;
     agreed_.behind_message(
         [&] {
-          for_each_foreign_block(ctx, b.at, [&](index_t block, index_t first, index_t rows) {
-            std::byte const* const from = in_.data() + incoming_.row_start()[block];
-            for (index_t i = 0; i < rows && c.columns >= 0; ++i)
-              detail::copy_bytes(c.rows.row(first + i), from + i * c.row_bytes(), c.row_bytes());
-            if (c.scalar_bytes != 0)
-              detail::copy_bytes(c.scalars + first, in_.data() + incoming_.scalar_start()[block],
-                                 rows * c.scalar_bytes);
-          });
+          for_each_piece(ctx, b.at, c, incoming_, in_.data(),
+                         [](void* here, void* in_message, index_t bytes) {
+                           detail::copy_bytes(here, in_message, bytes);
+                         });
           c.clear_gaps(b.at);
         },
         more);
@@ -135,24 +127,20 @@ class messages {
   template <class T, class S, class Checks, class Read>
   void to_tokens(host_context const& ctx, detail::intention const& mine, state& b,
                  detail::cargo<T, S>& c, Checks checks, Read read) {
-    auto const cut = [&] { divide(incoming_, outgoing_, b.at, c.row_bytes(), c.scalar_bytes); };
+    auto const cut = [&] { divide(false, b.at, c.row_bytes(), c.scalar_bytes); };
     exchange(ctx, mine, b.at, !checks_sizes && mine.phase != 0, cut, [&](auto ready) {
       checks();
       ready();
       c.take_from(b);
-      for_each_foreign_block(ctx, b.at, [&](index_t block, index_t first, index_t rows) {
-        std::byte* const to = out_.data() + outgoing_.row_start()[block];
-        for (index_t i = 0; i < rows && c.columns >= 0; ++i)
-          detail::copy_bytes(to + i * c.row_bytes(), c.rows.row(first + i), c.row_bytes());
-        if (c.scalar_bytes != 0)
-          detail::copy_bytes(out_.data() + outgoing_.scalar_start()[block], c.scalars + first,
-                             rows * c.scalar_bytes);
-      });
+      for_each_piece(ctx, b.at, c, outgoing_, out_.data(),
+                     [](void* here, void* in_message, index_t bytes) {
+                       detail::copy_bytes(in_message, here, bytes);
+                     });
     });
     agreed_.behind_message([&] {
       point(b.at, c, incoming_, in_.data());
-      read(detail::slot_rows<T const>{row_seats_.data()},
-           detail::slot_rows<S const>{scalar_seats_.data()});
+      read(detail::rows_at<T const>(row_seats_, b.at),
+           detail::rows_at<S const>(scalar_seats_, b.at));
     });
   }
 
@@ -160,33 +148,23 @@ class messages {
   template <class T, class S>
   detail::slot_rows<T const> readable(state const& b, detail::cargo<T, S> const& c,
                                       detail::buffer<detail::seat>& table) const {
-    detail::seats const& s = b.at;
-    for (int slot = 0; slot < s.place.slot_count(); ++slot)
-      table[slot] = s.is_own(slot) ? own_seat(c.rows, s.to[slot]) : detail::seat{nullptr, 0};
-    return {table.data()};
+    for (int p = 0; p < b.at.place.ranks(); ++p)
+      table[p] = p == b.at.rank ? own_seat(c.rows) : detail::seat{nullptr, 0};
+    return detail::rows_at<T const>(table, b.at);
   }
 
-  /// `of_slots`: the segments whose blocks are slots, from or to the rank of each; `of_rows`: those
-  /// whose blocks are the rows here, from or to each rank for each local slot.
-  void divide(detail::segments& of_slots, detail::segments& of_rows, detail::seats const& s,
-              index_t row_bytes, index_t scalar_bytes) {
-    bool const equal = s.rule.capacity >= 0;
-    int const locals = s.locals();
-    of_slots.divide(
-        s.place.ranks(),
-        [&](int slot) { return equal            ? s.room_of(slot)
-                               : s.is_own(slot) ? 0
-                                                : s.sent[slot]; },
-        [&](int rank) { return s.place.first(rank); }, row_bytes, scalar_bytes, s.equal_rows(),
-        s.rank);
-    of_rows.divide(
-        s.place.ranks(),
-        [&](int block) {
-          return equal                      ? s.room_of(s.place.first(s.rank) + block % locals)
-                 : block / locals == s.rank ? 0
-                                            : s.arrived[block];
-        },
-        [&](int rank) { return rank * locals; }, row_bytes, scalar_bytes, s.equal_rows(), s.rank);
+  /// Divides both messages. `to_experts`: this rank sends its tokens' rows; else it gets them.
+  void divide(bool to_experts, detail::seats const& s, index_t row_bytes, index_t scalar_bytes) {
+    bool const equal = s.equal_rows >= 0;
+    int const ranks = s.place.ranks(), own = equal ? -1 : s.rank;
+    (to_experts ? outgoing_ : incoming_)
+        .divide(
+            ranks, [&](int p) { return equal ? s.equal_rows : s.rows_to(p); }, row_bytes,
+            scalar_bytes, own);
+    (to_experts ? incoming_ : outgoing_)
+        .divide(
+            ranks, [&](int p) { return equal ? s.equal_rows : s.rows_from(p); }, row_bytes,
+            scalar_bytes, own);
     if (s.rule.messages_known) {  // as much as fit() asks
       auto const most = static_cast<std::size_t>(s.message_bytes(s.rank, row_bytes + scalar_bytes));
       out_.reserve(most), in_.reserve(most);
@@ -196,37 +174,67 @@ class messages {
   }
 
   template <class T>
-  static detail::seat own_seat(tensor_view<T, 2> const& rows, index_t first) {
+  static detail::seat own_seat(tensor_view<T, 2> const& rows) {
     auto* const data = reinterpret_cast<std::byte const*>(rows.data);
-    index_t const pitch = rows.strides[0] * index_t{sizeof(T)};
-    return {const_cast<std::byte*>(data) + first * pitch, pitch};
+    return {const_cast<std::byte*>(data), rows.strides[0] * index_t{sizeof(T)}};
   }
 
-  /// The seats of all slots: in the rows here, or in a message.
+  /// The seats of all ranks: in the rows here, or in a message.
   template <class T, class S>
   void point(detail::seats const& s, detail::cargo<T, S> const& c, detail::segments const& message,
              std::byte* bytes) {
-    int const n = s.place.slot_count();
-    row_seats_.resize(index_t{n}), scalar_seats_.resize(index_t{n});
-    for (int slot = 0; slot < n; ++slot)
-      if (s.is_own(slot)) {
-        if (c.columns >= 0) row_seats_[slot] = own_seat(c.rows, s.to[slot]);
-        scalar_seats_[slot] = {
-            reinterpret_cast<std::byte*>(c.scalars) + s.to[slot] * c.scalar_bytes, c.scalar_bytes};
+    for (int p = 0; p < s.place.ranks(); ++p)
+      if (p == s.rank) {
+        row_seats_[p] = own_seat(c.rows);
+        scalar_seats_[p] = {reinterpret_cast<std::byte*>(c.scalars), c.scalar_bytes};
       } else {
-        row_seats_[slot] = {bytes + message.row_start()[slot], c.row_bytes()};
-        scalar_seats_[slot] = {bytes + message.scalar_start()[slot], c.scalar_bytes};
+        row_seats_[p] = {bytes + message.rows_at(p), c.row_bytes()};
+        scalar_seats_[p] = {bytes + message.scalars_at(p), c.scalar_bytes};
       }
   }
 
-  /// f(block, first row, rows) for what came from each other rank for each local slot.
+  /// f(peer, place in its message, first row here, rows) for runs of rows that come from other
+  /// ranks, in chunks that are worth a thread for rows of `bytes` bytes.
   template <class F>
-  static void for_each_foreign_block(host_context const& ctx, detail::seats const& s, F f) {
-    int const locals = s.locals();
-    ctx.for_each_chunk(s.blocks(), 1, [&](int, index_t first, index_t last) {
-      for (index_t b = first; b < last; ++b)
-        if (b / locals != s.rank) f(b, s.first_row[b], s.arrived[b]);
+  static void for_each_foreign_run(host_context const& ctx, detail::seats const& s, index_t bytes,
+                                   F f) {
+    index_t const locals = s.locals(), grain = 1 + 262144 / (1 + 2 * bytes);
+    int const first_slot = s.place.first(s.rank);
+    bool const equal = s.equal_rows >= 0;
+    ctx.for_each_chunk(s.rows(), grain, [&](int, index_t first, index_t last) {
+      for (int p = 0; p < s.place.ranks(); ++p) {
+        if (p == s.rank) continue;
+        index_t const *const arrived = s.arrived.data() + p * locals, *const first_row =
+                                                                          s.first_row.data() +
+                                                                          p * locals;
+        index_t place = 0;
+        for (int l = 0; l < locals; ++l) {
+          if (index_t const n = arrived[l]; n != 0) {
+            index_t const at = first_row[l], from = first > at ? first : at;
+            index_t const to = last < at + n ? last : at + n;
+            if (from < to) f(p, place + from - at, from, to - from);
+          }
+          place += equal ? s.room_of(first_slot + l) : arrived[l];
+        }
+      }
     });
+  }
+
+  /// f(here, in the message, bytes) for the rows and scalars that come from other ranks.
+  template <class T, class S, class F>
+  static void for_each_piece(host_context const& ctx, detail::seats const& s,
+                             detail::cargo<T, S> const& c, detail::segments const& message,
+                             std::byte* bytes, F f) {
+    for_each_foreign_run(
+        ctx, s, c.row_bytes(), [&](int p, index_t at, index_t first, index_t rows) {
+          std::byte* const to = bytes + message.rows_at(p) + at * c.row_bytes();
+          index_t const together = c.rows.strides[0] == c.columns ? rows : 1;
+          for (index_t i = 0; i < rows && c.columns >= 0; i += together)
+            f(c.rows.row(first + i), to + i * c.row_bytes(), together * c.row_bytes());
+          if (c.scalar_bytes != 0)
+            f(c.scalars + first, bytes + message.scalars_at(p) + at * c.scalar_bytes,
+              rows * c.scalar_bytes);
+        });
   }
 
   /// Whether the messages of no rank have to grow for the rows of `b`: all ranks know of all.

@@ -26,7 +26,7 @@ class routing {
   index_t numbers() const { return head + shape_.experts; }
   /// Memory for a placement, and the placement once all ranks have that.
   void reserve(expar::placement const& p) {
-    seating_.reserve(p);
+    seating_.reserve(p, has_capacity);
     quotas_.resize(index_t{p.slot_count()});
   }
   void place(expar::placement const& p) { place_ = p; }
@@ -50,7 +50,7 @@ class routing {
           b.plan.place(
               ctx, ids, shape_.experts,
               has_capacity ? route_plan::order::choice_major : route_plan::order::token_major);
-          b.at.begin(place_, x.comm().rank(), rule(!X::checks_sizes));
+          b.at.begin(place_, x.comm().rank(), rule(!X::reaches_peers, !X::checks_sizes));
           b.reserve_routes();
           keep(w, weights);
           checks();
@@ -58,17 +58,17 @@ class routing {
         [&](std::uint64_t* own) {
           *own++ = static_cast<std::uint64_t>(b.plan.tokens());
           for (std::uint64_t const type : types) *own++ = type;
-          for (index_t const n : b.plan.counts()) *own++ = static_cast<std::uint64_t>(n);
+          std::memcpy(own, b.plan.counts().data(), b.plan.counts().size_bytes());
         });
     for (int r = 0; r < place_.ranks(); ++r)
       if (std::uint64_t const n = met.word_of(r).batches; n > x.batches()) x.batches() = n;
     mine.batch = ++x.batches();
     check_types(met);
-    lay_out(met, b);
+    auto const kept = lay_out(met, b);
     if constexpr (asks_quotas)
-      met = split_by_quotas(ctx, x, mine, quotas, b);
+      met = split_by_quotas(ctx, x, mine, quotas, b, kept);
     else
-      seating_.take_turns(place_, b.at.rank);
+      seating_.take_turns(place_, kept, b.at.rank);
     seating_.seat(b.at);
     b.renumber(asks_quotas ? quotas_.data() : nullptr, seating_.turns_here());
     b.pool = x.pool();
@@ -77,9 +77,9 @@ class routing {
   }
 
  private:
-  seat_rule rule(bool messages_known) const {
+  seat_rule rule(bool by_message, bool messages_known) const {
     seat_rule r;
-    r.messages_known = messages_known;
+    r.by_message = by_message, r.messages_known = messages_known;
     if constexpr (!has_capacity) r.alignment = layout_.alignment;
     if constexpr (has_budget) r.budget = layout_.rows, r.drops = layout_.drops;
     r.in_turn = place_.ranks_per_node() == 0;
@@ -88,9 +88,12 @@ class routing {
   template <class T, class W>
   void keep(tensor_view<T, 2> const& from, buffer<W>& to) const {
     W* out = to.resize(size_product(from.size(), place_.shards()));
-    for (index_t t = 0; t < from.extents[0]; ++t)
+    int const shards = place_.shards();
+    for (index_t t = 0; t < from.extents[0]; ++t) {
+      W const* const row = from.row(t);
       for (index_t j = 0; j < from.extents[1]; ++j)
-        for (int i = 0; i < place_.shards(); ++i) *out++ = from.row(t)[j];
+        for (int i = 0; i < shards; ++i) *out++ = row[j];
+    }
   }
   void check_types(told const& met) const {
     constexpr char const* names[] = {"rows", "weights", "y"};
@@ -99,36 +102,34 @@ class routing {
         expects(met(r, 1 + i) == met(0, 1 + i), "dispatch: ", names[i], " on rank ", r,
                 " have another element type than on rank 0; all ranks must use the same");
   }
-  /// The plan of this rank, and what every rank keeps. On this thread alone: nothing may fail on
-  /// one rank here, since the others do not ask any more.
-  void lay_out(told const& met, batch_state& b) {
-    auto const kept = seating_.kept(place_);
-    index_t tokens = 0, most = 0;
-    for (int r = 0; r < place_.ranks(); ++r) {
-      tokens = met(r, 0) > tokens ? met(r, 0) : tokens;
-      for (int e = 0; e < shape_.experts; ++e) {
-        index_t const n = kept.row(r)[e] = met(r, head + e);
-        most = n > most ? n : most;
-      }
-    }
+  /// The plan of this rank, and what every rank keeps, which stands where they told it. On this
+  /// thread alone: nothing may fail on one rank here, since the others do not ask any more.
+  tensor_view<index_t const, 2> lay_out(told const& met, batch_state& b) {
+    tensor_view<index_t const, 2> const counts =
+        make_view(reinterpret_cast<index_t const*>(met.of(0)) + met.own + head,
+                  index_t{place_.ranks()}, index_t{shape_.experts}, met.pitch);
     if constexpr (has_capacity) {
-      index_t const capacity = b.at.rule.capacity =
-          capacity_of(layout_, tokens, shape_.experts, shape_.top_k, most);
-      b.plan.lay_out(host_context{}, capacity);
-      for (index_t i = 0; i < kept.size(); ++i)
-        if (kept.data[i] > capacity) kept.data[i] = capacity;
+      index_t tokens = 0, most = 0;
+      for (int r = 0; r < place_.ranks(); ++r) {
+        tokens = met(r, 0) > tokens ? met(r, 0) : tokens;
+        for (int e = 0; e < shape_.experts; ++e)
+          most = counts.row(r)[e] > most ? counts.row(r)[e] : most;
+      }
+      b.at.rule.capacity = capacity_of(layout_, tokens, shape_.experts, shape_.top_k, most);
+      b.plan.lay_out(host_context{}, b.at.rule.capacity);
     } else {
       b.plan.lay_out(ragged{layout_.alignment});
     }
+    return seating_.kept(counts, b.at.rule.capacity);
   }
   template <class X, class Quotas>
   told split_by_quotas(host_context const& ctx, X& x, intention& mine, Quotas const& quotas,
-                       batch_state& b) {
+                       batch_state& b, tensor_view<index_t const, 2> const& kept) {
     ++mine.phase;
     b.at.rule.in_turn = false;
     auto const split = seating_.split(place_);
     told const met = meet(
-        ctx, x, mine, &b, 1, [&] { split_by(quotas, place_, seating_.kept(place_), split); },
+        ctx, x, mine, &b, 1, [&] { split_by(quotas, place_, kept, split); },
         [&](std::uint64_t* own) { *own = checksum(split); });
     for (int r = 1; r < place_.ranks(); ++r)
       expects(met(r, 0) == met(0, 0), "prepare: the quotas of rank ", r,

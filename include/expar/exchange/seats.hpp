@@ -9,14 +9,18 @@
 
 namespace expar::inline v0::detail {
 
-/// What a layout asks of the rows of a slot.
+/// What a layout and a transport ask of the rows of a slot.
 struct seat_rule {
   int alignment = 1;
   index_t capacity = -1;        // routes of a rank for an expert; -1: all of them
   bool in_turn = true;          // copies share a capacity
   index_t budget = -1;          // rows of a rank; -1: as many as come
   bool drops = false;           // what is beyond the budget, instead of an error
+  bool by_message = false;      // rows to another rank stand in a message
   bool messages_known = false;  // whether every rank knows the messages of all
+
+  /// Whether rows may only fill.
+  bool pads() const { return alignment != 1 || capacity >= 0; }
 };
 
 /// Where the rows of this rank's tokens go, and where those of all ranks stand here.
@@ -34,12 +38,14 @@ struct seats {
   int rank = 0;
   seat_rule rule;
 
-  buffer<index_t> sent, to;            // [slots]: rows of this rank, and the first on their rank
+  buffer<index_t> sent;  // [slots]: rows of this rank
+  buffer<index_t> to;    // [slots]: the first of them, on their rank or in the message to it
   buffer<index_t> arrived, first_row;  // [ranks * locals]: by rank and local slot
   buffer<index_t> offsets, counts;     // [locals + 1], [locals]
   buffer<index_t> abroad;              // [2 * ranks]: rows to other ranks, and from them
   index_t room = 0;                    // rows that are enough on every rank
   index_t needed = 0;                  // rows of the fullest rank, if nothing bounds them
+  index_t equal_rows = -1;             // of every message; -1: as many as there are
 
   /// Of a new batch: memory for what is known after counts have travelled.
   void begin(placement const& of, int own_rank, seat_rule const& asked) {
@@ -55,13 +61,23 @@ struct seats {
   }
   void clear() {
     sent.clear(), to.clear(), arrived.clear(), first_row.clear(), offsets.clear(), counts.clear();
-    room = 0, needed = 0;
+    room = 0, needed = 0, equal_rows = -1;
   }
 
   int locals() const { return static_cast<int>(counts.size()); }
   int blocks() const { return static_cast<int>(arrived.size()); }
   index_t rows() const { return offsets.size() == 0 ? 0 : offsets[locals()]; }
   bool is_own(int slot) const { return place.rank_of(slot) == rank; }
+  /// Rows of this rank to rank p, and from it.
+  index_t rows_to(int p) const { return sum(sent.data(), place.first(p), place.first(p + 1)); }
+  index_t rows_from(int p) const {
+    return sum(arrived.data(), index_t{p} * locals(), (index_t{p} + 1) * locals());
+  }
+  static index_t sum(index_t const* of, index_t first, index_t last) {
+    index_t n = 0;
+    for (index_t i = first; i < last; ++i) n += of[i];
+    return n;
+  }
 
   /// Rows of every rank for a slot that has the same room for each.
   index_t room_of(int slot) const {
@@ -69,22 +85,11 @@ struct seats {
     index_t const copies = rule.in_turn ? place.copies(place.expert_of(slot)) : 1;
     return (rule.capacity + copies - 1) / copies;
   }
-  /// Rows of a message, the same to and from every rank; -1: as many as there are.
-  index_t equal_rows() const {
-    if (rule.capacity < 0) return -1;
-    index_t most = 0;
-    for (int r = 0; r < place.ranks(); ++r) {
-      index_t n = 0;
-      for (int s = place.first(r); s < place.first(r + 1); ++s) n += room_of(s);
-      most = n > most ? n : most;
-    }
-    return most;
-  }
 
   /// The most bytes of a message to or from rank r, if the rule lets them be known.
   index_t message_bytes(int r, index_t bytes_of_row) const {
     index_t const out = abroad[2 * r], in = abroad[2 * r + 1];
-    index_t const rows = rule.capacity >= 0 ? equal_rows() * place.ranks() : out > in ? out : in;
+    index_t const rows = equal_rows >= 0 ? equal_rows * place.ranks() : out > in ? out : in;
     return segments::bound(place.ranks(), rows, bytes_of_row);
   }
 
@@ -108,43 +113,53 @@ struct seats {
 class seating {
  public:
   explicit seating(std::pmr::memory_resource* memory)
-      : kept_(memory), split_(memory), copies_(memory), begin_(memory) {}
+      : kept_(memory), split_(memory), total_(memory), copies_(memory), begin_(memory) {}
 
-  void reserve(placement const& place) {
+  void reserve(placement const& place, bool has_capacity) {
     index_t const ranks = place.ranks();
-    kept_.resize(size_product(ranks, place.experts()));
+    if (has_capacity) kept_.resize(size_product(ranks, place.experts()));
     split_.resize(size_product(ranks, place.slot_count()));
+    total_.resize(index_t{place.slot_count()});
     copies_.resize(index_t{place.slot_count()}), begin_.resize(index_t{place.experts()} + 1);
   }
 
-  /// [ranks, experts]: the routes of every rank for every expert that a capacity keeps.
-  tensor_view<index_t, 2> kept(placement const& place) {
-    return make_view(kept_.data(), index_t{place.ranks()}, index_t{place.experts()});
+  /// [ranks, experts]: of the routes of every rank for every expert those that a capacity keeps.
+  tensor_view<index_t const, 2> kept(tensor_view<index_t const, 2> const& counts,
+                                     index_t capacity) {
+    if (capacity < 0) return counts;
+    index_t* n = kept_.data();
+    for (index_t r = 0; r < counts.extents[0]; ++r)
+      for (index_t e = 0; e < counts.extents[1]; ++e, ++n)
+        *n = counts.row(r)[e] < capacity ? counts.row(r)[e] : capacity;
+    return make_view(static_cast<index_t const*>(kept_.data()), counts.extents[0],
+                     counts.extents[1]);
   }
-  /// [ranks, slots]: how many of these go to every slot.
+  /// [ranks, slots]: how many of these go to every slot, for the caller to fill.
   tensor_view<index_t, 2> split(placement const& place) {
-    return make_view(split_.data(), index_t{place.ranks()}, index_t{place.slot_count()});
+    auto const filled =
+        make_view(split_.data(), index_t{place.ranks()}, index_t{place.slot_count()});
+    rows_ = filled;
+    return filled;
   }
 
-  /// Fills split() from kept(): copies in turn. Notes those of `own` rank.
-  void take_turns(placement const& place, int own) {
-    auto const from = kept(place), to = split(place);
+  /// Splits `kept`: copies in turn. Notes those of `own` rank.
+  void take_turns(placement const& place, tensor_view<index_t const, 2> const& from, int own) {
+    rows_ = from;
+    if (place.is_identity()) return;
+    auto const to = split(place);
     for (index_t i = 0; i < to.size(); ++i) to.data[i] = 0;
     int noted = 0;
     for (int r = 0; r < place.ranks(); ++r)
-      if (place.is_identity())
-        for (int e = 0; e < place.experts(); ++e) to.row(r)[e] = from.row(r)[e];
-      else
-        for (int e = 0; e < place.experts(); ++e) {
-          turns const copies(place, e, r);
-          if (r == own) begin_[e] = noted, begin_[e + 1] = noted + copies.count();
-          for (int c = 0, turn = 0; c < place.copies(e); ++c) {
-            if (!copies.takes(c)) continue;
-            if (r == own) copies_[noted++] = c;
-            index_t const n = copies.share(from.row(r)[e], turn++);
-            for (int i = 0; i < place.shards(); ++i) to.row(r)[place.slot(e, c, i)] = n;
-          }
+      for (int e = 0; e < place.experts(); ++e) {
+        turns const copies(place, e, r);
+        if (r == own) begin_[e] = noted, begin_[e + 1] = noted + copies.count();
+        for (int c = 0, turn = 0; c < place.copies(e); ++c) {
+          if (!copies.takes(c)) continue;
+          if (r == own) copies_[noted++] = c;
+          index_t const n = copies.share(from.row(r)[e], turn++);
+          for (int i = 0; i < place.shards(); ++i) to.row(r)[place.slot(e, c, i)] = n;
         }
+      }
   }
 
   /// The copies that routes of the own rank take in turn: of expert e, from begin[e].
@@ -158,82 +173,136 @@ class seating {
   };
   turn_table turns_here() const { return {copies_.data(), begin_.data()}; }
 
-  /// From split() to seats. Throws where a rank would get more rows than the budget has; where the
-  /// rule drops them instead, split() loses them.
+  /// From what is split to seats. Throws where a rank would get more rows than the budget has;
+  /// where the rule drops them instead, the split loses them.
   void seat(seats& s) {
     placement const& place = s.place;
     int const ranks = place.ranks();
-    auto const rows = split(place);
     if (s.rule.capacity >= 0) {
-      index_t const bound = size_product(s.equal_rows(), ranks);
-      expects(bound <= most_rows, "dispatch: the slots of a rank have ", s.equal_rows(),
-              " rows for each of ", ranks, " ranks, more than memory can hold");
+      s.equal_rows = widest(s);
+      expects(size_product(s.equal_rows, ranks) <= most_rows, "dispatch: the slots of a rank have ",
+              s.equal_rows, " rows for each of ", ranks, " ranks, more than memory can hold");
     }
+    add_up(s);
     int fullest = 0;
     for (int r = 0; r < ranks; ++r)
-      if (index_t const n = rows_at(s, r, uncountable); n > s.needed) s.needed = n, fullest = r;
+      if (index_t const n = rows_at(s, r); n > s.needed) s.needed = n, fullest = r;
     s.room = s.needed;
     if (s.rule.budget >= 0) {
       s.room = s.rule.budget;
       expects(s.needed <= s.room || s.rule.drops, "dispatch: rank ", fullest, " would get ",
               s.needed, " rows; the budget has ", s.room);
-      if (s.needed > s.room) drop(s);
+      if (s.needed > s.room) drop(s), add_up(s);
     }
-
-    int const locals = place.count(s.rank), first = place.first(s.rank);
-    s.sent.resize(index_t{place.slot_count()}), s.to.resize(index_t{place.slot_count()});
-    s.counts.resize(index_t{locals}), s.offsets.resize(index_t{locals} + 1);
-    s.arrived.resize(index_t{locals} * ranks), s.first_row.resize(index_t{locals} * ranks);
-    for (int r = 0; r < ranks; ++r) {
-      index_t begin = 0;
-      for (int slot = place.first(r); slot < place.first(r + 1); ++slot) {
-        int const l = slot - first;
-        index_t const room = s.rule.capacity < 0 ? 0 : s.room_of(slot);
-        index_t filled = 0, at = begin;
-        for (int from = 0; from < ranks; ++from) {
-          index_t const n = rows.row(from)[slot];
-          if (from == s.rank) s.sent[slot] = n, s.to[slot] = at;
-          if (r == s.rank) s.arrived[from * locals + l] = n, s.first_row[from * locals + l] = at;
-          filled += n;
-          at += s.rule.capacity < 0 ? n : room;
-        }
-        if (r == s.rank) s.offsets[l] = begin, s.counts[l] = filled;
-        begin = round_up(at, s.rule.alignment);
-      }
-      if (r == s.rank) s.offsets[locals] = begin;
-    }
+    seat_own(s);
+    seat_others(s);
     if (s.rule.messages_known) count_abroad(s);
   }
 
  private:
+  /// Rows of all ranks for every slot, and in s.to those of the ranks before this one, as far as
+  /// they have room of their own.
+  void add_up(seats& s) {
+    int const slots = s.place.slot_count(), ranks = s.place.ranks();
+    index_t* const total = total_.assign(static_cast<std::size_t>(slots), 0);
+    index_t *const sent = s.sent.resize(index_t{slots}), *const before =
+                                                             s.to.resize(index_t{slots});
+    for (int from = 0; from < ranks; ++from) {
+      index_t const* const n = rows_.row(from);
+      if (from == s.rank)
+        for (int i = 0; i < slots; ++i) before[i] = total[i], sent[i] = n[i];
+      for (int i = 0; i < slots; ++i) total[i] += n[i];
+    }
+    if (s.rule.capacity >= 0)
+      for (int i = 0; i < slots; ++i) {
+        index_t const room = s.room_of(i);
+        total[i] = room * ranks, before[i] = room * s.rank;
+      }
+  }
+
+  /// f(slot, its first row) for the slots of rank r. Returns the rows of the rank.
+  template <class F>
+  index_t for_each_slot(seats const& s, int r, F f) const {
+    index_t begin = 0;
+    for (int slot = s.place.first(r), end = s.place.first(r + 1); slot < end; ++slot) {
+      f(slot, begin);
+      begin = aligned(begin + total_[slot], s.rule.alignment);
+    }
+    return begin;
+  }
+
+  /// Where the rows of this rank stand: on the rank of their slot, or in the message to it.
+  void seat_own(seats& s) {
+    for (int r = 0; r < s.place.ranks(); ++r) {
+      index_t sent = 0;
+      for_each_slot(s, r, [&](int slot, index_t begin) {
+        s.to[slot] += begin;
+        if (!s.rule.by_message || r == s.rank) return;
+        s.to[slot] = sent;
+        sent += s.equal_rows < 0 ? s.sent[slot] : s.room_of(slot);
+      });
+    }
+  }
+
+  /// Where the rows of all ranks stand here.
+  void seat_others(seats& s) {
+    int const locals = s.place.count(s.rank), first = s.place.first(s.rank),
+              ranks = s.place.ranks();
+    index_t *const counts = s.counts.assign(static_cast<std::size_t>(locals), 0),
+                   *const offsets = s.offsets.resize(index_t{locals} + 1);
+    index_t *arrived = s.arrived.resize(index_t{locals} * ranks),
+            *at = s.first_row.resize(index_t{locals} * ranks);
+    offsets[locals] = for_each_slot(s, s.rank, [&](int slot, index_t begin) {
+      offsets[slot - first] = at[slot - first] = begin;
+    });
+    for (int from = 0; from < ranks; ++from, arrived += locals, at += locals) {
+      index_t const* const n = rows_.row(from) + first;
+      for (int l = 0; l < locals; ++l) arrived[l] = n[l], counts[l] += n[l];
+      for (int l = 0; from + 1 < ranks && l < locals; ++l)
+        at[locals + l] = at[l] + (s.equal_rows < 0 ? n[l] : s.room_of(first + l));
+    }
+  }
+
   void count_abroad(seats& s) {
     placement const& place = s.place;
     s.abroad.assign(2 * static_cast<std::size_t>(place.ranks()), 0);
     for (int from = 0; from < place.ranks(); ++from)
-      for (int r = 0; r < place.ranks(); ++r)
-        for (int slot = place.first(r); from != r && slot < place.first(r + 1); ++slot) {
-          index_t const n = split(place).row(from)[slot];
-          s.abroad[2 * from] += n, s.abroad[2 * r + 1] += n;
-        }
+      for (int r = 0; r < place.ranks(); ++r) {
+        if (from == r) continue;
+        index_t const n = seats::sum(rows_.row(from), place.first(r), place.first(r + 1));
+        s.abroad[2 * from] += n, s.abroad[2 * r + 1] += n;
+      }
+  }
+
+  /// With a capacity: rows of a message, the same to and from every rank.
+  static index_t widest(seats const& s) {
+    index_t most = 0;
+    for (int r = 0; r < s.place.ranks(); ++r) {
+      index_t n = 0;
+      for (int slot = s.place.first(r); slot < s.place.first(r + 1); ++slot) n += s.room_of(slot);
+      most = n > most ? n : most;
+    }
+    return most;
   }
 
   /// Rows of rank r, padding included, if no slot has more than `level`.
-  index_t rows_at(seats const& s, int r, index_t level) {
-    index_t sum = 0;
-    for (int slot = s.place.first(r); slot < s.place.first(r + 1); ++slot) {
-      index_t n = 0;
-      for (int from = 0; from < s.place.ranks(); ++from) n += split(s.place).row(from)[slot];
-      if (s.rule.capacity >= 0) n = s.room_of(slot) * s.place.ranks();
-      sum += round_up(n < level ? n : level, s.rule.alignment);
-    }
-    return sum;
+  index_t rows_at(seats const& s, int r, index_t level = uncountable) const {
+    index_t all = 0;
+    for (int slot = s.place.first(r), end = s.place.first(r + 1); slot < end; ++slot)
+      all += aligned(total_[slot] < level ? total_[slot] : level, s.rule.alignment);
+    return all;
   }
 
   /// Every slot keeps as many rows as the largest level allows with which its rank fits, those of
   /// the first ranks first. A route stays in all its shards or in none.
   void drop(seats const& s) {
     placement const& place = s.place;
+    auto const whole = rows_;
     auto const rows = split(place);
+    if (whole.data != rows.data)
+      for (int r = 0; r < place.ranks(); ++r)
+        for (int slot = 0; slot < place.slot_count(); ++slot)
+          rows.row(r)[slot] = whole.row(r)[slot];
     for (int r = 0; r < place.ranks(); ++r) {
       index_t fits = 0, fails = s.needed + 1;
       while (fails - fits > 1) {
@@ -262,7 +331,8 @@ class seating {
         }
   }
 
-  buffer<index_t> kept_, split_;
+  tensor_view<index_t const, 2> rows_{};  // [ranks, slots]: what is split
+  buffer<index_t> kept_, split_, total_;
   buffer<int> copies_, begin_;  // of turn_table
 };
 

@@ -84,8 +84,7 @@ class windows {
     numbers += numbers_before;
     if (numbers > static_cast<index_t>(own_.size())) own_.resize(numbers);
     words_.reserve(1);
-    row_seats_.reserve(static_cast<std::size_t>(place.slot_count()));
-    scalar_seats_.reserve(static_cast<std::size_t>(place.slot_count()));
+    row_seats_.resize(index_t{place.ranks()}), scalar_seats_.resize(index_t{place.ranks()});
   }
   /// Collective, after reserve() on all ranks: the window in which ranks tell each other numbers.
   /// It has those of three meetings, so that no rank overwrites what another still reads.
@@ -163,7 +162,7 @@ class windows {
     tensor_view<T, 2> const callers = c.rows;
     point(b, c);
     finish(ctx, mine, [&] {
-      write(detail::slot_rows<T>{row_seats_.data()}, detail::slot_rows<S>{scalar_seats_.data()});
+      write(detail::rows_at<T>(row_seats_, b.at), detail::rows_at<S>(scalar_seats_, b.at));
       c.clear_gaps(b.at);
     });
     if (c.callers) agreed_.behind_message([&] { copy_rows(ctx, c.rows, callers); });
@@ -178,8 +177,8 @@ class windows {
     bring(ctx, mine, b, c, met);
     point(b, c);
     finish(ctx, mine, [&] {
-      read(detail::slot_rows<T const>{row_seats_.data()},
-           detail::slot_rows<S const>{scalar_seats_.data()});
+      read(detail::rows_at<T const>(row_seats_, b.at),
+           detail::rows_at<S const>(scalar_seats_, b.at));
     });
   }
 
@@ -188,7 +187,7 @@ class windows {
   detail::slot_rows<T const> readable(state const& b, detail::cargo<T, S> const& c,
                                       detail::buffer<detail::seat>& table) const {
     seats_of(b, c, table, nullptr);
-    return {table.data()};
+    return detail::rows_at<T const>(table, b.at);
   }
 
   // An operation has at least two meetings. After the first no rank works on what is written then;
@@ -298,8 +297,6 @@ class windows {
     c.scalars = nullptr;
     c.take_from(b);
     c.callers = callers;
-    row_seats_.resize(index_t{b.at.place.slot_count()});
-    scalar_seats_.resize(index_t{b.at.place.slot_count()});
     seats_of(b, c, row_seats_, &scalar_seats_);
   }
   template <class T, class S>
@@ -310,11 +307,8 @@ class windows {
     index_t const behind = detail::behind(s.room * c.row_bytes());
     for (int rank = 0; rank < s.place.ranks(); ++rank) {
       auto* const base = static_cast<std::byte*>(view.peer(rank, 0));
-      for (int slot = s.place.first(rank); slot < s.place.first(rank + 1); ++slot) {
-        rows[slot] = {base + s.to[slot] * c.row_bytes(), c.row_bytes()};
-        if (scalars != nullptr)
-          (*scalars)[slot] = {base + behind + s.to[slot] * c.scalar_bytes, c.scalar_bytes};
-      }
+      rows[rank] = {base, c.row_bytes()};
+      if (scalars != nullptr) (*scalars)[rank] = {base + behind, c.scalar_bytes};
     }
   }
 

@@ -59,6 +59,12 @@ constexpr void check_layout(char const* what, fixed_capacity layout) {
 EXPAR_HD constexpr index_t round_up(index_t n, index_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
+namespace detail {
+/// round_up(), without a division where there is nothing to round.
+constexpr index_t aligned(index_t n, index_t multiple) {
+  return multiple == 1 ? n : round_up(n, multiple);
+}
+}  // namespace detail
 
 /// Rows per expert: layout.rows, or by the rule of Tutel (tutel/impls/fast_dispatch.py,
 /// extract_critical), where `tokens` and `most` are maxima over the ranks: the tokens of a rank,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include <expar/detail/shared.hpp>
@@ -127,6 +128,10 @@ class placement {
   /// The most slots that a rank has.
   int most() const noexcept { return experts_ == 0 ? 0 : table_->most; }
   int rank_of(int slot) const { return table_->rank_of[valid(slot)]; }
+  /// The rank of every slot.
+  std::span<int const> rank_of_slots() const noexcept {
+    return experts_ == 0 ? std::span<int const>() : std::span<int const>(table_->rank_of);
+  }
   int expert_of(int slot) const { return table_->expert_of[valid(slot)]; }
   /// -1 where shards of the copy are lost.
   int copy_of(int slot) const {

@@ -203,7 +203,7 @@ inline void route_plan::lay_out(ragged layout) {
   detail::check_layout("plan", layout);
   detail::expects(experts_ >= 1, "plan: experts is ", experts(), "; place routes first");
   for (int e = 0; e < experts_; ++e)
-    offsets_[e + 1] = offsets_[e] + round_up(counts_[e], layout.alignment);
+    offsets_[e + 1] = offsets_[e] + detail::aligned(counts_[e], layout.alignment);
 }
 
 inline void route_plan::lay_out(host_context const& ctx, index_t capacity) {
