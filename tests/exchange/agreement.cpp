@@ -5,7 +5,6 @@
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include <expar/comm/thread.hpp>
@@ -23,18 +22,18 @@ std::vector<std::string> what_ranks_throw(int ranks, F f) {
   return said;
 }
 
-/// Throws once, before it exchanges anything.
-struct failing_once {
+/// Throws so many times, before it exchanges anything.
+struct failing_communicator {
   static constexpr expar::communicator_traits traits{.checks_sizes = true};
   expar::thread_communicator& to;
-  bool fails;
+  int times;
 
   int rank() const noexcept { return to.rank(); }
   int size() const noexcept { return to.size(); }
   void all_to_all_v(expar::host_context const& on, void const* in, expar::byte_counts counts,
                     expar::byte_counts from, void* out, expar::byte_counts out_counts,
                     expar::byte_counts at) {
-    if (std::exchange(fails, false)) throw std::runtime_error("the cable is out");
+    if (times > 0 && times-- > 0) throw std::runtime_error("the cable is out");
     to.all_to_all_v(on, in, counts, from, out, out_counts, at);
   }
 };
@@ -113,7 +112,7 @@ TEST_CASE("what went wrong on a rank is not taken for numbers of as many bytes")
   expar::host_context const ctx;
   for (int numbers = 9; numbers < 100; ++numbers) {
     auto const said = what_ranks_throw(2, [&](expar::thread_communicator& threads) {
-      failing_once comm{threads, threads.rank() == 1};
+      failing_communicator comm{threads, threads.rank() == 1};
       expar::detail::agreement agree(std::pmr::get_default_resource());
       agree.reserve(2);
       std::vector<std::uint64_t> own(100, 0x3131), all(200);
@@ -128,6 +127,27 @@ TEST_CASE("what went wrong on a rank is not taken for numbers of as many bytes")
     INFO(numbers << " numbers");
     CHECK(said == std::vector<std::string>(2, "expar: an exception: the cable is out (rank 1); "));
   }
+}
+
+TEST_CASE("a rank that cannot tell what went wrong does not go on, though others come") {
+  expar::host_context const ctx;
+  std::vector<std::string> said(2);
+  auto const body = [&](expar::thread_communicator& threads) {
+    failing_communicator comm{threads, threads.rank() == 1 ? 1000 : 0};
+    expar::detail::agreement agree(std::pmr::get_default_resource());
+    agree.reserve(2);
+    for (int time = 0; time < 2; ++time) {
+      auto const call = [&] { agree.run(ctx, comm, {expar::detail::step::place}, [] {}); };
+      said[static_cast<std::size_t>(comm.rank())] +=
+          std::string(expar::detail::failure_of(call).text) + "; ";
+      comm.times = 0;
+    }
+  };
+  expar::run_ranks(2, body, std::chrono::milliseconds(50));
+  std::string const lost = "expar: all_to_all_v: rank 1 ",
+                    alone = "expar: ranks cannot agree on an operation; ";
+  CHECK(said[0].starts_with(lost));
+  CHECK(said[1] == alone + alone);
 }
 
 TEST_CASE("a failure without a sentence is a failure") {

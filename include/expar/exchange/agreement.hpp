@@ -57,6 +57,7 @@ class agreement {
   void hear(host_context const& ctx, Comm& comm, word& mine, failure const& wrong, Call call,
             WordOf word_of) {
     failure of_call;
+    expects_alive();
     for (;;) {
       bool same = complete<Comm>(call, mine, of_call) && mine.intended != 0;
       for (int r = 0; same && r < comm.size(); ++r)
@@ -69,6 +70,7 @@ class agreement {
   template <class Comm, class Call>
   void together(host_context const& ctx, Comm& comm, word mine, Call call) {
     failure wrong;
+    expects_alive();
     while (!complete<Comm>(call, mine, wrong)) settle(ctx, comm, mine, wrong);
   }
   /// Collective: the words in which a call begins where the communicator does not check sizes.
@@ -155,7 +157,7 @@ class agreement {
     records_.resize(static_cast<std::size_t>(ranks));
     // A rank that is still elsewhere comes here as well, after one more disagreement.
     for (int times = 0; !complete_gather(ctx, comm, own); ++times)
-      expects(times < 16 + 2 * ranks, "ranks cannot agree on an operation");
+      if (times == 16 + 2 * ranks) dead_ = true, expects_alive();
     for (int r = 0; r < ranks; ++r)
       if (char const* const text = records_[r].text; *text != '\0')
         throw error(sentence{text, " (rank ", r, ")"});
@@ -166,6 +168,8 @@ class agreement {
       if (records_[r].said.turn > mine.turn) mine.turn = records_[r].said.turn;
     ++mine.turn;
   }
+  /// A rank that could not tell the others what went wrong does not know what they have done since.
+  void expects_alive() const { expects(!dead_, "ranks cannot agree on an operation"); }
   template <class Comm>
   bool complete_gather(host_context const& ctx, Comm& comm, record& own) {
     failure wrong;
@@ -182,6 +186,7 @@ class agreement {
   buffer<word> words_;
   buffer<record> records_;
   failure late_;
+  bool dead_ = false;
 };
 
 /// A communicator that has lost a rank may still write the buffers that it was given.
