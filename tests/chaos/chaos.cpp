@@ -46,8 +46,8 @@ struct record {
   int at;           // the call in which it threw what ranks agreed on; -1: none
   char said[expar::error::room], wrong[200];
 
-  void note(char (&to)[200], char const* where, char const* what) {
-    if (to[0] == '\0') std::snprintf(to, sizeof to, "%s: %s", where, what);
+  void note(char const* where, char const* what) {
+    if (wrong[0] == '\0') std::snprintf(wrong, sizeof wrong, "%s: %s", where, what);
   }
 };
 
@@ -64,88 +64,103 @@ class player {
     }
   }
 
-  /// `n`: the number of the firing; `first`: whether nothing can be left untouched by it.
-  record fire(fault f, step s, std::uint64_t n, int culprit, bool first) {
+  /// The n-th firing: once other calls have gone well, `culprit` meets the fault in a step, what it
+  /// brings for the `times`-th time, while the others go on; and then all go on.
+  record fire(fault f, step s, std::uint64_t n, int culprit, int times) {
     expar_test::random draw(p_.seed + 1000 * n);
     late_ = expar_test::random(p_.seed + 1000 * n + passage::of_rank(comm_.rank()));
-    record r{};
-    r.at = -1;
-    bool const mine = comm_.rank() == culprit,
-               constructs = s == step::construct || f == fault::memory;
+    bool const constructs = s == step::construct || f == fault::memory;
+    bool const crosses = f == fault::object || f == fault::batch;
     step const begin[] = {step::prepare, step::quotas, step::fused};
-    step begins = begin[draw.integer(0, s == step::rows ? 1 : 2)];
-    if (s == step::prepare || s == step::quotas || s == step::fused) begins = s;
-    auto const calls = calls_of(begins, constructs);
+    bool const begins = s == step::prepare || s == step::quotas || s == step::fused;
+    auto const calls =
+        calls_of(begins ? s : begin[draw.integer(0, s == step::rows ? 1 : 2)], constructs);
+    // More copies need memory, and many tokens a pool.
     std::uint64_t const stamp = 9 * n + 9;
-    passage a{constructs ? 2 : static_cast<int>(draw.integer(0, 1)), 0,
-              stamp + (f == fault::memory ? 1 : static_cast<std::uint64_t>(draw.integer(0, 2)))};
+    auto const placed = static_cast<std::uint64_t>(f == fault::memory ? 1 : draw.integer(0, 2));
+    passage a{constructs ? 2 : static_cast<int>(draw.integer(0, 1)), 0, stamp + placed};
+    if (f == fault::pool) a.of = culprit, a.many = begins || draw.chance(.1) ? 66000 : 11000;
     passage other{f == fault::object ? 1 - a.object : a.object, f == fault::batch, stamp + 3};
-    if (f == fault::pool)
-      a.of = culprit, a.many = s <= step::fused || draw.chance(.3) ? 66000 : 16000;
     passage next{constructs ? 0 : a.object, 0, stamp + 4};
-    int const times = first ? 0 : static_cast<int>(draw.integer(0, (1 << draw.integer(0, 4)) - 1));
-    bool const for_good = f != fault::before && f != fault::after && draw.chance(.5);
-    int const wrong = static_cast<int>(draw.integer(1, layers_.wrongs(s)));
-    index_t const values = draw.chance(.5) ? 64 : 1;
+    bool const by_network = f == fault::before || f == fault::after;  // for good, it is lost
+    fault_ = {f, times, !by_network && draw.chance(.5),
+              static_cast<int>(draw.integer(1, layers_.wrongs(s))), draw.chance(.5) ? 64 : 1};
 
+    record r{};
     std::size_t here = 0;
-    try {
+    attempt(r, "before", [&] {
       for (; calls[here] != s; ++here) {
         layers_.run(a, calls[here]);
-        if (f == fault::object || f == fault::batch) layers_.run(other, calls[here]);
+        if (crosses) layers_.run(other, calls[here]);
       }
-    } catch (std::exception const& e) {
-      r.note(r.wrong, "before", e.what());
-    }
-
-    // What this rank calls, until it throws; no passage: what the fault is.
-    std::vector<std::pair<passage*, step>> todo;
-    if (mine && (f == fault::sum || f == fault::report)) todo.push_back({nullptr, s});
-    if (mine && (f == fault::object || f == fault::batch)) todo.push_back({&other, s});
-    bool const leaves = mine && (f == fault::user || (f == fault::skip && s == step::construct));
-    for (std::size_t i = here + (mine && f == fault::skip); i < calls.size() && !leaves; ++i)
-      todo.push_back({&a, calls[i]});
-    for (step const later : calls_of(step::prepare, false)) todo.push_back({&next, later});
-    bool const armed = mine && f >= fault::view && f <= fault::after;
-    r.fired = mine && !armed;
-    for (std::size_t at = 0; at < todo.size() && r.at < 0; ++at) {
-      auto const [what, call] = todo[at];
-      bool const faulty = at == 0 && mine;
-      dawdle();
-      try {
-        if (faulty && armed) trap_.arm(f, times, for_good);
-        if (what != nullptr)
-          layers_.run(*what, call, faulty && f == fault::argument ? wrong : 0);
-        else if (f == fault::sum)
-          layers_.sum_counts(values);
-        else
-          layers_.gather_report();
-      } catch (wrong_row const& e) {
-        r.note(r.wrong, name_of(call), e.what());
-      } catch (std::exception const& e) {
-        if (faulty && std::strncmp(e.what(), "expar: ", 7) != 0) {
-          r.raw = true;
-        } else {
-          r.at = static_cast<int>(at);
-          std::snprintf(r.said, sizeof r.said, "%s", e.what());
-        }
-      }
-      if (faulty && armed) trap_.disarm(), r.fired = trap_.fired;
-    }
+    });
+    bool const mine = comm_.rank() == culprit, skips = mine && f == fault::skip;
+    bool const leaves = mine && (f == fault::user || (skips && s == step::construct));
+    todo_.clear();
+    if (mine && (f == fault::sum || f == fault::report)) todo_.push_back({nullptr, s});
+    if (mine && crosses) todo_.push_back({&other, s});
+    for (std::size_t i = here + skips; i < calls.size() && !leaves; ++i)
+      todo_.push_back({&a, calls[i]});
+    for (step const later : calls_of(step::prepare, false)) todo_.push_back({&next, later});
+    go_on(r, mine);
     layers_.forget(2);
-    for (int i = 0; i < 2 && r.wrong[0] == '\0'; ++i) try {
-        passage w{i, 0, stamp + 5 + static_cast<std::uint64_t>(i)};
-        for (step const call : calls_of(begin[draw.integer(0, 2)], false)) {
-          dawdle();
-          layers_.run(w, call);
-        }
-      } catch (std::exception const& e) {
-        r.note(r.wrong, "afterwards", e.what());
-      }
+    for (int i = 0; i < 2; ++i) {
+      passage w{i, 0, stamp + 5 + static_cast<std::uint64_t>(i)};
+      auto const again = calls_of(begin[draw.integer(0, 2)], false);
+      attempt(r, "afterwards", [&] {
+        for (step const call : again) dawdle(), layers_.run(w, call);
+      });
+    }
     return r;
   }
 
  private:
+  struct firing {
+    fault what;
+    int times;
+    bool for_good;
+    int wrong;
+    index_t values;
+    bool is_armed() const { return what >= fault::view && what <= fault::after; }
+  };
+
+  /// What this rank calls until ranks agree that something is wrong.
+  void go_on(record& r, bool mine) {
+    r.at = -1, r.fired = mine && !fault_.is_armed();
+    for (std::size_t at = 0; at < todo_.size() && r.at < 0; ++at) {
+      auto const [w, call] = todo_[at];
+      bool const faulty = at == 0 && mine, armed = faulty && fault_.is_armed();
+      dawdle();
+      try {
+        if (armed) trap_.arm(fault_.what, fault_.times, fault_.for_good);
+        if (w != nullptr)
+          layers_.run(*w, call, faulty && fault_.what == fault::argument ? fault_.wrong : 0);
+        else if (fault_.what == fault::sum)
+          layers_.sum_counts(fault_.values);
+        else
+          layers_.gather_report();
+      } catch (wrong_row const& e) {
+        r.note(name_of(call), e.what());
+      } catch (std::exception const& e) {
+        // What is thrown as it is has not been told to others.
+        r.raw = r.raw || (faulty && std::strncmp(e.what(), "expar: ", 7) != 0);
+        if (!r.raw || at != 0) {
+          r.at = static_cast<int>(at);
+          std::snprintf(r.said, sizeof r.said, "%s", e.what());
+        }
+      }
+      if (armed) trap_.disarm(), r.fired = trap_.fired;
+    }
+  }
+  template <class F>
+  static void attempt(record& r, char const* when, F f) {
+    if (r.wrong[0] != '\0') return;
+    try {
+      f();
+    } catch (std::exception const& e) {
+      r.note(when, e.what());
+    }
+  }
   void dawdle() {
     if (late_.chance(.2))
       std::this_thread::sleep_for(std::chrono::microseconds(late_.integer(0, 200)));
@@ -155,6 +170,8 @@ class player {
   C& comm_;
   trap& trap_;
   expar_test::random late_{0};
+  firing fault_{};
+  std::vector<std::pair<passage*, step>> todo_;  // no passage: what the fault is
   layers<X, C, Layout> layers_;
 };
 
@@ -196,6 +213,7 @@ std::string judge(std::vector<record> const& all, fault f, step s, int culprit, 
     if (!its.fired && o.at >= 0) wrong += "\n  " + rank + " throws without a fault: " + o.said;
     if (!its.fired) continue;
     same = same && std::strcmp(o.said, its.said) == 0;
+    if (o.raw && f != fault::pool) wrong += "\n  " + rank + " throws alone";
     bool const behind = f == fault::after && r != culprit && o.at == 1;
     if (o.at != (its.raw ? 1 : 0) && !behind)
       wrong += "\n  " + rank + " throws in call " + std::to_string(o.at);
@@ -228,14 +246,15 @@ bool pass(settings& set, tally& done, kind k, Base& base, std::uint64_t group, T
     tally::cell& c = done.at(f, s, k);
     for (int turn = 0; turn < 8 && fine && !set.enough_of(c.fired); ++turn) {
       int const culprit = static_cast<int>(draw.integer(0, p.ranks - 1));
-      record r = mine.fire(f, s, n++, culprit, turn == 0 && c.fired % 4 == 0);
+      int const times = static_cast<int>(draw.integer(0, c.depth));
+      record r = mine.fire(f, s, n++, culprit, times);
       r.enough = set.seconds > 0 && done.seconds() > set.seconds;
       auto const all = tell(r);
       bool same = false;
       auto const wrong = judge(all, f, s, culprit, same);
       bool const fired = all[static_cast<std::size_t>(culprit)].fired;
       set.hurry = all[0].enough, fine = wrong.empty();
-      if (fired || !fine) done.count(c, same, fine);
+      if (fired || !fine) done.count(c, times, same, fine);
       if (base.rank() == 0) done.show_progress(p.ranks, f, s, k);
       if (base.rank() == 0 && !fine)
         std::printf("\nWRONG: %s, %s, %s: %d ranks, group %llu, firing %llu on rank %d%s\n",
@@ -311,17 +330,19 @@ int run(settings set, bool speaks) {
   set.used[static_cast<int>(kind::windows)] = expar::window_communicator<base>;
   set.used[static_cast<int>(kind::unchecked)] = true;
   tally done;
-  int wrong = 0;
+  int wrong = 0, in_vain = 0;
   bool missing = true;
-  for (std::uint64_t group = 0; missing && wrong < 10; ++group) {
+  for (std::uint64_t group = 0; missing && wrong < 10 && in_vain < 100; ++group) {
     auto const k = static_cast<kind>(group % kinds);
     if (!set.used[static_cast<int>(k)]) continue;
+    long const before = done.fired();
     try {
       if (!play(set, done, k, group)) ++wrong;
     } catch (std::exception const& e) {
       std::printf("\nWRONG: group %llu: %s\n", static_cast<unsigned long long>(group), e.what());
       ++wrong;
     }
+    in_vain = done.fired() == before ? in_vain + 1 : 0;
     missing = false;
     tally::each([&](fault f, step s, kind of) {
       missing = missing || (set.used[static_cast<int>(of)] && set.wants(f, s, of) &&
@@ -329,7 +350,7 @@ int run(settings set, bool speaks) {
     });
   }
   if (speaks) done.print(set.used);
-  return wrong == 0 ? 0 : 1;
+  return wrong == 0 && !missing ? 0 : 1;
 }
 
 settings settings_of(int argc, char** argv) {

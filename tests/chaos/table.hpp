@@ -54,14 +54,17 @@ class tally {
  public:
   struct cell {
     long fired = 0, same = 0, recovered = 0;
+    int depth = 0;  // the first time at which it has not failed
   };
 
   cell& at(fault f, step s, kind k) {
     return cells_[static_cast<int>(f)][static_cast<int>(s)][static_cast<int>(k)];
   }
-  void count(cell& c, bool same, bool recovered) {
+  void count(cell& c, int times, bool same, bool recovered) {
     ++fired_, ++c.fired, c.same += same, c.recovered += recovered;
+    if (times == c.depth) ++c.depth;
   }
+  long fired() const { return fired_; }
 
   double seconds() const { return std::chrono::duration<double>(clock::now() - begun_).count(); }
   /// A line each second.
