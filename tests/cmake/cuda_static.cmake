@@ -21,7 +21,8 @@ function(expar_static_test name)
   set_tests_properties(cuda_static.${name} PROPERTIES LABELS cuda_static TIMEOUT 300)
 endfunction()
 
-# --- the headers that need nvcc: each alone, to PTX, and all together, to code for every device ------
+# --- the headers that need nvcc: each alone is read as host's and as device's code, all together are
+# compiled for the host and for every device -------------------------------------------------------
 file(GLOB_RECURSE cuda_headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/include"
   "${PROJECT_SOURCE_DIR}/include/expar/*.cuh" "${PROJECT_SOURCE_DIR}/include/expar/comm/nccl*.hpp")
 set(nccl_include "")
@@ -31,7 +32,7 @@ elseif(NOT NCCL_INCLUDE_DIR IN_LIST CMAKE_CXX_IMPLICIT_INCLUDE_DIRECTORIES)
   set(nccl_include -isystem "${NCCL_INCLUDE_DIR}")
 endif()
 function(expar_alone_test name)
-  expar_static_test(alone.${name} ${nvcc} ${ARGN} -o "${scratch}/alone/${name}.o")
+  expar_static_test(alone.${name} ${nvcc} ${ARGN} -o "${scratch}/alone/${name}.out")
   set_tests_properties(cuda_static.alone.${name} PROPERTIES LABELS alone)
 endfunction()
 file(WRITE "${scratch}/alone/empty.cu" "")
@@ -44,7 +45,7 @@ foreach(header IN LISTS cuda_headers)
     set(include ${nccl_include})
   endif()
   expar_alone_test(${name} ${include} -arch=compute_80 -include "${header}"
-    -c "${scratch}/alone/empty.cu")
+    -cuda -fdevice-syntax-only "${scratch}/alone/empty.cu")
   string(APPEND together "#include <${header}>\n")
 endforeach()
 file(CONFIGURE OUTPUT "${scratch}/alone/together.cu" CONTENT "${together}")
