@@ -121,34 +121,19 @@ class layers {
   layers(problem const& p, C& comm, trap& on_rank, bool shared)
       : p_(p), comm_(comm), trap_(on_rank), memory_(on_rank), shared_(shared) {}
 
-  /// The calls of a layer from one on.
+  /// One call, and what is around it; `wrong`: by which argument.
   void run(passage& w, step s, int wrong = 0) {
-    object& o = at(w.object);
+    object& o = objects_[w.object];
     batch none(&memory_);
     batch& b = wrong == 3 && s >= step::rows ? none : o.batches[w.batch];
-    switch (s) {
-      case step::construct:
-        return construct(w.object, wrong);
-      case step::place:
-        return o.layer->place(placement(w.stamp + (wrong != 0), wrong));
-      case step::prepare:
-        return o.layer->prepare(ctx_, routes(w, wrong), b);
-      case step::quotas:
-        return o.layer->prepare(ctx_, routes(w, wrong), b, quotas(wrong));
-      case step::fused:
-        return dispatch(w, b, wrong, true);
-      case step::rows:
-        return dispatch(w, b, wrong, false);
-      case step::combine:
-        return combine(w, b, wrong);
-      case step::combine_backward:
-        return combine_backward(w, b, wrong);
-      case step::dispatch_backward:
-        return dispatch_backward(w, b, wrong);
-    }
-  }
-  void run_all(passage& w, std::vector<step> const& calls) {
-    for (step const s : calls) run(w, s);
+    if (s == step::construct) construct(w.object, wrong);
+    if (s == step::place) o.layer->place(placement(w.stamp + (wrong != 0), wrong));
+    if (s == step::prepare) o.layer->prepare(ctx_, routes(w, wrong), b);
+    if (s == step::quotas) o.layer->prepare(ctx_, routes(w, wrong), b, quotas(wrong));
+    if (s == step::fused || s == step::rows) dispatch(w, b, wrong, s == step::fused);
+    if (s == step::combine) combine(w, b, wrong);
+    if (s == step::combine_backward) combine_backward(w, b, wrong);
+    if (s == step::dispatch_backward) dispatch_backward(w, b, wrong);
   }
 
   /// How many wrong calls there are of a step.
@@ -176,7 +161,6 @@ class layers {
   void gather_report() { expar::gather_report(ctx_, comm_, objects_[0].batches[0].plan()); }
 
  private:
-  object& at(int i) { return objects_[i]; }
   static Layout layout() {
     if constexpr (by_choice)
       return {.factor = 0};
@@ -339,7 +323,7 @@ class layers {
   static void check(char const* name, expar::tensor_view<double, 2> const& a, index_t i,
                     Value value) {
     for (index_t c = 0; c < a.extents[1]; ++c)
-      if (double const wanted = value(c); a(i, c) < wanted || a(i, c) > wanted)
+      if (double const wanted = value(c); !(a(i, c) == wanted))  // NaN is wrong
         throw wrong_row(std::string(name) + "(" + std::to_string(i) + ", " + std::to_string(c) +
                         ") is " + std::to_string(a(i, c)) + ", not " + std::to_string(wanted));
   }
@@ -348,7 +332,7 @@ class layers {
     return make_view(v.data(), b.row_count(), columns);
   }
   static constexpr bool by_choice = std::is_same_v<Layout, expar::fixed_capacity>;
-  moe& layer(passage const& w) { return *at(w.object).layer; }
+  moe& layer(passage const& w) { return *objects_[w.object].layer; }
   static std::size_t size(index_t rows, index_t columns, index_t more = 0) {
     return static_cast<std::size_t>(rows * columns + more);
   }

@@ -18,33 +18,19 @@ constexpr char const* name_of(kind k) {
   return kind_names[static_cast<int>(k)];
 }
 
-/// Whether ranks can find out: not if they call the same, or nothing that could fail.
+/// Whether something can fail, and ranks can find out: not if all call the same.
 constexpr bool applies(fault f, step s, kind k) {
+  using enum fault;
   bool const prepares = s == step::prepare || s == step::quotas || s == step::fused;
-  switch (f) {
-    case fault::argument:
-    case fault::skip:
-    case fault::sum:
-    case fault::report:
-      return true;
-    case fault::view:
-    case fault::pool:
-      return s > step::place;
-    case fault::memory:
-      // Windows have theirs from the communicator; ranks that ask before have theirs from dispatch.
-      return k == kind::messages || s <= step::fused || s == step::combine_backward ||
-             (k == kind::unchecked && s != step::dispatch_backward);
-    case fault::before:
-    case fault::after:
-      return k != kind::unchecked;  // else nobody knows where ranks are
-    case fault::object:
-      return s != step::construct;
-    case fault::batch:
-      return s > step::place && !prepares;
-    case fault::user:
-      return s != step::place;  // with which the next batch begins
-  }
-  return false;
+  if (f == view || f == pool) return s > step::place;
+  if (f == before || f == after) return k != kind::unchecked;  // else nobody knows where ranks are
+  if (f == object) return s != step::construct;
+  if (f == batch) return s > step::place && !prepares;
+  if (f == user) return s != step::place;  // with which the next batch begins
+  // Windows have theirs from the communicator; ranks that ask before have theirs from dispatch.
+  if (f == memory && k == kind::windows) return s <= step::fused || s == step::combine_backward;
+  if (f == memory && k == kind::unchecked) return s != step::dispatch_backward;
+  return true;
 }
 
 using clock = std::chrono::steady_clock;
@@ -77,7 +63,7 @@ class tally {
     std::fflush(stdout);
   }
   void print(bool const (&used)[kinds]) {
-    std::printf("%-17s%-20s", "fault", "step");
+    std::printf("%s%-17s%-20s", isatty(1) != 0 ? "\r\033[K" : "", "fault", "step");
     for (int k = 0; k < kinds; ++k)
       if (used[k]) std::printf("%32s", kind_names[k]);
     std::printf("\n%37s", "");
