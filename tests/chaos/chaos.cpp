@@ -301,14 +301,20 @@ bool play(settings& set, tally& done, kind k, std::uint64_t group) {
   auto const body = [&](base& comm) {
     settings own_set = set_before;
     tally own = done_before;
-    bool const mine = pass_of(own_set, own, k, comm, group, [&](record const& r) {
+    auto const tell = [&](record const& r) {
       all[static_cast<std::size_t>(comm.rank())] = r;
       meet.arrive_and_wait();
       auto const told = all;
       meet.arrive_and_wait();
       return told;
-    });
-    if (comm.rank() == 0) set = own_set, done = own, fine = mine;
+    };
+    try {
+      bool const mine = pass_of(own_set, own, k, comm, group, tell);
+      if (comm.rank() == 0) set = own_set, done = own, fine = mine;
+    } catch (...) {
+      meet.arrive_and_drop();  // nobody waits for this rank
+      throw;
+    }
   };
   expar::run_ranks(ranks, body, deadline);
   return fine;
