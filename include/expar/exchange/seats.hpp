@@ -203,18 +203,17 @@ class seating {
   /// Rows of all ranks for every slot, and in s.to those of the ranks before this one, as far as
   /// they have room of their own.
   void add_up(seats& s) {
-    int const slots = s.place.slot_count(), ranks = s.place.ranks();
-    index_t* const total = total_.assign(static_cast<std::size_t>(slots), 0);
-    index_t *const sent = s.sent.resize(index_t{slots}), *const before =
-                                                             s.to.resize(index_t{slots});
+    int const all = s.place.slot_count(), ranks = s.place.ranks();
+    index_t* const total = total_.assign(static_cast<std::size_t>(all), 0);
+    index_t *const sent = s.sent.resize(index_t{all}), *const before = s.to.resize(index_t{all});
     for (int from = 0; from < ranks; ++from) {
       index_t const* const n = rows_.row(from);
       if (from == s.rank)
-        for (int i = 0; i < slots; ++i) before[i] = total[i], sent[i] = n[i];
-      for (int i = 0; i < slots; ++i) total[i] += n[i];
+        for (int i = 0; i < all; ++i) before[i] = total[i], sent[i] = n[i];
+      for (int i = 0; i < all; ++i) total[i] += n[i];
     }
     if (s.rule.capacity >= 0)
-      for (int i = 0; i < slots; ++i) {
+      for (int i = 0; i < all; ++i) {
         index_t const room = s.room_of(i);
         total[i] = room * ranks, before[i] = room * s.rank;
       }
