@@ -215,13 +215,14 @@ class engine {
           } else {
             auto const y_rows = x().readable(b, y, y_seats_);
             A* const dots = weight_gradients_.template of_slots<A>();
+            auto const weights = batch.weights();
             for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
               for (int j = 0; j < routes.top_k; ++j) {
                 index_t const at = t * routes.top_k + j, l = routes.locations[at];
                 dots[at] = 0;
                 if (l < 0) continue;
                 int const slot = routes.ids[at];
-                W const w = batch.weights().at.row(t)[j];
+                W const w = weights.at.row(t)[j];
                 if (y_rows.reach(slot)) {
                   dots[at] = dot_rows(y_rows(slot, l), d.row(t), c.columns);
                   scale_row<Y>(d.row(t), static_cast<A>(widen(w)), rows(slot, l), c.columns);
