@@ -91,8 +91,10 @@ class routing {
     int const shards = place_.shards();
     for (index_t t = 0; t < from.extents[0]; ++t) {
       W const* const row = from.row(t);
-      for (index_t j = 0; j < from.extents[1]; ++j)
-        for (int i = 0; i < shards; ++i) *out++ = row[j];
+      for (index_t j = 0; j < from.extents[1]; ++j) {
+        *out++ = row[j];
+        for (int i = 1; i < shards; ++i) *out++ = row[j];
+      }
     }
   }
   void check_types(told const& met) const {
