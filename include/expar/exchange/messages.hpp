@@ -204,9 +204,8 @@ class messages {
     ctx.for_each_chunk(s.rows(), grain, [&](int, index_t first, index_t last) {
       for (int p = 0; p < s.place.ranks(); ++p) {
         if (p == s.rank) continue;
-        index_t const *const arrived = s.arrived.data() + p * locals, *const first_row =
-                                                                          s.first_row.data() +
-                                                                          p * locals;
+        index_t const* const arrived = s.arrived.data() + p * locals;
+        index_t const* const first_row = s.first_row.data() + p * locals;
         index_t place = 0;
         for (int l = 0; l < locals; ++l) {
           if (index_t const n = arrived[l]; n != 0) {

@@ -86,11 +86,13 @@ struct seats {
     return (rule.capacity + copies - 1) / copies;
   }
 
-  /// The most bytes of a message to or from rank r, if the rule lets them be known.
+  /// The most bytes of a message to or from rank r, if the rule lets them be known: enough for the
+  /// gradients of weights too, which come home alone.
   index_t message_bytes(int r, index_t bytes_of_row) const {
+    constexpr index_t gradient = sizeof(double);
     index_t const out = abroad[2 * r], in = abroad[2 * r + 1];
     index_t const rows = equal_rows >= 0 ? equal_rows * place.ranks() : out > in ? out : in;
-    return segments::bound(place.ranks(), rows, bytes_of_row);
+    return segments::bound(place.ranks(), rows, bytes_of_row < gradient ? gradient : bytes_of_row);
   }
 
   /// Calls f(first, last) for each run of rows that is padding.
