@@ -27,7 +27,7 @@ struct slot_rows {
   index_t const* first;  // [slots]: of this rank's rows for a slot, the number behind `at`
 
   bool reach(int slot) const { return at[rank_of[slot]].first != nullptr; }
-  T* operator()(int slot, index_t location) const {
+  EXPAR_HD T* operator()(int slot, index_t location) const {
     seat const& s = at[rank_of[slot]];
     return reinterpret_cast<T*>(s.first + (first[slot] + location) * s.pitch);
   }
