@@ -248,23 +248,27 @@ class windows {
       i = pieces;
       pool.pieces.push_back({});
     }
-    if (pool.at(i).memory.empty() || pool.at(i).bytes < bytes) grow(ctx, mine, pool.at(i), bytes);
+    if (pool.at(i).memory.empty() || pool.at(i).bytes < bytes) grow(ctx, mine, i, bytes);
     pool.at(i).free = false;
     auto* const own =
-        static_cast<std::byte*>(pool.at(i).memory.front().view().peer(comm().rank(), 0));
+        static_cast<std::byte*>(pool.at(i).memory.front().view().peer(comm().rank(), begin_of(i)));
     b.of(s.at) = detail::side_memory(this->pool(), i, own,
                                      beside == 0 ? nullptr : own + detail::behind(row_bytes));
     return before;
   }
-  void grow(host_context const& ctx, detail::intention& mine, typename window_pool::piece& piece,
-            index_t bytes) {
+  /// Where a piece begins in its window. Windows often begin at the same place of a page, and a
+  /// processor takes addresses that are equal modulo 4096 for one where rows of several sides are
+  /// read and written together.
+  static std::size_t begin_of(int piece) { return static_cast<std::size_t>(piece) * 1088 % 4096; }
+  void grow(host_context const& ctx, detail::intention& mine, int i, index_t bytes) {
+    auto& piece = pool_->at(i);
     index_t const grown = piece.bytes == 0 ? bytes : detail::grown(bytes, piece.bytes);
     std::vector<window> made;
     made.reserve(1);
     piece.free = false;  // for good, if this fails
     ++mine.phase;
     agreed_.together(ctx, comm(), detail::agreement::word_of(mine, {}), [&] {
-      made.push_back(comm().allocate_window(static_cast<std::size_t>(grown)));
+      made.push_back(comm().allocate_window(begin_of(i) + static_cast<std::size_t>(grown)));
     });
     piece.memory.swap(made);
     piece.bytes = grown;
@@ -303,10 +307,11 @@ class windows {
   void seats_of(state const& b, detail::cargo<T, S> const& c, detail::buffer<detail::seat>& rows,
                 detail::buffer<detail::seat>* scalars) const {
     detail::seats const& s = b.at;
-    auto const view = pool_->at(b.of(c.at).piece()).memory.front().view();
+    int const piece = b.of(c.at).piece();
+    auto const view = pool_->at(piece).memory.front().view();
     index_t const behind = detail::behind(s.room * c.row_bytes());
     for (int rank = 0; rank < s.place.ranks(); ++rank) {
-      auto* const base = static_cast<std::byte*>(view.peer(rank, 0));
+      auto* const base = static_cast<std::byte*>(view.peer(rank, begin_of(piece)));
       rows[rank] = {base, c.row_bytes()};
       if (scalars != nullptr) (*scalars)[rank] = {base + behind, c.scalar_bytes};
     }
