@@ -11,18 +11,6 @@ namespace expar::inline v0 {
 namespace detail {
 template <class From, class Layout, class Site>
 class engine;
-
-/// Of the gradient of a weight that stands beside a row.
-template <class T, class W>
-struct row_scalar {
-  using type = W;
-};
-template <element T, class W>
-struct row_scalar<T, W> {
-  using type = accumulator_t<T>;
-};
-template <class T, class W>
-using row_scalar_t = typename row_scalar<T, W>::type;
 }  // namespace detail
 
 /// One batch on its way: where the routes of this rank's tokens went, and the rows that this rank's
@@ -32,11 +20,11 @@ using row_scalar_t = typename row_scalar<T, W>::type;
 /// Memory. A batch holds its routes: for T tokens of k choices, E experts and S slots of s shards,
 /// of which a rank of R has L, on one thread
 ///   T * k * (8 + s * sizeof(W)) + 20 * E + 16 * (S + (R + 1) * L) + 24 bytes,
-/// and T * k * s * 8 more where routes are renumbered (copies, shards, a budget that drops). A side
-/// has N rows. It comes from the pool of the transport when an operation needs it, or the caller
-/// asks for it after that, and goes back by release(), when the batch is prepared again, or ends.
-/// So a batch that waits for its way back may hold routes alone: dispatch() on it brings its rows
-/// again.
+/// 16 * R more where the communicator does not check sizes, and T * k * s * 8 where routes are
+/// renumbered (copies, shards, a budget that drops). A side has N rows. It comes from the pool of
+/// the transport when an operation needs it, or the caller asks for it after that, and goes back by
+/// release(), when the batch is prepared again, or ends. So a batch that waits for its way back may
+/// hold routes alone: dispatch() on it brings its rows again.
 template <class T, class W = float, class Y = T>
 class expert_batch {
  public:

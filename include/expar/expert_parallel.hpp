@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/exchange/engine.hpp>
+#include <expar/expert_batch.hpp>
 
 namespace expar::inline v0 {
 

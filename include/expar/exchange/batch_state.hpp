@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include <expar/element.hpp>
 #include <expar/exchange/seats.hpp>
 #include <expar/exchange/side.hpp>
 #include <expar/plan/plan.hpp>
@@ -17,6 +18,18 @@ constexpr std::uint64_t tag_of() {
     h = (h ^ static_cast<unsigned char>(*c)) * 0x100000001b3u;
   return h;
 }
+
+/// Of the gradient of a weight that stands beside a row.
+template <class T, class W>
+struct row_scalar {
+  using type = W;
+};
+template <element T, class W>
+struct row_scalar<T, W> {
+  using type = accumulator_t<T>;
+};
+template <class T, class W>
+using row_scalar_t = typename row_scalar<T, W>::type;
 
 /// Throws where rows are more than memory can hold.
 inline index_t bytes_of_rows(index_t rows, index_t columns, std::size_t element) {

@@ -5,8 +5,12 @@
 #include <expar/exchange/routing.hpp>
 #include <expar/exchange/weight_gradients.hpp>
 #include <expar/exchange/windows.hpp>
-#include <expar/expert_batch.hpp>
 #include <expar/permute/detail/residual.hpp>
+
+namespace expar::inline v0 {
+template <class T, class W, class Y>
+class expert_batch;  // the public face of a batch_state and the weights of its routes
+}
 
 namespace expar::inline v0::detail {
 
