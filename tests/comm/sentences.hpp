@@ -10,6 +10,11 @@
 
 namespace expar_test {
 
+using expar::host_context;
+using expar::run_ranks;
+using expar::thread_communicator;
+using namespace std::chrono_literals;
+
 /// What f() throws, behind its kind: "lost 2: expar: ...", "disagreement: expar: ...", or the
 /// sentence alone of any other exception; empty where it throws none.
 template <class F>

@@ -14,16 +14,7 @@
 #include "random_rounds.hpp"
 #include "sentences.hpp"
 
-namespace {
-
-using expar::host_context;
-using expar::run_ranks;
-using expar::thread_communicator;
-using expar_test::sentence_of;
-using expar_test::sentences;
-using namespace std::chrono_literals;
-
-}  // namespace
+using namespace expar_test;
 
 TEST_CASE("thread_communicator: the laws") {
   int const ranks = GENERATE(1, 2, 3, 4, 7);

@@ -131,14 +131,8 @@ sentences over(bool by_windows, failing_communicator::when when, F f) {
   sentences said(ranks);
   expar::run_ranks(ranks, [&](expar::thread_communicator& threads) {
     failing_communicator comm(threads, when);
-    auto& mine = said[static_cast<std::size_t>(comm.rank())];
-    if (by_windows) {
-      expar::windows x(comm);
-      mine = f(x, comm);
-    } else {
-      expar::messages x(comm);
-      mine = f(x, comm);
-    }
+    said[static_cast<std::size_t>(comm.rank())] =
+        with_transport(by_windows, comm, [&](auto& x) { return std::string(f(x, comm)); });
   });
   return said;
 }

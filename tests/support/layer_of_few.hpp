@@ -53,20 +53,26 @@ std::string run_layer(Moe& moe, Batch& batch, layer_data& d, expar::host_context
   return d.out == d.x ? "" : "a token did not come home";
 }
 
-/// f(transport, comm) on three ranks over both transports; what each rank says.
+/// f(transport) over a communicator by windows or by messages.
+template <class Comm, class F>
+auto with_transport(bool by_windows, Comm& comm, F f) {
+  if (!by_windows) {
+    expar::messages x(comm);
+    return f(x);
+  }
+  expar::windows x(comm);
+  return f(x);
+}
+
+/// f(transport, comm) on as many ranks as there are sentences, over both transports: each rank says
+/// what is wanted of it.
 template <class F>
 void over_both(std::vector<std::string> const& wanted, F f) {
   for (bool by_windows : {false, true}) {
     std::vector<std::string> said(wanted.size());
     expar::run_ranks(static_cast<int>(wanted.size()), [&](expar::thread_communicator& comm) {
-      auto& mine = said[static_cast<std::size_t>(comm.rank())];
-      if (by_windows) {
-        expar::windows x(comm);
-        mine = f(x, comm);
-      } else {
-        expar::messages x(comm);
-        mine = f(x, comm);
-      }
+      said[static_cast<std::size_t>(comm.rank())] =
+          with_transport(by_windows, comm, [&](auto& x) { return f(x, comm); });
     });
     INFO((by_windows ? "windows" : "messages"));
     CHECK(said == wanted);

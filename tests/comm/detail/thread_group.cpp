@@ -16,14 +16,9 @@
 #include "../random_rounds.hpp"
 #include "../sentences.hpp"
 
-namespace {
+using namespace expar_test;
 
-using expar::host_context;
-using expar::run_ranks;
-using expar::thread_communicator;
-using expar_test::sentence_of;
-using expar_test::sentences;
-using namespace std::chrono_literals;
+namespace {
 
 host_context const on;
 
