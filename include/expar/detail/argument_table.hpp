@@ -55,66 +55,104 @@ class argument_table {
  private:
   static constexpr int most_dimensions = 3, most_arguments = 24, most_aliases = 3;
   enum class access { read, written, added_to };
+  struct element_size {
+    std::size_t bytes, alignment;
+  };
   template <class T>
-  static constexpr char type_tag{};
+  static constexpr element_size of_type{sizeof(T), alignof(T)};
 
   struct shape {
     char const* name;
     void const* data;
-    void const* type;
-    std::size_t bytes, alignment;  // of an element
+    element_size const* type;
     int rank;
-    index_t extents[most_dimensions], strides[most_dimensions];
+    index_t const *extents, *strides;
+    bool countable;  // whether nothing that is computed of it can overflow, as nearly always
+    index_t elements, reach;  // then: how many, and from the first to the last
   };
   /// `rows` pieces of `width` bytes, `pitch` bytes apart.
   struct footprint {
     char const* name;
-    void const* type;
+    element_size const* type;
     std::uintptr_t data, first, last;
     index_t rows, pitch, width;
     bool written;
-    char const* aliases[most_aliases];
+    int aliases;
+    char const* alias[most_aliases];
   };
 
   template <class T, int Rank>
   static shape shape_of(char const* name, tensor_view<T, Rank> const& v) {
-    static_assert(Rank <= most_dimensions);
-    shape s{name, v.data, &type_tag<T const>, sizeof(T), alignof(T), Rank, {}, {}};
-    for (int i = 0; i < Rank; ++i) s.extents[i] = v.extents[i], s.strides[i] = v.strides[i];
-    return s;
+    index_t all = 0, elements = 1, reach = 0;
+    for (int i = 0; i < Rank; ++i) all |= v.extents[i] | v.strides[i];
+    bool const countable = (all >> 26) == 0 && sizeof(T) <= 256;
+    for (int i = 0; countable && i < Rank; ++i) {
+      elements *= v.extents[i];
+      reach += (v.extents[i] - 1) * v.strides[i];
+    }
+    return {name,      v.data,    &of_type<T const>, Rank, v.extents,
+            v.strides, countable, elements,          reach};
   }
 
   void add(shape const& s, access how, rules fits) {
     bool const written = how != access::read;
-    footprint f = footprint_of(s);
+    expects(count_ < most_arguments, operation_, ": more than ", most_arguments,
+            " tensors take part");
+    footprint& f = seen_[count_];
+    put_footprint(s, f);
     f.written = written;
-    int dimension = 0, aliases = 0;
+    f.aliases = 0;
+    int dimension = 0;
     for (rule const& r : fits) {
       if (r.alias) {
-        if (how == access::written) f.aliases[aliases++] = r.text;
+        if (how == access::written) f.alias[f.aliases++] = r.text;
       } else {
         index_t const extent = s.extents[dimension];
-        if (r.text != nullptr)
-          expects(extent == r.extent, operation_, ": ", s.name, " has extent ", extent,
-                  " in dimension ", dimension, ", but ", r.text, " is ", r.extent);
+        if (r.text != nullptr && extent != r.extent)
+          fail(operation_, ": ", s.name, " has extent ", extent, " in dimension ", dimension,
+               ", but ", r.text, " is ", r.extent);
         ++dimension;
       }
     }
-    if (written)
-      expects(f.rows <= 1 || f.width <= (f.pitch < 0 ? -f.pitch : f.pitch), operation_, ": ",
-              s.name, " has rows of ", f.width / static_cast<index_t>(s.bytes), " elements only ",
-              (f.pitch < 0 ? -f.pitch : f.pitch) / static_cast<index_t>(s.bytes),
-              " elements apart; rows that are written must not overlap");
+    index_t const apart = f.pitch < 0 ? -f.pitch : f.pitch;
+    if (auto const bytes = static_cast<index_t>(s.type->bytes);
+        written && f.rows > 1 && f.width > apart)
+      fail(operation_, ": ", s.name, " has rows of ", f.width / bytes, " elements only ",
+           apart / bytes, " elements apart; rows that are written must not overlap");
     for (int i = 0; i < count_; ++i)
       if (written || seen_[i].written) check_pair(f, seen_[i]);
-    expects(count_ < most_arguments, operation_, ": more than ", most_arguments,
-            " tensors take part");
-    seen_[count_++] = f;
+    ++count_;
   }
 
   /// What a tensor covers; throws unless it can be read row by row.
-  footprint footprint_of(shape const& s) const {
-    footprint f{s.name, s.type, reinterpret_cast<std::uintptr_t>(s.data), 0, 0, 0, 0, 0, false, {}};
+  void put_footprint(shape const& s, footprint& f) const {
+    auto const bytes = static_cast<index_t>(s.type->bytes);
+    f.name = s.name, f.type = s.type, f.data = reinterpret_cast<std::uintptr_t>(s.data);
+    f.first = 0, f.last = 0, f.rows = 0, f.pitch = 0, f.width = 0;
+    index_t const elements = s.countable ? s.elements : elements_of(s);
+    if (elements == 0) return;
+    expects(s.data != nullptr, operation_, ": ", s.name, " has ", elements,
+            " elements but its data is null");
+    if (auto const behind = f.data & (s.type->alignment - 1); behind != 0)
+      fail(operation_, ": ", s.name, " begins at an address that is ", behind, " modulo ",
+           s.type->alignment, "; its elements are aligned to ", s.type->alignment, " bytes");
+    int const inner = s.rank - 1;
+    expects(s.rank == 1 || s.strides[inner] == 1 || s.extents[inner] == 1, operation_, ": ", s.name,
+            " has stride ", s.strides[inner],
+            " in its last dimension; it must be contiguous there (stride 1)");
+
+    index_t low = 0, high = bytes + (s.countable ? s.reach * bytes : 0);
+    if (!s.countable) reach_of(s, low, high);
+    f.first = f.data + static_cast<std::uintptr_t>(low);
+    f.last = f.data + static_cast<std::uintptr_t>(high);
+    bool const packed_vector = s.rank == 1 && (s.strides[0] == 1 || s.extents[0] == 1);
+    bool const matrix = s.rank == 2;
+    f.rows = matrix || (s.rank == 1 && !packed_vector) ? s.extents[0] : 1;
+    f.pitch = f.rows > 1 ? s.strides[0] * bytes : 0;
+    f.width = matrix ? s.extents[1] * bytes : s.rank == 1 && !packed_vector ? bytes : high - low;
+  }
+
+  index_t elements_of(shape const& s) const {
     index_t elements = 1;
     for (int i = 0; i < s.rank; ++i)
       expects(s.extents[i] >= 0, operation_, ": ", s.name, " has extent ", s.extents[i],
@@ -124,19 +162,12 @@ class argument_table {
               operation_, ": ", s.name, " has extent ", s.extents[i], " in dimension ", i,
               ", and more than ", PTRDIFF_MAX, " elements");
     for (int i = 0; i < s.rank; ++i)
-      if (s.extents[i] == 0) return f;
-    expects(s.data != nullptr, operation_, ": ", s.name, " has ", elements,
-            " elements but its data is null");
-    expects(f.data % s.alignment == 0, operation_, ": ", s.name, " begins at an address that is ",
-            f.data % s.alignment, " modulo ", s.alignment, "; its elements are aligned to ",
-            s.alignment, " bytes");
-    int const inner = s.rank - 1;
-    expects(s.rank == 1 || s.strides[inner] == 1 || s.extents[inner] == 1, operation_, ": ", s.name,
-            " has stride ", s.strides[inner],
-            " in its last dimension; it must be contiguous there (stride 1)");
-
-    auto const bytes = static_cast<index_t>(s.bytes);
-    index_t low = 0, high = bytes;
+      if (s.extents[i] == 0) return 0;
+    return elements;
+  }
+  /// The bytes that it covers, from the lowest to behind the highest.
+  void reach_of(shape const& s, index_t& low, index_t& high) const {
+    auto const bytes = static_cast<index_t>(s.type->bytes);
     for (int i = 0; i < s.rank; ++i) {
       index_t reach = 0;
       index_t& end = s.strides[i] < 0 ? low : high;
@@ -146,14 +177,6 @@ class argument_table {
               operation_, ": ", s.name, " has stride ", s.strides[i], " in dimension ", i,
               ", and reaches over more than ", PTRDIFF_MAX, " bytes");
     }
-    f.first = f.data + static_cast<std::uintptr_t>(low);
-    f.last = f.data + static_cast<std::uintptr_t>(high);
-    bool const packed_vector = s.rank == 1 && (s.strides[0] == 1 || s.extents[0] == 1);
-    bool const matrix = s.rank == 2;
-    f.rows = matrix || (s.rank == 1 && !packed_vector) ? s.extents[0] : 1;
-    f.pitch = f.rows > 1 ? s.strides[0] * bytes : 0;
-    f.width = matrix ? s.extents[1] * bytes : s.rank == 1 && !packed_vector ? bytes : high - low;
-    return f;
   }
 
   void check_pair(footprint const& a, footprint const& b) const {
@@ -168,8 +191,8 @@ class argument_table {
                     : "the operation cannot work in place");
   }
   static bool names(footprint const& f, char const* name) {
-    for (char const* alias : f.aliases) {
-      if (alias == nullptr) continue;
+    for (int a = 0; a < f.aliases; ++a) {
+      char const* const alias = f.alias[a];
       int i = 0;
       while (alias[i] != '\0' && alias[i] == name[i]) ++i;
       if (alias[i] == name[i]) return true;

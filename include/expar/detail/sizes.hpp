@@ -18,7 +18,12 @@ EXPAR_HD constexpr index_t size_sum(index_t a, index_t b) {
   return b > uncountable - a ? uncountable : a + b;
 }
 EXPAR_HD constexpr index_t size_product(index_t a, index_t b) {
+#if defined(__CUDA_ARCH__)
   return a != 0 && b > uncountable / a ? uncountable : a * b;
+#else  // without a division
+  index_t product = 0;
+  return __builtin_mul_overflow(a, b, &product) ? uncountable : product;
+#endif
 }
 
 /// The most rows that experts have together. Half of what an index counts, since fewer experts than
