@@ -180,6 +180,19 @@ TEST_CASE("context: memory is there") {
   CHECK(expar_test::thrown_by([&] { host_context(pool, nullptr); }) == said);
 }
 
+TEST_CASE("context: the bytes that stay in caches are found, or set") {
+  host_context ctx;
+  CHECK(ctx.cache_bytes() > 0);
+  CHECK(ctx.cache_bytes() <= 16 << 20);
+  ctx.set_cache_bytes(0);
+  CHECK(ctx.cache_bytes() == 0);
+  host_context const copy = ctx;
+  CHECK(copy.cache_bytes() == 0);
+  CHECK(expar_test::thrown_by([&] { ctx.set_cache_bytes(-1); }) ==
+        "expar: host_context: cache_bytes is -1; it is at least 0");
+  CHECK(ctx.cache_bytes() == 0);
+}
+
 #ifdef EXPAR_TEST_FORK
 TEST_CASE("context: more threads than can be had") {
   CHECK(expar_test::holds_in_child([] {

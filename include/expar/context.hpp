@@ -6,11 +6,29 @@
 #include <mutex>
 #include <type_traits>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+
 #include <expar/detail/thread_team.hpp>
 #include <expar/executor.hpp>
 #include <expar/tensor.hpp>
 
 namespace expar::inline v0 {
+
+namespace detail {
+
+inline index_t cache_bytes_here() {
+  constexpr index_t most = 16 << 20;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  static index_t const found = sysconf(_SC_LEVEL3_CACHE_SIZE) / 2;
+  return found > 0 && found < most ? found : most;
+#else
+  return most;
+#endif
+}
+
+}  // namespace detail
 
 /// Where host work runs: its threads and its memory. Every operation has finished when it returns,
 /// and gives the same bytes for any number of threads. Copies share the threads; a context may be
@@ -50,10 +68,23 @@ class host_context {
   }
 
   int threads() const noexcept { return threads_; }
+
+  /// Bytes that stay in the caches from one operation to the next. Where one reads and writes more,
+  /// it writes past the caches, which would read each line first and give it up before it is used.
+  /// Unless set: half of the last level of this machine, at most 16 MiB, since virtual machines
+  /// tell of caches that they share with others.
+  index_t cache_bytes() const noexcept {
+    return cache_bytes_ >= 0 ? cache_bytes_ : detail::cache_bytes_here();
+  }
+  void set_cache_bytes(index_t bytes) {
+    detail::expects(bytes >= 0, "host_context: cache_bytes is ", bytes, "; it is at least 0");
+    cache_bytes_ = bytes;
+  }
   std::pmr::memory_resource* memory() const noexcept { return memory_; }
 
   /// How many chunks for_each_chunk() makes of n items, of which one chunk holds at least `grain`.
   int chunks(index_t n, index_t grain) const noexcept {
+    if (threads_ == 1) return 1;
     index_t const most = grain < 1 ? n : n / grain;
     return static_cast<int>(most < 1 ? 1 : most < threads_ ? most : threads_);
   }
@@ -95,6 +126,7 @@ class host_context {
   void* pool_ = nullptr;
   void (*run_)(void*, int, task) = nullptr;
   int threads_ = 1;
+  index_t cache_bytes_ = -1;  // as detected
   std::pmr::memory_resource* memory_ = std::pmr::get_default_resource();
 };
 

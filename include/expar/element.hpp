@@ -132,6 +132,7 @@ struct element_traits<float8_e4m3> {
 template <class T, class Same>
 struct traits_of_same_bits {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) == sizeof(Same));
+  using same = Same;
   using accumulator = typename element_traits<Same>::accumulator;
   EXPAR_HD static constexpr accumulator widen(T x) {
     return element_traits<Same>::widen(__builtin_bit_cast(Same, x));
@@ -154,6 +155,25 @@ concept element = std::is_trivially_copyable_v<T> && requires(T x) {
 /// library.
 template <class T>
 using accumulator_t = typename element_traits<std::remove_cv_t<T>>::accumulator;
+
+namespace detail {
+
+/// The type of the library whose bits T has, or T.
+template <class T>
+struct same_bits {
+  using type = T;
+};
+template <class T>
+requires requires {
+  typename element_traits<T>::same;
+}
+struct same_bits<T> {
+  using type = typename element_traits<T>::same;
+};
+template <class T>
+using same_bits_t = typename same_bits<std::remove_cv_t<T>>::type;
+
+}  // namespace detail
 
 template <class T>
 EXPAR_HD constexpr accumulator_t<T> widen(T x) {

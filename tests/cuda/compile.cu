@@ -25,18 +25,9 @@ __global__ void route_tokens(Router router, expar::tensor_view<float const, 2> l
              d_logits.row(t));
 }
 
-template <class T>
-__global__ void move_tokens(expar::plan_view plan, expar::block_placement placement,
-                            expar::tensor_view<T const, 2> tokens,
-                            expar::detail::matrix_weights<float> weights,
-                            expar::detail::expert_rows<T> rows, expar::tensor_view<T, 2> out,
-                            expar::tensor_view<float, 2> d_weights, expar::index_t* places) {
-  expar::index_t const t = blockIdx.x, n = tokens.extent(1);
-  expar::detail::expert_rows<T const> const read{rows.base, rows.start, rows.unit, rows.pitch};
-  expar::detail::scatter_token<T>(plan, t, tokens.row(t), n, expar::detail::unit_weights{}, rows);
-  expar::detail::scatter_token<T>(plan, t, tokens.row(t), n, weights, rows);
-  expar::detail::gather_token(plan, t, read, weights, out.row(t), n);
-  expar::detail::dot_token<T>(plan, t, read, tokens.row(t), n, d_weights.row(t));
+__global__ void find_rows(expar::plan_view plan, expar::block_placement placement,
+                          expar::index_t* places) {
+  expar::index_t const t = blockIdx.x;
   places[t] = placement.owner(0) + placement.first(0) + plan.row(t, 0) +
               expar::capacity_of(expar::fixed_capacity{}, plan.tokens, plan.experts, plan.top_k, 1);
 }
@@ -59,9 +50,5 @@ void launch_all(expar::tensor_view<float, 2> f, expar::tensor_view<expar::bfloat
   route_tokens<<<1, 1>>>(plain, f, nullptr, f, ids, f, f);
   route_tokens<<<1, 1>>>(composed, f, f.data, f, ids, f, f);
   expar::block_placement const placement{8, 2};
-  expar::index_t const* const offsets = plan.offsets().data();
-  move_tokens<float>
-      <<<1, 1>>>(plan.view(), placement, f, {f}, expar::detail::rows_of(f, offsets), f, f, places);
-  move_tokens<expar::bfloat16>
-      <<<1, 1>>>(plan.view(), placement, b, {f}, expar::detail::rows_of(b, offsets), b, f, places);
+  find_rows<<<1, 1>>>(plan.view(), placement, places);
 }

@@ -5,6 +5,8 @@
 #include <expar/exchange/routing.hpp>
 #include <expar/exchange/weight_gradients.hpp>
 #include <expar/exchange/windows.hpp>
+#include <expar/permute/detail/dots.hpp>
+#include <expar/permute/detail/movers.hpp>
 #include <expar/permute/detail/residual.hpp>
 
 namespace expar::inline v0 {
@@ -154,11 +156,11 @@ class engine {
           a.reads("tokens", from);
           a.writes("rows", c.rows);
           auto const routes = b.routes();
-          for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
+          scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
             if constexpr (at_encode)
-              scatter_token<T>(routes, t, from.row(t), c.columns, batch.weights(), rows);
+              scatter_token<T>(routes, t, from.row(t), c.columns, batch.weights(), rows, streams);
             else
-              scatter_token<T>(routes, t, from.row(t), c.columns, unit_weights{}, rows);
+              scatter_token<T>(routes, t, from.row(t), c.columns, unit_weights{}, rows, streams);
             if constexpr (per_row)
               scatter_scalars<W>(routes, t, batch.weights().at.row(t), scalars);
           });
@@ -213,14 +215,14 @@ class engine {
         [&](slot_rows<Y> rows, slot_rows<W> scalars) {
           auto const routes = b.routes();
           if constexpr (!has_weights) {
-            for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
-              scatter_token<Y>(routes, t, d.row(t), c.columns, unit_weights{}, rows);
+            scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
+              scatter_token<Y>(routes, t, d.row(t), c.columns, unit_weights{}, rows, streams);
             });
           } else {
             auto const y_rows = x().readable(b, y, y_seats_);
             A* const dots = weight_gradients_.template of_slots<A>();
             auto const weights = batch.weights();
-            for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
+            scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
               for (int j = 0; j < routes.top_k; ++j) {
                 index_t const at = t * routes.top_k + j, l = routes.locations[at];
                 dots[at] = 0;
@@ -228,10 +230,12 @@ class engine {
                 int const slot = routes.ids[at];
                 W const w = weights.at.row(t)[j];
                 if (y_rows.reach(slot)) {
-                  dots[at] = dot_rows(y_rows(slot, l), d.row(t), c.columns);
-                  scale_row<Y>(d.row(t), static_cast<A>(widen(w)), rows(slot, l), c.columns);
+                  dots[at] =
+                      dot_rows(y_rows(slot, l), d.row(t), c.columns, streams ? rows_ahead : 0);
+                  put_scaled<Y>(d.row(t), static_cast<A>(widen(w)), rows(slot, l), c.columns,
+                                streams);
                 } else {
-                  copy_row(d.row(t), rows(slot, l), c.columns);
+                  put_row(d.row(t), rows(slot, l), c.columns, streams);
                   *scalars(slot, l) = w;
                 }
               }
@@ -257,7 +261,7 @@ class engine {
                 for (index_t i = first; i < first + rows; ++i) {
                   Y* const row = c.rows.row(i);
                   dots_here[i] = dot_rows<Y>(y.rows.row(i), row, c.columns);
-                  scale_row<Y>(row, static_cast<A>(widen(c.scalars[i])), row, c.columns);
+                  put_scaled<Y>(row, static_cast<A>(widen(c.scalars[i])), row, c.columns, false);
                 }
               });
         },
@@ -290,9 +294,9 @@ class engine {
         },
         [&](slot_rows<Y const> rows, slot_rows<W const>) {
           if constexpr (at_decode)
-            gather(ctx, b, rows, batch.weights(), to, false);
+            gather_tokens(ctx, b.routes(), rows, batch.weights(), to, {}, [](index_t, bool) {});
           else
-            gather(ctx, b, rows, unit_weights{}, to, false);
+            gather_tokens(ctx, b.routes(), rows, unit_weights{}, to, {}, [](index_t, bool) {});
         });
   }
 
@@ -341,30 +345,23 @@ class engine {
         },
         [&](slot_rows<T const> rows, slot_rows<S const> scalars) {
           auto const routes = b.routes();
-          if constexpr (has_weights)
-            for_each_token(ctx, routes, c.row_bytes(), [&](index_t t) {
+          auto const weigh = [&](index_t t, [[maybe_unused]] bool far) {
+            if constexpr (has_weights) {
               S* const d = weight_gradients_.template of_slots<S>() + t * routes.top_k;
               if constexpr (at_encode)
-                dot_token<T>(routes, t, rows, tokens.row(t), c.columns, d);
+                dot_token<T>(routes, t, rows, tokens.row(t), c.columns, d, far);
               else
                 gather_scalars<S>(routes, t, scalars, d);
-            });
+            }
+          };
+          tensor_view<element_of<decltype(to)>, 2> const out = to;
+          auto const begin = to.adds ? out : tensor_view<element_of<decltype(to)>, 2>{};
           if constexpr (at_encode)
-            gather(ctx, b, rows, batch.weights(), to, to.adds);
+            gather_tokens(ctx, routes, rows, batch.weights(), out, begin, weigh);
           else
-            gather(ctx, b, rows, unit_weights{}, to, to.adds);
+            gather_tokens(ctx, routes, rows, unit_weights{}, out, begin, weigh);
         });
     if constexpr (has_weights) weight_gradients_.template put<S>(b, d_w);
-  }
-
-  template <class T, class Weights, class Out>
-  static void gather(host_context const& ctx, batch_state const& b, slot_rows<T> const& rows,
-                     Weights weights, tensor_view<Out, 2> const& out, bool adds) {
-    auto const routes = b.routes();
-    index_t const n = out.extents[1];
-    for_each_token(ctx, routes, n * index_t{sizeof(T)}, [&](index_t t) {
-      gather_token(routes, t, rows, weights, out.row(t), n, adds ? out.row(t) : nullptr);
-    });
   }
 
   // --- arguments -------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ struct encode_backward_fn {
     auto const d = a.read("d_rows", d_rows, {detail::row_count_of(plan)});
     auto const dx = a.gradient("d_tokens", d_tokens,
                                {detail::tokens_of(plan), detail::same_width(d.extents[1])});
-    detail::gather(ctx, plan, d, detail::unit_weights{}, dx);
+    detail::gather(ctx, plan, d, detail::unit_weights{}, dx, [](index_t, bool) {});
   }
   template <class DRows, class Tokens, class Weights, class DTokens, class DWeights>
   void operator()(host_context const& ctx, route_plan const& plan, DRows const& d_rows,
@@ -74,8 +74,7 @@ struct encode_backward_fn {
     auto const dx = a.gradient("d_tokens", d_tokens, {detail::tokens_of(plan), columns});
     auto const dw =
         a.gradient("d_weights", d_weights, {detail::tokens_of(plan), detail::choices_of(plan)});
-    detail::dots(ctx, plan, d, x, dw);
-    detail::gather(ctx, plan, d, w, dx);
+    detail::gather(ctx, plan, d, w, dx, detail::dots(plan, d, x, dw));
   }
 };
 /// `encode_backward(ctx, plan, d_rows, d_tokens)`, or with weights `encode_backward(ctx, plan,

@@ -15,9 +15,9 @@ struct block_weights {
   expert_rows<float const> scales;
 };
 template <class A, class Weights>
-EXPAR_HD A weight_of(block_weights<Weights> const& w, plan_view const& plan, index_t t, int j,
+A weight_of(block_weights<Weights> const& w, plan_view const& plan, index_t t, int j,
                      index_t column) {
-  static_assert(quantized_block % gather_block == 0);
+  static_assert(quantized_block % sum_block == 0);
   index_t const at = t * plan.top_k + j;
   float const* const scales = w.scales(plan.ids[at], plan.locations[at]);
   return weight_of<A>(w.weights, t, j) * scales[column / quantized_block];

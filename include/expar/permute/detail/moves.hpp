@@ -2,8 +2,9 @@
 #pragma once
 
 #include <expar/detail/arguments.hpp>
+#include <expar/permute/detail/dots.hpp>
+#include <expar/permute/detail/movers.hpp>
 #include <expar/permute/detail/residual.hpp>
-#include <expar/permute/detail/rows.hpp>
 #include <expar/permute/fill.hpp>
 
 namespace expar::inline v0::detail {
@@ -40,17 +41,24 @@ constexpr auto check_same_elements() {
                 "expar: token rows and expert rows must have the same element type here");
 }
 
-/// Every token row to the rows of its kept routes; elsewhere zero, or what was there.
-template <bool Adds = false, class X, class T, class Weights>
+/// Every token row to the rows of its kept routes; elsewhere zero, or what was there. `before(t,
+/// far)` comes in front of token t, far where rows exceed the caches.
+template <bool Adds = false, class X, class T, class Weights, class Before>
 void scatter(host_context const& ctx, route_plan const& plan, tensor_view<X, 2> const& tokens,
-             Weights weights, tensor_view<T, 2> const& rows, fill fillers) {
+             Weights weights, tensor_view<T, 2> const& rows, fill fillers, Before before) {
   check_same_elements<X, T>();
   index_t const n = tokens.extents[1];
   auto const table = rows_of(rows, plan.offsets().data());
-  for_each_token(ctx, plan.view(), n * static_cast<index_t>(sizeof(T)), [&](index_t t) {
-    scatter_token<T, Adds>(plan.view(), t, tokens.row(t), n, weights, table);
+  scatter_tokens(ctx, plan.view(), n * index_t{sizeof(T)}, [&](index_t t, bool streams) {
+    before(t, streams);
+    scatter_token<T, Adds>(plan.view(), t, tokens.row(t), n, weights, table, streams);
   });
   if (!Adds && fillers == fill::zero) zero_padding(plan, table, n);
+}
+template <bool Adds = false, class X, class T, class Weights>
+void scatter(host_context const& ctx, route_plan const& plan, tensor_view<X, 2> const& tokens,
+             Weights weights, tensor_view<T, 2> const& rows, fill fillers) {
+  scatter<Adds>(ctx, plan, tokens, weights, rows, fillers, [](index_t, bool) {});
 }
 
 /// Every token row from the rows of its kept routes, beginning with that of the residual.
@@ -58,37 +66,30 @@ template <class T, class Out, class Weights>
 void gather(host_context const& ctx, route_plan const& plan, tensor_view<T, 2> const& rows,
             Weights weights, tensor_view<Out, 2> const& out,
             std::type_identity_t<tensor_view<Out const, 2>> const& residual = {}) {
-  index_t const n = out.extents[1];
   auto const table = rows_of<std::remove_const_t<T> const>(rows, plan.offsets().data());
-  for_each_token(ctx, plan.view(), n * static_cast<index_t>(sizeof(T)), [&](index_t t) {
-    gather_token(plan.view(), t, table, weights, out.row(t), n,
-                 residual.data == nullptr ? nullptr : residual.row(t));
-  });
+  gather_tokens(ctx, plan.view(), table, weights, out, residual, [](index_t, bool) {});
 }
-/// A gradient gathers into itself where it is added to.
-template <class T, class Out, bool Adds, class Weights>
+/// A gradient gathers into itself where it is added to. `before(t, far)` as for
+/// gather_tokens().
+template <class T, class Out, bool Adds, class Weights, class Before>
 void gather(host_context const& ctx, route_plan const& plan, tensor_view<T, 2> const& rows,
-            Weights weights, gradient_view<Out, 2, Adds> const& out) {
+            Weights weights, gradient_view<Out, 2, Adds> const& out, Before before) {
+  auto const table = rows_of<std::remove_const_t<T> const>(rows, plan.offsets().data());
+  if constexpr (Adds) check_summed_alike<T, Out>();
   tensor_view<Out, 2> const to = out;
-  if constexpr (Adds) {
-    check_summed_alike<T, Out>();
-    gather(ctx, plan, rows, weights, to, to);
-  } else {
-    gather(ctx, plan, rows, weights, to);
-  }
+  gather_tokens(ctx, plan.view(), table, weights, to, Adds ? to : tensor_view<Out, 2>{}, before);
 }
 
-/// d_weights[t,j] = <row(t,j), tokens[t]>.
+/// What makes d_weights[t, j] = <row(t, j), tokens[t]>, token by token.
 template <class T, class X, class W, bool Adds>
-void dots(host_context const& ctx, route_plan const& plan, tensor_view<T, 2> const& rows,
-          tensor_view<X, 2> const& tokens, gradient_view<W, 2, Adds> const& d_weights) {
+auto dots(route_plan const& plan, tensor_view<T, 2> const& rows, tensor_view<X, 2> const& tokens,
+          gradient_view<W, 2, Adds> const& d_weights) {
   check_same_elements<X, T>();
   using row = std::remove_const_t<T>;
-  index_t const n = tokens.extents[1];
-  auto const table = rows_of<row const>(rows, plan.offsets().data());
-  for_each_token(ctx, plan.view(), n * static_cast<index_t>(sizeof(T)), [&](index_t t) {
-    dot_token<row, Adds>(plan.view(), t, table, tokens.row(t), n, d_weights.row(t));
-  });
+  return [table = rows_of<row const>(rows, plan.offsets().data()), routes = plan.view(), tokens,
+          d_weights](index_t t, bool far) {
+    dot_token<row, Adds>(routes, t, table, tokens.row(t), tokens.extents[1], d_weights.row(t), far);
+  };
 }
 
 }  // namespace expar::inline v0::detail

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <expar/permute/detail/columns.hpp>
+#include <expar/permute/detail/rows.hpp>
+#include <expar/permute/detail/stores.hpp>
+
+EXPAR_IEEE_BEGIN
+namespace expar::inline v0::detail {
+inline namespace EXPAR_VECTORS {
+
+/// Rows that are summed, each with its weight, in this order.
+template <class T>
+struct weighted_rows {
+  using A = accumulator_t<T>;
+  static constexpr int most = 32;
+
+  T const* row[most];
+  A weight[most];
+  int count = 0;
+
+  /// Those of the kept routes of token t; there is room for all.
+  template <class Rows, class Weights>
+  void take(plan_view const& plan, index_t t, Rows const& rows, Weights weights) {
+    count = 0;
+    std::int32_t const *const ids = plan.ids + t * plan.top_k, *const locations =
+                                                                   plan.locations + t * plan.top_k;
+    for (int j = 0; j < plan.top_k; ++j)
+      if (locations[j] >= 0) {
+        row[count] = rows(ids[j], locations[j]);
+        weight[count++] = weight_of<A>(weights, t, j);
+      }
+  }
+  void ask_for_first(std::size_t bytes) const {
+    for (int i = 0; i < count; ++i) prefetch(row[i], bytes);
+  }
+};
+
+/// How a sum of rows is written: past the caches, and how many bytes ahead its rows are asked for.
+struct sum_way {
+  bool streams = false;
+  std::size_t ahead = 0;
+};
+
+/// The sum of rows, and of the residual before them where there is one (null: none): one
+/// accumulator for each column, in the order of the rows, rounded once.
+template <class T, class Out>
+class row_sum {
+  using A = accumulator_t<T>;
+  static_assert(std::is_same_v<A, accumulator_t<Out>>);
+  static constexpr bool by_vectors =
+      in_vectors<T> && in_vectors<Out> && in_pairs<T> == in_pairs<Out>;
+  static constexpr index_t most_lanes = vector_bytes / index_t{sizeof(A)};
+  static constexpr index_t width = by_vectors ? 4 * most_lanes : 64;  // of a block
+  static constexpr index_t in_line =
+      line_bytes % sizeof(Out) == 0 ? index_t{line_bytes / sizeof(Out)} : 0;
+  static constexpr index_t of_lines = in_line > width ? in_line : width;
+
+ public:
+  static void put(weighted_rows<T> const& rows, Out* to, index_t n, Out const* residual,
+                  sum_way way) {
+    index_t column = 0;
+    if (n < width) {
+      for (; column < n; ++column) to[column] = narrow<Out>(one(rows, column, residual));
+      return;
+    }
+    index_t const last = n - width;
+    if (in_line != 0 && way.streams) {
+      index_t const head = static_cast<index_t>(to_next_line(to) / sizeof(Out));
+      for (; column < head && column <= last; column += width)
+        block(rows, column, residual, to + column, 0);
+      column = column < head ? column : head;
+      alignas(line_bytes) Out burst[of_lines];
+      for (; column + of_lines <= n; column += of_lines) {
+        for (index_t c = 0; c < of_lines; c += width)
+          block(rows, column + c, residual, burst + c, way.ahead);
+        stream_lines(reinterpret_cast<std::byte*>(to + column),
+                     reinterpret_cast<std::byte const*>(burst), sizeof burst);
+      }
+    }
+    for (; column <= last; column += width) block(rows, column, residual, to + column, way.ahead);
+    if (column == n) return;
+    // The rest is the end of a block of which the other columns are there already.
+    Out end[width];
+    block(rows, last, residual, end, 0);
+    std::memcpy(static_cast<void*>(to + column), end + (column - last),
+                static_cast<std::size_t>(n - column) * sizeof(Out));
+  }
+
+ private:
+  EXPAR_ALWAYS_INLINE static void block(weighted_rows<T> const& rows, index_t column,
+                                        Out const* residual, Out* to, std::size_t ahead) {
+    if constexpr (by_vectors)
+      block_of_vectors(rows, column, residual, to, ahead);
+    else
+      block_of_loops(rows, column, residual, to, ahead);
+  }
+  EXPAR_ALWAYS_INLINE static void block_of_vectors(weighted_rows<T> const& rows, index_t column,
+                                                   Out const* residual, Out* to,
+                                                   std::size_t ahead) {
+    using in = columns<T>;
+    using out = columns<Out>;
+    using vector = typename in::vector;
+    vector a{}, b{}, c{}, d{};
+    int i = 0;
+    if (residual != nullptr) {
+      auto const first = out::load(residual + column),
+                 second = out::load(residual + column + out::count);
+      a = first.a, b = first.b, c = second.a, d = second.b;
+    } else if (rows.count != 0) {
+      T const* const from = rows.row[0] + column;
+      vector const w = rows.weight[0] - vector{};
+      in const first = in::load(from), second = in::load(from + in::count);
+      a = w * first.a, b = w * first.b, c = w * second.a, d = w * second.b;
+      ask(from, ahead);
+      i = 1;
+    }
+    for (; i < rows.count; ++i) {
+      T const* const from = rows.row[i] + column;
+      vector const w = rows.weight[i] - vector{};
+      in const first = in::load(from), second = in::load(from + in::count);
+      a += w * first.a, b += w * first.b, c += w * second.a, d += w * second.b;
+      ask(from, ahead);
+    }
+    out{a, b}.store(to);
+    out{c, d}.store(to + out::count);
+  }
+  static void block_of_loops(weighted_rows<T> const& rows, index_t column, Out const* residual,
+                             Out* to, std::size_t ahead) {
+    A sum[width] = {};
+    int i = 0;
+    if (residual != nullptr) {
+      for (int c = 0; c < width; ++c) sum[c] = widen(residual[column + c]);
+    } else if (rows.count != 0) {
+      T const* const from = rows.row[0] + column;
+      A const w = rows.weight[0];
+      for (int c = 0; c < width; ++c) sum[c] = w * widen(from[c]);
+      ask(from, ahead);
+      i = 1;
+    }
+    for (; i < rows.count; ++i) {
+      T const* const from = rows.row[i] + column;
+      A const w = rows.weight[i];
+      for (int c = 0; c < width; ++c) sum[c] += w * widen(from[c]);
+      ask(from, ahead);
+    }
+    for (int c = 0; c < width; ++c) to[c] = narrow<Out>(sum[c]);
+  }
+  EXPAR_ALWAYS_INLINE static void ask(T const* from, std::size_t ahead) {
+    if (ahead != 0) prefetch(reinterpret_cast<std::byte const*>(from) + ahead, width * sizeof(T));
+  }
+  static A one(weighted_rows<T> const& rows, index_t column, Out const* residual) {
+    A sum = residual != nullptr ? widen(residual[column]) : A{0};
+    for (int i = 0; i < rows.count; ++i) {
+      A const product = rows.weight[i] * widen(rows.row[i][column]);
+      sum = i == 0 && residual == nullptr ? product : sum + product;
+    }
+    return sum;
+  }
+};
+
+}  // namespace EXPAR_VECTORS
+}  // namespace expar::inline v0::detail
+EXPAR_IEEE_END
