@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstring>
 #include <span>
 
 #include <expar/detail/arguments.hpp>
@@ -115,25 +116,19 @@ class route_plan {
 
 namespace detail {
 
-/// Gives the routes of tokens [first, last) and choices [j0, j1) their places: `next` holds, per
-/// expert, the place that its next route takes. Returns the number of the first route whose id is
-/// not -1 .. experts - 1, or -1.
-inline index_t place_routes(tensor_view<std::int32_t const, 2> ids, int experts, index_t first,
-                            index_t last, index_t j0, index_t j1, std::int32_t* next,
-                            std::int32_t* id_out, std::int32_t* location_out) {
-  index_t const k = ids.extents[1];
+/// Gives `count` routes, `step` apart, their places: `next` holds, per expert, the place that its
+/// next route takes. Returns the number of the first whose id is not -1 .. experts - 1, or -1.
+inline index_t place_routes(std::int32_t const* ids, index_t count, index_t step, int experts,
+                            std::int32_t* next, std::int32_t* locations) {
+  auto const most = static_cast<std::uint32_t>(experts);
   index_t wrong = -1;
-  for (index_t t = first; t < last; ++t) {
-    std::int32_t const* const row = ids.row(t);
-    for (index_t j = j0; j < j1; ++j) {
-      std::int32_t const id = row[j];
-      id_out[t * k + j] = id;
-      if (static_cast<std::uint32_t>(id) < static_cast<std::uint32_t>(experts)) {
-        location_out[t * k + j] = next[id]++;
-      } else {
-        location_out[t * k + j] = -1;
-        if (id != -1 && (wrong < 0 || t * k + j < wrong)) wrong = t * k + j;
-      }
+  for (index_t at = 0, end = count * step; at < end; at += step) {
+    std::int32_t const id = ids[at];
+    if (static_cast<std::uint32_t>(id) < most) [[likely]] {
+      locations[at] = next[id]++;
+    } else {
+      locations[at] = -1;
+      if (id != -1 && wrong < 0) wrong = at;
     }
   }
   return wrong;
@@ -181,11 +176,17 @@ inline void route_plan::place(host_context const& ctx, tensor_view<std::int32_t 
       }
     }
     ctx.for_each_chunk(tokens, grain, [&](int part, index_t first, index_t last) {
+      // Ids are copied apart from what needs them one after the other.
+      index_t const begin = first * k, count = last - first;
+      index_t const together = ids.strides[0] == k ? count : 1;
+      for (index_t t = 0; t < count; t += together)
+        std::memcpy(id_out + begin + t * k, ids.row(first + t),
+                    static_cast<std::size_t>(together * k) * sizeof(std::int32_t));
       for (index_t group = 0; group < groups; ++group) {
-        index_t const at =
-            detail::place_routes(ids, experts, first, last, group, groups == 1 ? k : group + 1,
-                                 table(group, part), id_out, location_out);
-        if (at >= 0 && (wrong[part] < 0 || at < wrong[part])) wrong[part] = at;
+        index_t const from = begin + group;
+        index_t const at = detail::place_routes(id_out + from, count * k / groups, groups, experts,
+                                                table(group, part), location_out + from);
+        if (at >= 0 && (wrong[part] < 0 || from + at < wrong[part])) wrong[part] = from + at;
       }
     });
     for (index_t const at : wrong_)
