@@ -74,6 +74,20 @@ concept variable_communicator = communicator<C> &&
   c.all_to_all_v(on, in, n, n, out, n, n);
 };
 
+namespace detail {
+
+/// Optional in tier 2, where a rank can read what others send where they have it:
+///   c.read_all_to_all_v(on, in, in_counts, in_displacements, out_counts, read)
+/// is all_to_all_v that copies nothing: once all ranks have come it calls read(place_of), where
+/// place_of(s) is what rank s sends here; it returns when all ranks have read.
+template <class C>
+concept reads_in_place = requires(std::remove_cvref_t<C>& c, host_context const& on, void const* in,
+                                  byte_counts n, void (*read)(std::byte const* (*)(int))) {
+  c.read_all_to_all_v(on, in, n, n, n, read);
+};
+
+}  // namespace detail
+
 /// Tier 1: fixed-size collectives. `c.all_to_all(on, in, out, n)`: block s of n bytes of `out` is
 /// block `rank` of rank s; `c.all_gather(on, in, out, n)`: block s of `out` is the n bytes of rank
 /// s; `c.barrier(on)`. A tier-2 communicator need not bring them: all_to_all_v serves all three.

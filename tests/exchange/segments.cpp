@@ -44,10 +44,10 @@ TEST_CASE("segments hold a word, rows and scalars that never overlap") {
         continue;
       }
       take(at, signed_of(sizeof(expar::detail::word)), p);
-      take(signed_of(s.rows_at(p)), rows[peer] * row_bytes, p);
-      take(signed_of(s.scalars_at(p)), rows[peer] * scalar_bytes, p);
-      REQUIRE(signed_of(s.rows_at(p)) > at);
-      REQUIRE(signed_of(s.scalars_at(p)) + rows[peer] * scalar_bytes <= at + n);
+      take(signed_of(s.displacements()[peer] + s.rows_at), rows[peer] * row_bytes, p);
+      take(signed_of(s.displacements()[peer] + s.scalars_at(p)), rows[peer] * scalar_bytes, p);
+      REQUIRE(signed_of(s.displacements()[peer] + s.rows_at) > at);
+      REQUIRE(signed_of(s.displacements()[peer] + s.scalars_at(p)) + rows[peer] * scalar_bytes <= at + n);
     }
   }
 }

@@ -323,6 +323,7 @@ class flawed_above {
  public:
   enum mistake {
     none,
+    shows_own_segment,
     own_block_first,
     transposes_gather,
     writes_behind,
@@ -337,6 +338,13 @@ class flawed_above {
   void all_to_all_v(host_context const& on, void const* in, byte_counts n, byte_counts from,
                     void* out, byte_counts m, byte_counts to) {
     comm_->all_to_all_v(on, in, n, from, out, m, to);
+  }
+  template <class Read>
+  void read_all_to_all_v(host_context const& on, void const* in, byte_counts n, byte_counts from,
+                         byte_counts m, Read read) {
+    comm_->read_all_to_all_v(on, in, n, from, m, [&](auto const& place_of) {
+      read([&](int p) { return place_of(which_ == shows_own_segment && p == 0 ? rank() : p); });
+    });
   }
   void all_to_all(host_context const& on, void const* in, void* out, std::size_t bytes) {
     comm_->all_to_all(on, in, out, bytes);
@@ -430,6 +438,7 @@ TEST_CASE("broken_communicator_law: tiers 1 and 3 are examined where a communica
   };
   auto const [which, law] = GENERATE(values<expectation>({
       {flawed_above::none, ""},
+      {flawed_above::shows_own_segment, "in_place: the segment from rank 0 holds on rank "},
       {flawed_above::own_block_first,
        "all_to_all: the segment from rank 0 holds on rank 1 what rank 1 sends to rank 1"},
       {flawed_above::transposes_gather, "all_gather: the segment from rank "},

@@ -57,6 +57,26 @@ class thread_communicator {
         out);
   }
 
+  /// all_to_all_v() without a copy: read(place_of) finds what `peer` sends at place_of(peer), while
+  /// all ranks read.
+  template <class Read>
+  void read_all_to_all_v(host_context const&, void const* in, byte_counts counts, byte_counts from,
+                         byte_counts out_counts, Read read) const {
+    meet("all_to_all_v", {.in = in, .counts = counts, .displacements = from}, [&](auto& found) {
+      auto const me = static_cast<std::size_t>(rank_);
+      for (int peer = 0; peer < size(); ++peer)
+        if (auto const sent = group_->at(peer).counts[me],
+            expected = out_counts[static_cast<std::size_t>(peer)];
+            sent != expected)
+          found = {peer, sent, expected, false};
+      if (found.sender >= 0) return;
+      read([&](int peer) -> std::byte const* {
+        group::slot const& theirs = group_->at(peer);
+        return static_cast<std::byte const*>(theirs.in) + theirs.displacements[me];
+      });
+    });
+  }
+
   /// Memory of `bytes` bytes on each rank that all ranks can write. Zero at first, by the rank
   /// itself. It stays until the last rank has destroyed its window, which may be after the group.
   using window = detail::thread_window;
@@ -108,16 +128,10 @@ class thread_communicator {
         out);
   }
 
-  // Every rank shows its buffer, copies what is its own once all have begun, and waits for all. A
-  // disagreement is thrown after the end, by every rank: until then a peer may be reading this
-  // rank's buffer.
   template <class Block>
   void swap(host_context const& on, char const* name, group::slot mine, Block blocks,
             void* out) const {
-    group_->begin(rank_, name, std::move(mine));
-    auto& found = group_->found(rank_) = {};
-    std::exception_ptr failure;
-    try {
+    meet(name, std::move(mine), [&](auto& found) {
       for (int step = 0; step < size(); ++step) {
         int const peer = (rank_ + step) % size();
         group::slot const& theirs = group_->at(peer);
@@ -128,6 +142,18 @@ class thread_communicator {
           copy(on, static_cast<std::byte*>(out) + b.to,
                static_cast<std::byte const*>(theirs.in) + b.from, b.sent);
       }
+    });
+  }
+  // Every rank shows its buffer, takes what is its own once all have begun, and waits for all. A
+  // disagreement is thrown after the end, by every rank: until then a peer may be reading this
+  // rank's buffer.
+  template <class Take>
+  void meet(char const* name, group::slot mine, Take take) const {
+    group_->begin(rank_, name, std::move(mine));
+    auto& found = group_->found(rank_) = {};
+    std::exception_ptr failure;
+    try {
+      take(found);
     } catch (...) {
       failure = std::current_exception();
       found.stopped = true;

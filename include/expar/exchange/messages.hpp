@@ -13,9 +13,10 @@ namespace expar::inline v0 {
 ///
 /// Layers of which one runs at a time share a transport, and with it message buffers and the pool
 /// of sides: `expar::messages x(comm); expar::expert_parallel first(x, shape), second(x, shape);`.
-/// It keeps the largest message out and in, and 880 R + 8 E (R + 1) + 96 bytes for R <= 64 ranks
-/// and E experts. The communicator outlives the transport, and that its layers. One thread at a
-/// time uses a transport, its layers and their batches.
+/// It keeps the largest message out, and that in unless the communicator has read_all_to_all_v(),
+/// and 888 R + 8 E (R + 1) + 96 bytes for R <= 64 ranks and E experts. The communicator outlives
+/// the transport, and that its layers. One thread at a time uses a transport, its layers and their
+/// batches.
 template <class Comm>
 class messages {
   static_assert(collective_communicator<Comm>,
@@ -35,6 +36,7 @@ class messages {
         out_(memory),
         in_(memory),
         words_(memory),
+        places_(memory),
         row_seats_(memory),
         scalar_seats_(memory) {}
 
@@ -52,6 +54,8 @@ class messages {
   static constexpr bool reaches_peers = false;
   static constexpr bool has_ragged_rows = variable_communicator<Comm>;
   static constexpr bool checks_sizes = detail::checks_sizes<Comm>;
+  /// Whether messages are read where their senders have them.
+  static constexpr bool in_place = detail::reads_in_place<Comm>;
   static constexpr index_t numbers_before = detail::numbers_of_word;
 
   Comm& comm() const { return *comm_; }
@@ -70,6 +74,7 @@ class messages {
     if (numbers > static_cast<index_t>(own_.size())) own_.resize(numbers);
     if (numbers * ranks > static_cast<index_t>(numbers_.size())) numbers_.resize(numbers * ranks);
     row_seats_.resize(index_t{ranks}), scalar_seats_.resize(index_t{ranks});
+    places_.resize(index_t{ranks});
     for (detail::segments* s : {&outgoing_, &incoming_}) s->reserve(ranks);
     words_.resize(2 * sizeof(detail::word) * static_cast<std::size_t>(ranks));
   }
@@ -79,7 +84,7 @@ class messages {
   std::uint64_t* own_numbers() { return own_.data(); }
   void say(detail::word& w, std::uint64_t*, state const*) const {
     w.batches = batches_;
-    w.room = out_.capacity() < in_.capacity() ? out_.capacity() : in_.capacity();
+    w.room = in_place || out_.capacity() < in_.capacity() ? out_.capacity() : in_.capacity();
   }
   std::uint64_t const* gather(host_context const& ctx, detail::word& mine,
                               detail::failure const& wrong, index_t count, index_t& pitch) {
@@ -101,25 +106,27 @@ class messages {
     bool const begun =
         !checks_sizes && met.numbers != nullptr && fit(met, b, c.row_bytes() + c.scalar_bytes);
     auto const cut = [&] { divide(true, b.at, c.row_bytes(), c.scalar_bytes); };
-    exchange(ctx, mine, b.at, begun, cut, [&](auto ready) {
-      checks();
-      ready();
-      c.make_room(b);
-      c.take_from(b);
-      if (read != nullptr) read->take_from(b);
-      point(b.at, c, outgoing_, out_.data());
-      write(detail::rows_at<T>(row_seats_, b.at), detail::rows_at<S>(scalar_seats_, b.at));
-    });
-    for (detail::opened_side const& s : sides) b.open[static_cast<int>(s.at)] = true;
-    agreed_.behind_message(
+    exchange(
+        ctx, mine, b.at, begun, cut,
+        [&](auto ready) {
+          checks();
+          ready();
+          c.make_room(b);
+          c.take_from(b);
+          if (read != nullptr) read->take_from(b);
+          point(b.at, c, outgoing_);
+          write(detail::rows_at<T>(row_seats_, b.at), detail::rows_at<S>(scalar_seats_, b.at));
+        },
         [&] {
-          for_each_piece(ctx, b.at, c, incoming_, in_.data(),
-                         [](void* here, void* in_message, index_t bytes) {
-                           detail::copy_bytes(here, in_message, bytes);
-                         });
+          for_each_piece(ctx, b.at, c, incoming_, [](void* here, void* in_message, index_t bytes) {
+            detail::copy_bytes(here, in_message, bytes);
+          });
           c.clear_gaps(b.at);
         },
-        more);
+        more,
+        [&] {
+          for (detail::opened_side const& s : sides) b.open[static_cast<int>(s.at)] = true;
+        });
   }
 
   /// Collective. Once `checks` pass on every rank, `read(rows, scalars)` finds what `c` holds on
@@ -128,20 +135,22 @@ class messages {
   void to_tokens(host_context const& ctx, detail::intention const& mine, state& b,
                  detail::cargo<T, S>& c, Checks checks, Read read) {
     auto const cut = [&] { divide(false, b.at, c.row_bytes(), c.scalar_bytes); };
-    exchange(ctx, mine, b.at, !checks_sizes && mine.phase != 0, cut, [&](auto ready) {
-      checks();
-      ready();
-      c.take_from(b);
-      for_each_piece(ctx, b.at, c, outgoing_, out_.data(),
-                     [](void* here, void* in_message, index_t bytes) {
-                       detail::copy_bytes(in_message, here, bytes);
-                     });
-    });
-    agreed_.behind_message([&] {
-      point(b.at, c, incoming_, in_.data());
-      read(detail::rows_at<T const>(row_seats_, b.at),
-           detail::rows_at<S const>(scalar_seats_, b.at));
-    });
+    exchange(
+        ctx, mine, b.at, !checks_sizes && mine.phase != 0, cut,
+        [&](auto ready) {
+          checks();
+          ready();
+          c.take_from(b);
+          for_each_piece(ctx, b.at, c, outgoing_, [](void* here, void* in_message, index_t bytes) {
+            detail::copy_bytes(in_message, here, bytes);
+          });
+        },
+        [&] {
+          point(b.at, c, incoming_);
+          read(detail::rows_at<T const>(row_seats_, b.at),
+               detail::rows_at<S const>(scalar_seats_, b.at));
+        },
+        false, [] {});
   }
 
   /// Where this rank can read rows of a side without a message: those of its own slots.
@@ -167,10 +176,13 @@ class messages {
             scalar_bytes, own);
     if (s.rule.messages_known) {  // as much as fit() asks
       auto const most = static_cast<std::size_t>(s.message_bytes(s.rank, row_bytes + scalar_bytes));
-      out_.reserve(most), in_.reserve(most);
+      out_.reserve(most);
+      if (!in_place) in_.reserve(most);
     }
     out_.resize(outgoing_.bytes());
-    in_.resize(incoming_.bytes());
+    if (!in_place) in_.resize(incoming_.bytes());
+    for (int p = 0; p < ranks; ++p)
+      places_[p] = out_.data() + outgoing_.displacements()[unsigned_of(p)];
   }
 
   template <class T>
@@ -179,17 +191,17 @@ class messages {
     return {const_cast<std::byte*>(data), rows.strides[0] * index_t{sizeof(T)}};
   }
 
-  /// The seats of all ranks: in the rows here, or in a message.
+  /// The seats of all ranks: in the rows here, or in the messages at `places_`.
   template <class T, class S>
-  void point(detail::seats const& s, detail::cargo<T, S> const& c, detail::segments const& message,
-             std::byte* bytes) {
+  void point(detail::seats const& s, detail::cargo<T, S> const& c,
+             detail::segments const& message) {
     for (int p = 0; p < s.place.ranks(); ++p)
       if (p == s.rank) {
         row_seats_[p] = own_seat(c.rows);
         scalar_seats_[p] = {reinterpret_cast<std::byte*>(c.scalars), c.scalar_bytes};
       } else {
-        row_seats_[p] = {bytes + message.rows_at(p), c.row_bytes()};
-        scalar_seats_[p] = {bytes + message.scalars_at(p), c.scalar_bytes};
+        row_seats_[p] = {places_[p] + message.rows_at, c.row_bytes()};
+        scalar_seats_[p] = {places_[p] + message.scalars_at(p), c.scalar_bytes};
       }
   }
 
@@ -221,17 +233,16 @@ class messages {
 
   /// f(here, in the message, bytes) for the rows and scalars that come from other ranks.
   template <class T, class S, class F>
-  static void for_each_piece(host_context const& ctx, detail::seats const& s,
-                             detail::cargo<T, S> const& c, detail::segments const& message,
-                             std::byte* bytes, F f) {
+  void for_each_piece(host_context const& ctx, detail::seats const& s, detail::cargo<T, S> const& c,
+                      detail::segments const& message, F f) const {
     for_each_foreign_run(
         ctx, s, c.row_bytes(), [&](int p, index_t at, index_t first, index_t rows) {
-          std::byte* const to = bytes + message.rows_at(p) + at * c.row_bytes();
+          std::byte* const to = places_[p] + message.rows_at + at * c.row_bytes();
           index_t const together = c.rows.strides[0] == c.columns ? rows : 1;
           for (index_t i = 0; i < rows && c.columns >= 0; i += together)
             f(c.rows.row(first + i), to + i * c.row_bytes(), together * c.row_bytes());
           if (c.scalar_bytes != 0)
-            f(c.scalars + first, bytes + message.scalars_at(p) + at * c.scalar_bytes,
+            f(c.scalars + first, places_[p] + message.scalars_at(p) + at * c.scalar_bytes,
               rows * c.scalar_bytes);
         });
   }
@@ -245,27 +256,50 @@ class messages {
   }
 
   /// Collective. Runs local(ready), which fills the message out once it has called ready(), and
-  /// exchanges messages. Where nobody finds out that a rank is elsewhere ranks ask before, unless
-  /// they have `begun`; then they know the sizes. A rank that does not get so far sends its word
-  /// alone, which is no message.
-  template <class Cut, class Local>
+  /// exchanges messages; then behind(), which finds them at `places_`. Where nobody finds out that
+  /// a rank is elsewhere ranks ask before, unless they have `begun`; then they know the sizes. A
+  /// rank that does not get so far sends its word alone, which is no message. `agreed()` runs once
+  /// all ranks have come.
+  template <class Cut, class Local, class Behind, class Agreed>
   void exchange(host_context const& ctx, detail::intention const& mine, detail::seats const& s,
-                bool begun, Cut cut, Local local) {
+                bool begun, Cut cut, Local local, Behind behind, bool more, Agreed agreed) {
     int const ranks = comm().size();
     bool divided = false;
     auto const ready = [&] {
       if (!divided) cut();
       divided = true;
     };
-    if (ranks == 1) return local(ready);
+    if (ranks == 1) {
+      local(ready);
+      agreed();
+      return agreed_.behind_message(behind, more);
+    }
     if (begun) ready();
     detail::failure const wrong = agreed_.attempt([&] { local(ready); });
     std::byte *out = out_.data(), *in = in_.data();
+    std::byte* const words = words_.data() + static_cast<std::size_t>(ranks) * sizeof(detail::word);
     if (!divided) {
       outgoing_.words_alone(ranks), incoming_.words_alone(ranks);
-      out = words_.data(), in = out + outgoing_.bytes();
+      out = words_.data(), in = words;
     }
     auto w = detail::agreement::word_of(mine, wrong);
+    bool read = false;  // in place
+    std::exception_ptr failed;
+    auto const read_in_place = [&](auto const& place_of) {
+      bool all = w.intended != 0;
+      for (int r = 0; r < ranks; ++r) {
+        if (r == comm().rank()) continue;
+        places_[r] = const_cast<std::byte*>(place_of(r));
+        std::memcpy(words + static_cast<std::size_t>(r) * sizeof w, places_[r], sizeof w);
+        all = all && detail::word_at(places_[r]).matches(w);
+      }
+      if (!all || std::exchange(read, true)) return;
+      try {
+        behind();
+      } catch (...) {
+        failed = std::current_exception();
+      }
+    };
     detail::keep_if_lost(
         [&] {
           if (!begun) agreed_.begin(ctx, comm(), w, wrong);
@@ -275,11 +309,28 @@ class messages {
                 for (int p = 0; p < ranks; ++p)
                   if (outgoing_.counts()[unsigned_of(p)] != 0)
                     std::memcpy(out + outgoing_.displacements()[unsigned_of(p)], &w, sizeof w);
-                swap(ctx, s, out, in);
+                if constexpr (in_place)
+                  comm().read_all_to_all_v(ctx, out, outgoing_.counts(), outgoing_.displacements(),
+                                           incoming_.counts(), read_in_place);
+                else
+                  swap(ctx, s, out, in);
               },
-              [&](int r) { return in + incoming_.displacements()[unsigned_of(r)]; });
+              [&](int r) {
+                return in_place ? words + static_cast<std::size_t>(r) * sizeof w
+                                : in + incoming_.displacements()[unsigned_of(r)];
+              });
         },
         out_, in_);
+    agreed();
+    agreed_.behind_message(
+        [&] {
+          if (failed) std::rethrow_exception(failed);
+          if (in_place) return;
+          for (int p = 0; p < ranks; ++p)
+            places_[p] = in + incoming_.displacements()[unsigned_of(p)];
+          behind();
+        },
+        more);
   }
   void swap(host_context const& ctx, detail::seats const& s, std::byte const* out, std::byte* in) {
     if constexpr (variable_communicator<Comm>)
@@ -299,6 +350,7 @@ class messages {
   detail::buffer<std::uint64_t> own_, numbers_;
   detail::segments outgoing_, incoming_;
   detail::buffer<std::byte> out_, in_, words_;
+  detail::buffer<std::byte*> places_;  // where the segment of each rank begins
   detail::buffer<detail::seat> row_seats_, scalar_seats_;
   std::uint64_t batches_ = 0;
 };

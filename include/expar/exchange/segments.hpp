@@ -46,7 +46,7 @@ class segments {
       index_t const end = p == own ? total_ : scalars + padded(n * scalar_bytes);
       counts_[p] = static_cast<std::size_t>(end - total_);
       displacements_[p] = static_cast<std::size_t>(total_);
-      scalars_[p] = static_cast<std::size_t>(scalars);
+      scalars_[p] = static_cast<std::size_t>(scalars - total_);
       total_ = end;
     }
   }
@@ -60,8 +60,8 @@ class segments {
   static index_t bound(int peers, index_t rows, index_t bytes_of_row) {
     return size_sum(size_product(peers, 3 * 64), size_product(rows, bytes_of_row));
   }
-  /// Where the rows and the scalars of a peer begin, in bytes.
-  std::size_t rows_at(int peer) const noexcept { return displacements_[peer] + sizeof(word); }
+  /// Where rows begin in any segment, and scalars in that of a peer.
+  static constexpr std::size_t rows_at = sizeof(word);
   std::size_t scalars_at(int peer) const noexcept { return scalars_[peer]; }
 
  private:

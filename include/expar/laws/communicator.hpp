@@ -249,6 +249,19 @@ class communicator_examiner {
                          got.total == 0 ? nullptr : out, got.counts, got.displacements);
       return true;
     });
+    if constexpr (reads_in_place<Comm>)
+      exchange("in_place", "in_place", data, margin(round), sent, got, false,
+               [&](void const* in, void* out) {
+                 comm_.read_all_to_all_v(
+                     on_, sent.total == 0 ? nullptr : in, sent.counts, sent.displacements,
+                     got.counts, [&](auto const& place_of) {
+                       for (int p = 0; p < size_; ++p)
+                         if (std::size_t const n = got.counts[at(p)]; n != 0)
+                           std::memcpy(static_cast<std::byte*>(out) + got.displacements[at(p)],
+                                       place_of(p), n);
+                     });
+                 return true;
+               });
   }
 
   void fixed(int round, std::size_t bytes) requires has_fixed {
@@ -394,6 +407,7 @@ inline void keep_for_ever(std::shared_ptr<void> memory) {
 ///   nothing     it works where a rank or all ranks send nothing, with null buffers
 ///   all_to_all, all_gather
 ///               (where it brings them) block s comes from rank s; nothing else is written
+///   in_place    (where it brings it) read_all_to_all_v shows every byte that all_to_all_v delivers
 ///   checks_sizes
 ///               (where its traits state it) ranks that send another size than is expected, or are
 ///               in another kind of collective, throw `disagreement`; nothing is written outside
