@@ -5,6 +5,7 @@
 /// included by name: <expar/comm/mpi.hpp>; so are <expar/laws.hpp>, for tests, and
 /// router/research/.
 #include <expar/balance/sum_counts.hpp>
+#include <expar/caller_threads.hpp>
 #include <expar/comm/self.hpp>
 #include <expar/comm/thread.hpp>
 #include <expar/communicator.hpp>
@@ -12,6 +13,7 @@
 #include <expar/element.hpp>
 #include <expar/error.hpp>
 #include <expar/expert_parallel.hpp>
+#include <expar/huge_pages.hpp>
 #include <expar/permute/decode.hpp>
 #include <expar/permute/encode.hpp>
 #include <expar/permute/quantize.hpp>

@@ -16,28 +16,13 @@
 
 namespace expar::inline v0::detail {
 
-/// Threads that wait for work: an executor of `threads` tasks at once, the caller's thread among
-/// them.
-class thread_team : public counted {
+/// Where one thread lays out tasks, and others take them.
+class job_board {
  public:
-  explicit thread_team(int threads) {
-    try {
-      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
-    } catch (...) {
-      stop();
-      throw;
-    }
-  }
-  ~thread_team() { stop(); }
-  thread_team(thread_team const&) = delete;
-  thread_team& operator=(thread_team const&) = delete;
-
-  int concurrency() const noexcept { return static_cast<int>(workers_.size()) + 1; }
-
-  /// A team that is busy (called from one of its tasks, or from a second thread) runs the tasks
-  /// here.
+  /// Calls f(0) .. f(tasks - 1), with those that serve(). A board that is busy (called from one of
+  /// its tasks, or from a second thread) runs the tasks here.
   void run(int tasks, task f) {
-    if (workers_.empty() || busy_.exchange(true, std::memory_order_acquire)) {
+    if (busy_.exchange(true, std::memory_order_acquire)) {
       for (int i = 0; i < tasks; ++i) f(i);
       return;
     }
@@ -61,6 +46,73 @@ class thread_team : public counted {
     }
     busy_.store(false, std::memory_order_release);
   }
+  /// Takes tasks until `done()`, which wake() makes it ask again.
+  template <class Done>
+  void serve(Done done) {
+    for (;;) {
+      std::unique_lock lock(mutex_);
+      unsigned const seen = epoch_;
+      if (done()) return;
+      if (job_) {
+        task const f = job_;
+        int const tasks = tasks_;
+        ++active_;
+        lock.unlock();
+        claim(f, tasks);
+        if (--active_ == 0) active_.notify_one();
+      } else {
+        lock.unlock();
+      }
+      await([&] { return epoch_.load(std::memory_order_acquire) != seen; });
+      epoch_.wait(seen, std::memory_order_acquire);
+    }
+  }
+  void wake() {
+    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.notify_all();
+  }
+  /// Polls for 50 us, and lets other threads run meanwhile: one job often follows another, and to
+  /// fall asleep and be woken takes as long.
+  template <class Condition>
+  static void await(Condition holds) {
+    auto const end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+    while (!holds() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  }
+
+ private:
+  void claim(task f, int tasks) {
+    for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) f(i);
+  }
+
+  // A flag, since a mutex must not be tried by the thread that holds it.
+  std::atomic<bool> busy_{false};
+  std::mutex mutex_;
+  std::atomic<int> next_{0};
+  task job_{};
+  int tasks_ = 0;
+  std::atomic<int> active_{0};
+  std::atomic<unsigned> epoch_{0};
+};
+
+/// Threads that wait for work: an executor of `threads` tasks at once, the caller's thread among
+/// them.
+class thread_team : public counted {
+ public:
+  explicit thread_team(int threads) {
+    try {
+      for (int i = 1; i < threads; ++i)
+        workers_.emplace_back([this] { board_.serve([this] { return stopping_.load(); }); });
+    } catch (...) {
+      stop();
+      throw;
+    }
+  }
+  ~thread_team() { stop(); }
+  thread_team(thread_team const&) = delete;
+  thread_team& operator=(thread_team const&) = delete;
+
+  int concurrency() const noexcept { return static_cast<int>(workers_.size()) + 1; }
+  void run(int tasks, task f) { board_.run(tasks, f); }
 
  private:
   void stop() {
@@ -70,8 +122,7 @@ class thread_team : public counted {
       return;
     }
     stopping_ = true;
-    epoch_.fetch_add(1, std::memory_order_release);
-    epoch_.notify_all();
+    board_.wake();
     for (auto& worker : workers_) worker.join();
   }
   static long process() {
@@ -81,44 +132,11 @@ class thread_team : public counted {
     return 0;
 #endif
   }
-  void claim(task f, int tasks) {
-    for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) f(i);
-  }
-  /// Polls for 50 us, and lets other threads run meanwhile: one job often follows another, and to
-  /// fall asleep and be woken takes as long.
-  template <class Condition>
-  static void await(Condition holds) {
-    auto const end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
-    while (!holds() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
-  }
-  void work() {
-    for (unsigned seen = 0;;) {
-      await([&] { return epoch_.load(std::memory_order_acquire) != seen; });
-      epoch_.wait(seen, std::memory_order_acquire);
-      std::unique_lock lock(mutex_);
-      if (stopping_) return;
-      seen = epoch_;
-      if (!job_) continue;
-      task const f = job_;
-      int const tasks = tasks_;
-      ++active_;
-      lock.unlock();
-      claim(f, tasks);
-      if (--active_ == 0) active_.notify_one();
-    }
-  }
 
   long const owner_ = process();
-  std::vector<std::thread> workers_;
-  // A flag, since a mutex must not be tried by the thread that holds it.
-  std::atomic<bool> busy_{false};
-  std::mutex mutex_;
-  std::atomic<int> next_{0};
-  task job_{};
-  int tasks_ = 0;
-  std::atomic<int> active_{0};
-  std::atomic<unsigned> epoch_{0};
+  job_board board_;
   std::atomic<bool> stopping_{false};
+  std::vector<std::thread> workers_;
 };
 
 }  // namespace expar::inline v0::detail
