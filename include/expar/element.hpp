@@ -62,36 +62,88 @@ struct element_traits<bfloat16> {
   }
 };
 
-// Both directions of binary16 are free of branches, so that loops over them become vector code.
+namespace detail {
+
+/// One number, and its bits. `below`: all bits where a < b, for a and b below 2^31.
+struct of_one {
+  using floats = float;
+  using bits = std::uint32_t;
+
+  EXPAR_HD static constexpr float as_floats(bits b) { return __builtin_bit_cast(float, b); }
+  EXPAR_HD static constexpr bits as_bits(float x) { return __builtin_bit_cast(bits, x); }
+  EXPAR_HD static constexpr bits below(bits a, std::uint32_t b) {
+    return 0u - static_cast<bits>(a < b);
+  }
+};
+
+// The conversions of binary16 and E4M3, without branches, of one number or of the lanes of a vector
+// alike (`Of`). No operand is a subnormal float, which processors may be told to take for 0.
+
+template <class Of>
+struct binary16_of {
+  using floats = typename Of::floats;
+  using bits = typename Of::bits;
+
+  EXPAR_HD static constexpr floats widen(bits x) {
+    bits const magnitude = x & 0x7fffu;
+    // Rebias. Subnormal: one exponent higher the mantissa stands behind 2^-14.
+    bits const lowest = Of::below(magnitude, 0x400u);
+    floats const finite = Of::as_floats((magnitude << 13) + 0x38000000u + (lowest & 0x800000u)) -
+                          Of::as_floats(lowest & 0x38800000u);
+    bits const special = ~Of::below(magnitude, 0x7c00u) & 0x7f800000u;
+    return Of::as_floats(Of::as_bits(finite) | special | ((x & 0x8000u) << 16));
+  }
+  EXPAR_HD static constexpr bits narrow(floats x) {
+    bits const u = Of::as_bits(x), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
+    // Normal: rebias (subtract 112 << 23), round at bit 13, ties to even.
+    bits const normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    // Subnormal: adding 0.5 aligns the bits of the result with the bottom of the mantissa.
+    bits const lowest = Of::below(magnitude, 0x38800000u);
+    bits const subnormal = Of::as_bits(Of::as_floats(magnitude & lowest) + 0.5f) - 0x3f000000u;
+    bits const beyond = 0x7c00u | (~Of::below(magnitude, 0x7f800001u) & 0x200u);
+    bits const fits = Of::below(magnitude, 0x477ff000u);
+    return sign | (fits & ((lowest & subnormal) | (~lowest & normal))) | (~fits & beyond);
+  }
+};
+
+template <class Of>
+struct e4m3_of {
+  using floats = typename Of::floats;
+  using bits = typename Of::bits;
+
+  EXPAR_HD static constexpr floats widen(bits x) {
+    bits const magnitude = x & 0x7fu;
+    // Normal: rebias. Subnormal: one exponent higher the mantissa stands behind 2^-6.
+    bits const lowest = Of::below(magnitude, 8u);
+    floats const finite = Of::as_floats((magnitude << 20) + 0x3c000000u + (lowest & 0x800000u)) -
+                          Of::as_floats(lowest & 0x3c800000u);
+    bits const nan = ~Of::below(magnitude, 0x7fu) & 0x7fc00000u;
+    return Of::as_floats(Of::as_bits(finite) | nan | ((x & 0x80u) << 24));
+  }
+  EXPAR_HD static constexpr bits narrow(floats x) {
+    bits const u = Of::as_bits(x), magnitude = u & 0x7fffffffu;
+    // As for binary16: rebias and round at bit 20, or align the bottom bit by adding 2^14.
+    bits const normal = (magnitude - 0x3c000000u + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20;
+    bits const lowest = Of::below(magnitude, 0x3c800000u);
+    bits const subnormal = Of::as_bits(Of::as_floats(magnitude & lowest) + 0x1p14f) - 0x46800000u;
+    bits const number = Of::below(magnitude, 0x7f800001u);
+    bits const fits = Of::below(magnitude, 0x43e00001u);
+    bits const sign = (u >> 24) & 0x80u & number;  // one code for every NaN
+    bits const beyond = 0x7fu - (number & 1u);
+    return sign | (fits & ((lowest & subnormal) | (~lowest & normal))) | (~fits & beyond);
+  }
+};
+
+}  // namespace detail
+
 template <>
 struct element_traits<half> {
   using accumulator = float;
   EXPAR_HD static constexpr float widen(half x) {
-    std::uint32_t const magnitude = x.bits & 0x7fffu;
-    // Rebias. Subnormal: one exponent higher the mantissa stands behind 2^-14. No operand is a
-    // subnormal float, which processors may be told to take for 0.
-    std::uint32_t const lowest = 0u - static_cast<std::uint32_t>(magnitude < 0x400u);
-    float const finite =
-        __builtin_bit_cast(float, (magnitude << 13) + 0x38000000u + (lowest & 0x800000u)) -
-        __builtin_bit_cast(float, lowest & 0x38800000u);
-    std::uint32_t const special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
-    std::uint32_t const sign = (x.bits & 0x8000u) << 16;
-    return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, finite) | special | sign);
+    return detail::binary16_of<detail::of_one>::widen(x.bits);
   }
   EXPAR_HD static constexpr half narrow(float x) {
-    auto const u = __builtin_bit_cast(std::uint32_t, x);
-    std::uint32_t const sign = (u >> 16) & 0x8000u;
-    std::uint32_t const magnitude = u & 0x7fffffffu;
-    // Normal: rebias (subtract 112 << 23), round at bit 13, ties to even.
-    std::uint32_t const normal =
-        (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    // Subnormal: adding 0.5 aligns the bits of the result with the bottom of the mantissa.
-    std::uint32_t const aligned = __builtin_bit_cast(
-        std::uint32_t, __builtin_bit_cast(float, magnitude < 0x38800000u ? magnitude : 0u) + 0.5f);
-    std::uint32_t const subnormal = aligned - 0x3f000000u;
-    std::uint32_t const overflow = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-    std::uint32_t const finite = magnitude < 0x38800000u ? subnormal : normal;
-    return {static_cast<std::uint16_t>(sign | (magnitude >= 0x477ff000u ? overflow : finite))};
+    return {static_cast<std::uint16_t>(detail::binary16_of<detail::of_one>::narrow(x))};
   }
 };
 
@@ -99,30 +151,10 @@ template <>
 struct element_traits<float8_e4m3> {
   using accumulator = float;
   EXPAR_HD static constexpr float widen(float8_e4m3 x) {
-    std::uint32_t const magnitude = x.bits & 0x7fu;
-    // Normal: rebias. Subnormal: one exponent higher the mantissa stands behind 2^-6.
-    float const normal = __builtin_bit_cast(float, (magnitude << 20) + 0x3c000000u);
-    float const subnormal = __builtin_bit_cast(float, (magnitude << 20) + 0x3c800000u) - 0x1p-6f;
-    float const finite = magnitude < 8u ? subnormal : normal;
-    std::uint32_t const nan = magnitude == 0x7fu ? 0x7fc00000u : 0u;
-    std::uint32_t const sign = (x.bits & 0x80u) << 24;
-    return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, finite) | nan | sign);
+    return detail::e4m3_of<detail::of_one>::widen(x.bits);
   }
   EXPAR_HD static constexpr float8_e4m3 narrow(float x) {
-    auto const u = __builtin_bit_cast(std::uint32_t, x);
-    std::uint32_t const sign = (u >> 24) & 0x80u;
-    std::uint32_t const magnitude = u & 0x7fffffffu;
-    // As for binary16: rebias and round at bit 20, or align the bottom bit by adding 2^14.
-    std::uint32_t const normal =
-        (magnitude - 0x3c000000u + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20;
-    std::uint32_t const aligned = __builtin_bit_cast(
-        std::uint32_t,
-        __builtin_bit_cast(float, magnitude < 0x3c800000u ? magnitude : 0u) + 0x1p14f);
-    std::uint32_t const subnormal = aligned - 0x46800000u;
-    std::uint32_t const beyond = magnitude > 0x7f800000u ? 0x7fu : 0x7eu;
-    std::uint32_t const finite = magnitude < 0x3c800000u ? subnormal : normal;
-    std::uint32_t const kept = magnitude > 0x7f800000u ? 0u : sign;  // one code for every NaN
-    return {static_cast<std::uint8_t>(kept | (magnitude > 0x43e00000u ? beyond : finite))};
+    return {static_cast<std::uint8_t>(detail::e4m3_of<detail::of_one>::narrow(x))};
   }
 };
 

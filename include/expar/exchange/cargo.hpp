@@ -6,6 +6,7 @@
 #include <expar/detail/argument_table.hpp>
 #include <expar/exchange/batch_state.hpp>
 #include <expar/permute/detail/rows.hpp>
+#include <expar/permute/detail/stores.hpp>
 
 namespace expar::inline v0::detail {
 
@@ -141,8 +142,19 @@ struct opened_side {
   index_t row_bytes, scalar_bytes;
 };
 
-inline void copy_bytes(void* to, void const* from, index_t bytes) {
-  if (bytes != 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
+/// Copies bytes that are one of several pieces; `streams`: past the caches.
+inline void copy_bytes(void* to, void const* from, index_t bytes, bool streams = false) {
+  if (bytes == 0) return;
+  if (!streams) {
+    std::memcpy(to, from, static_cast<std::size_t>(bytes));
+    return;
+  }
+  stream_row(to, from, static_cast<std::size_t>(bytes));
+  end_streams();
+}
+/// Whether a copy of so many rows does not stay in the caches.
+inline bool copy_exceeds_caches(host_context const& ctx, index_t rows, index_t bytes) {
+  return size_product(2 * rows, bytes) > ctx.cache_bytes();
 }
 
 }  // namespace expar::inline v0::detail

@@ -118,9 +118,10 @@ class messages {
           write(detail::rows_at<T>(row_seats_, b.at), detail::rows_at<S>(scalar_seats_, b.at));
         },
         [&] {
-          for_each_piece(ctx, b.at, c, incoming_, [](void* here, void* in_message, index_t bytes) {
-            detail::copy_bytes(here, in_message, bytes);
-          });
+          for_each_piece(ctx, b.at, c, incoming_,
+                         [](void* here, void* in_message, index_t bytes, bool streams) {
+                           detail::copy_bytes(here, in_message, bytes, streams);
+                         });
           c.clear_gaps(b.at);
         },
         more,
@@ -141,9 +142,10 @@ class messages {
           checks();
           ready();
           c.take_from(b);
-          for_each_piece(ctx, b.at, c, outgoing_, [](void* here, void* in_message, index_t bytes) {
-            detail::copy_bytes(in_message, here, bytes);
-          });
+          for_each_piece(ctx, b.at, c, outgoing_,
+                         [](void* here, void* in_message, index_t bytes, bool streams) {
+                           detail::copy_bytes(in_message, here, bytes, streams);
+                         });
         },
         [&] {
           point(b.at, c, incoming_);
@@ -231,19 +233,21 @@ class messages {
     });
   }
 
-  /// f(here, in the message, bytes) for the rows and scalars that come from other ranks.
+  /// f(here, in the message, bytes, past the caches?) for the rows and scalars that come from other
+  /// ranks.
   template <class T, class S, class F>
   void for_each_piece(host_context const& ctx, detail::seats const& s, detail::cargo<T, S> const& c,
                       detail::segments const& message, F f) const {
+    bool const streams = detail::copy_exceeds_caches(ctx, s.rows(), c.row_bytes());
     for_each_foreign_run(
         ctx, s, c.row_bytes(), [&](int p, index_t at, index_t first, index_t rows) {
           std::byte* const to = places_[p] + message.rows_at + at * c.row_bytes();
           index_t const together = c.rows.strides[0] == c.columns ? rows : 1;
           for (index_t i = 0; i < rows && c.columns >= 0; i += together)
-            f(c.rows.row(first + i), to + i * c.row_bytes(), together * c.row_bytes());
+            f(c.rows.row(first + i), to + i * c.row_bytes(), together * c.row_bytes(), streams);
           if (c.scalar_bytes != 0)
             f(c.scalars + first, places_[p] + message.scalars_at(p) + at * c.scalar_bytes,
-              rows * c.scalar_bytes);
+              rows * c.scalar_bytes, false);
         });
   }
 

@@ -321,10 +321,11 @@ class windows {
   static void copy_rows(host_context const& ctx, tensor_view<X, 2> const& from,
                         tensor_view<T, 2> const& to) {
     index_t const bytes = to.extents[1] * index_t{sizeof(T)};
+    bool const streams = detail::copy_exceeds_caches(ctx, to.extents[0], bytes);
     ctx.for_each_chunk(to.extents[0], 1 + 262144 / (1 + bytes),
                        [&](int, index_t first, index_t last) {
                          for (index_t i = first; i < last; ++i)
-                           detail::copy_bytes(to.row(i), from.row(i), bytes);
+                           detail::copy_bytes(to.row(i), from.row(i), bytes, streams);
                        });
   }
 

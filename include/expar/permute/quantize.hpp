@@ -11,12 +11,13 @@ namespace detail {
 /// The weight of a route times the scale of its row in each block of columns, rounded once.
 template <class Weights>
 struct block_weights {
+  static constexpr index_t columns = quantized_block;
   Weights weights;
   expert_rows<float const> scales;
 };
 template <class A, class Weights>
 A weight_of(block_weights<Weights> const& w, plan_view const& plan, index_t t, int j,
-                     index_t column) {
+            index_t column) {
   static_assert(quantized_block % sum_block == 0);
   index_t const at = t * plan.top_k + j;
   float const* const scales = w.scales(plan.ids[at], plan.locations[at]);

@@ -28,25 +28,26 @@ bool same(T const* a, T const* b, std::size_t n) {
 
 }  // namespace
 
-TEST_CASE("columns of bfloat16 are widened and rounded as one by one", "[permute]") {
-  using some = columns<expar::bfloat16>;
+TEMPLATE_TEST_CASE("columns of 16 bits are widened and rounded as one by one", "[permute]",
+                   expar::bfloat16, expar::half) {
+  using some = columns<TestType>;
   constexpr int n = some::count;
   expar_test::random draw(1);
   for (unsigned first = 0; first < 65536; first += n) {
-    expar::bfloat16 x[n], back[n];
+    TestType x[n], back[n];
     for (int i = 0; i < n; ++i) x[i].bits = static_cast<std::uint16_t>(first + unsigned(i));
     some::load(x).store(back);
-    for (auto& v : x) v = expar::narrow<expar::bfloat16>(expar::widen(v));
+    for (auto& v : x) v = expar::narrow<TestType>(expar::widen(v));
     REQUIRE(same(x, back, n));
   }
   for (int round = 0; round < 20000; ++round) {
     float wide[n];
-    expar::bfloat16 one_by_one[n], all[n];
+    TestType one_by_one[n], all[n];
     for (float& v : wide) v = __builtin_bit_cast(float, any_bits(draw));
     some c;
     for (int i = 0; i < some::lanes; ++i) c.a[i] = wide[2 * i], c.b[i] = wide[2 * i + 1];
     c.store(all);
-    for (int i = 0; i < n; ++i) one_by_one[i] = expar::narrow<expar::bfloat16>(wide[i]);
+    for (int i = 0; i < n; ++i) one_by_one[i] = expar::narrow<TestType>(wide[i]);
     REQUIRE(same(all, one_by_one, n));
   }
 }
@@ -65,6 +66,21 @@ TEMPLATE_TEST_CASE("columns of what sums are made in keep their bits and order",
            c.b[i] >= x[1 + some::lanes + i]));
 }
 
+TEST_CASE("every code of e4m3 stands widened in its place of a block", "[permute]") {
+  using some = block<expar::float8_e4m3>;
+  for (int first = 0; first < 256; first += some::count) {
+    expar::float8_e4m3 x[some::count];
+    for (int i = 0; i < some::count; ++i) x[i].bits = static_cast<std::uint8_t>(first + i);
+    some const wide = some::load(x);
+    float lanes[some::count];
+    std::memcpy(lanes, &wide, sizeof lanes);
+    for (int i = 0; i < some::count; ++i) {
+      float const one = expar::widen(x[i]);
+      REQUIRE(same(&lanes[some::place(i)], &one, 1));
+    }
+  }
+}
+
 namespace {
 struct their_bfloat16 {
   std::uint16_t bits;
@@ -78,5 +94,5 @@ TEST_CASE("a type with the bits of one of the library is converted as that", "[p
   STATIC_REQUIRE(in_vectors<their_bfloat16>);
   STATIC_REQUIRE(in_pairs<their_bfloat16>);
   STATIC_REQUIRE(in_vectors<float>);
-  STATIC_REQUIRE(!in_vectors<expar::half>);
+  STATIC_REQUIRE(!in_vectors<expar::float8_e4m3>);
 }

@@ -52,14 +52,6 @@ void scatter_tokens(host_context const& ctx, plan_view const& plan, index_t byte
   });
 }
 
-template <class A, class Weights>
-requires requires(Weights w) {
-  weight_of<A>(w, index_t{0}, 0);
-}
-A weight_of(Weights weights, plan_view const&, index_t t, int j, index_t) {
-  return weight_of<A>(weights, t, j);
-}
-
 /// Columns [column, column + n) of the sum of a token, as row_sum has it, for weights that depend
 /// on the column, types that are summed in another one, and any top_k. At most `sum_block` of them.
 inline constexpr int sum_block = 64;
@@ -85,6 +77,35 @@ void sum_columns(plan_view const& plan, index_t t, Rows const& rows, Weights wei
     out[column + c] = narrow<Out>(static_cast<accumulator_t<Out>>(sum[c]));
 }
 
+/// gather_tokens() of tokens [first, last), whose routes are few enough to be listed.
+template <class T, class Rows, class Weights, class Out, class Before>
+void sum_tokens(plan_view const& plan, index_t first, index_t last, Rows const& rows,
+                Weights weights, tensor_view<Out, 2> const& out,
+                tensor_view<Out const, 2> const& residual, sum_way way, Before before) {
+  index_t const n = out.extents[1];
+  bool const far = way.ahead != 0;
+  weighted_rows<T> lists[2];
+  if constexpr (!requires { Weights::columns; })
+    if (first < last) lists[0].take(plan, first, rows, weights);
+  for (index_t t = first; t < last; ++t) {
+    Out const* const begins_with = residual.data == nullptr ? nullptr : residual.row(t);
+    before(t, far);
+    if constexpr (requires { Weights::columns; }) {
+      for (index_t c = 0; c < n; c += Weights::columns) {
+        lists[0].take(plan, t, rows, weights, c);
+        row_sum<T, Out>::put(lists[0], out.row(t) + c,
+                             n - c < Weights::columns ? n - c : Weights::columns,
+                             begins_with == nullptr ? nullptr : begins_with + c, way);
+      }
+    } else {
+      auto &now = lists[(t - first) % 2], &next = lists[(t - first + 1) % 2];
+      if (t + 1 < last) next.take(plan, t + 1, rows, weights);
+      if (far && t + 1 < last) next.ask_for_first(rows_ahead);
+      row_sum<T, Out>::put(now, out.row(t), n, begins_with, way);
+    }
+  }
+}
+
 /// The sum over kept routes of w * row, in choice order, one accumulator, which begins with the
 /// residual where there is one, rounded once. `before(t, far)` comes in front of token t,
 /// far where rows exceed the caches.
@@ -94,9 +115,6 @@ void gather_tokens(host_context const& ctx, plan_view const& plan, Rows const& r
                    std::type_identity_t<tensor_view<Out const, 2>> const& residual, Before before) {
   using T = std::remove_cvref_t<decltype(*rows(0, 0))>;
   constexpr bool alike = std::is_same_v<accumulator_t<T>, accumulator_t<Out>>;
-  constexpr bool by_route = requires {
-    weight_of<accumulator_t<T>>(weights, index_t{0}, 0);
-  };
   index_t const n = out.extents[1], bytes = n * index_t{sizeof(T)};
   auto const begins_with = [&](index_t t) {
     return residual.data == nullptr ? nullptr : residual.row(t);
@@ -104,17 +122,9 @@ void gather_tokens(host_context const& ctx, plan_view const& plan, Rows const& r
   bool const far = exceed_caches(ctx, plan, bytes);
   sum_way const way{far && residual.data == nullptr, far ? rows_ahead : 0};
   for_each_chunk_of_tokens(ctx, plan, bytes, [&](index_t first, index_t last) {
-    if constexpr (alike && by_route)
+    if constexpr (alike)
       if (plan.top_k <= weighted_rows<T>::most) {
-        weighted_rows<T> lists[2];
-        if (first < last) lists[0].take(plan, first, rows, weights);
-        for (index_t t = first; t < last; ++t) {
-          auto &now = lists[(t - first) % 2], &next = lists[(t - first + 1) % 2];
-          if (t + 1 < last) next.take(plan, t + 1, rows, weights);
-          if (far && t + 1 < last) next.ask_for_first(rows_ahead);
-          before(t, far);
-          row_sum<T, Out>::put(now, out.row(t), n, begins_with(t), way);
-        }
+        sum_tokens<T>(plan, first, last, rows, weights, out, residual, way, before);
         if (way.streams) end_streams();
         return;
       }

@@ -48,6 +48,15 @@ constexpr A weight_of(matrix_weights<W> w, index_t t, int j) {
   return static_cast<A>(widen(w.at.row(t)[j]));
 }
 
+/// The same of a column: a weight that depends on it has `columns`, for as many of which it holds.
+template <class A, class Weights>
+requires requires(Weights w) {
+  weight_of<A>(w, index_t{0}, 0);
+}
+A weight_of(Weights weights, plan_view const&, index_t t, int j, index_t) {
+  return weight_of<A>(weights, t, j);
+}
+
 template <class T>
 void copy_row(T const* from, T* to, index_t n) {
   if (n != 0) std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));

@@ -19,16 +19,17 @@ struct weighted_rows {
   A weight[most];
   int count = 0;
 
-  /// Those of the kept routes of token t; there is room for all.
+  /// Those of the kept routes of token t, from a column on; there is room for all.
   template <class Rows, class Weights>
-  void take(plan_view const& plan, index_t t, Rows const& rows, Weights weights) {
+  void take(plan_view const& plan, index_t t, Rows const& rows, Weights weights,
+            index_t column = 0) {
     count = 0;
     std::int32_t const *const ids = plan.ids + t * plan.top_k, *const locations =
                                                                    plan.locations + t * plan.top_k;
     for (int j = 0; j < plan.top_k; ++j)
       if (locations[j] >= 0) {
-        row[count] = rows(ids[j], locations[j]);
-        weight[count++] = weight_of<A>(weights, t, j);
+        row[count] = rows(ids[j], locations[j]) + column;
+        weight[count++] = weight_of<A>(weights, plan, t, j, column);
       }
   }
   void ask_for_first(std::size_t bytes) const {
@@ -48,8 +49,7 @@ template <class T, class Out>
 class row_sum {
   using A = accumulator_t<T>;
   static_assert(std::is_same_v<A, accumulator_t<Out>>);
-  static constexpr bool by_vectors =
-      in_vectors<T> && in_vectors<Out> && in_pairs<T> == in_pairs<Out>;
+  static constexpr bool by_vectors = in_vectors<T> || std::is_same_v<same_bits_t<T>, float8_e4m3>;
   static constexpr index_t most_lanes = vector_bytes / index_t{sizeof(A)};
   static constexpr index_t width = by_vectors ? 4 * most_lanes : 64;  // of a block
   static constexpr index_t in_line =
@@ -68,65 +68,86 @@ class row_sum {
     if (in_line != 0 && way.streams) {
       index_t const head = static_cast<index_t>(to_next_line(to) / sizeof(Out));
       for (; column < head && column <= last; column += width)
-        block(rows, column, residual, to + column, 0);
+        put_block(rows, column, residual, to + column, 0);
       column = column < head ? column : head;
       alignas(line_bytes) Out burst[of_lines];
       for (; column + of_lines <= n; column += of_lines) {
         for (index_t c = 0; c < of_lines; c += width)
-          block(rows, column + c, residual, burst + c, way.ahead);
+          put_block(rows, column + c, residual, burst + c, way.ahead);
         stream_lines(reinterpret_cast<std::byte*>(to + column),
                      reinterpret_cast<std::byte const*>(burst), sizeof burst);
       }
     }
-    for (; column <= last; column += width) block(rows, column, residual, to + column, way.ahead);
+    for (; column <= last; column += width)
+      put_block(rows, column, residual, to + column, way.ahead);
     if (column == n) return;
     // The rest is the end of a block of which the other columns are there already.
     Out end[width];
-    block(rows, last, residual, end, 0);
+    put_block(rows, last, residual, end, 0);
     std::memcpy(static_cast<void*>(to + column), end + (column - last),
                 static_cast<std::size_t>(n - column) * sizeof(Out));
   }
 
  private:
-  EXPAR_ALWAYS_INLINE static void block(weighted_rows<T> const& rows, index_t column,
-                                        Out const* residual, Out* to, std::size_t ahead) {
+  EXPAR_ALWAYS_INLINE static void put_block(weighted_rows<T> const& rows, index_t column,
+                                            Out const* residual, Out* to, std::size_t ahead) {
     if constexpr (by_vectors)
-      block_of_vectors(rows, column, residual, to, ahead);
+      put_vectors(rows, column, residual, to, ahead);
     else
-      block_of_loops(rows, column, residual, to, ahead);
+      put_loops(rows, column, residual, to, ahead);
   }
-  EXPAR_ALWAYS_INLINE static void block_of_vectors(weighted_rows<T> const& rows, index_t column,
-                                                   Out const* residual, Out* to,
-                                                   std::size_t ahead) {
-    using in = columns<T>;
-    using out = columns<Out>;
-    using vector = typename in::vector;
-    vector a{}, b{}, c{}, d{};
+  EXPAR_ALWAYS_INLINE static void put_vectors(weighted_rows<T> const& rows, index_t column,
+                                              Out const* residual, Out* to, std::size_t ahead) {
+    using wide = block<T>;
+    using vector = typename wide::vector;
+    wide sum{};
     int i = 0;
     if (residual != nullptr) {
-      auto const first = out::load(residual + column),
-                 second = out::load(residual + column + out::count);
-      a = first.a, b = first.b, c = second.a, d = second.b;
+      sum = begin_with(residual + column);
     } else if (rows.count != 0) {
       T const* const from = rows.row[0] + column;
       vector const w = rows.weight[0] - vector{};
-      in const first = in::load(from), second = in::load(from + in::count);
-      a = w * first.a, b = w * first.b, c = w * second.a, d = w * second.b;
+      wide const x = wide::load(from);
+      sum.a = w * x.a, sum.b = w * x.b, sum.c = w * x.c, sum.d = w * x.d;
       ask(from, ahead);
       i = 1;
     }
     for (; i < rows.count; ++i) {
       T const* const from = rows.row[i] + column;
       vector const w = rows.weight[i] - vector{};
-      in const first = in::load(from), second = in::load(from + in::count);
-      a += w * first.a, b += w * first.b, c += w * second.a, d += w * second.b;
+      wide const x = wide::load(from);
+      sum.a += w * x.a, sum.b += w * x.b, sum.c += w * x.c, sum.d += w * x.d;
       ask(from, ahead);
     }
-    out{a, b}.store(to);
-    out{c, d}.store(to + out::count);
+    if constexpr (alike) {
+      block<Out>{sum.a, sum.b, sum.c, sum.d}.store(to);
+    } else {
+      A lanes[width];
+      std::memcpy(lanes, &sum, sizeof lanes);
+      for (int c = 0; c < width; ++c) to[c] = narrow<Out>(lanes[wide::place(c)]);
+    }
   }
-  static void block_of_loops(weighted_rows<T> const& rows, index_t column, Out const* residual,
-                             Out* to, std::size_t ahead) {
+  /// Whether columns of both types stand in the same lanes.
+  static constexpr bool alike = [] {
+    if constexpr (by_vectors && in_vectors<Out>)
+      return block<T>::apart == block<Out>::apart;
+    else
+      return false;
+  }();
+  EXPAR_ALWAYS_INLINE static auto begin_with(Out const* residual) {
+    if constexpr (alike) {
+      auto const x = block<Out>::load(residual);
+      return block<T>{x.a, x.b, x.c, x.d};
+    } else {
+      A lanes[width];
+      for (int c = 0; c < width; ++c) lanes[block<T>::place(c)] = widen(residual[c]);
+      block<T> x;
+      std::memcpy(&x, lanes, sizeof x);
+      return x;
+    }
+  }
+  static void put_loops(weighted_rows<T> const& rows, index_t column, Out const* residual, Out* to,
+                        std::size_t ahead) {
     A sum[width] = {};
     int i = 0;
     if (residual != nullptr) {
