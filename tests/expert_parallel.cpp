@@ -19,7 +19,7 @@ using expar::index_t;
 
 namespace {
 
-using routes_of_rank = expar::routes_view<float>;
+using float_routes = expar::routes_view<float>;
 
 /// What f(comm) says on each rank: of a group that has messages alone, then of one with windows.
 template <class F>
@@ -65,8 +65,7 @@ TEST_CASE("a repeated shape allocates nothing, by messages and windows") {
     expar::expert_batch<float> batch(&memory);
     std::vector<std::int32_t> ids{0, 1, 2, 3, 4, 5};
     std::vector<float> w(6, 0.5f), x(48, 1.f), out(48), d_w(6);
-    routes_of_rank const routes{expar::make_view(ids.data(), 3, 2),
-                                expar::make_view(w.data(), 3, 2)};
+    float_routes const routes{expar::make_view(ids.data(), 3, 2), expar::make_view(w.data(), 3, 2)};
     auto const rows = [](std::vector<float>& v) { return expar::make_view(v.data(), 3, 16); };
     int before = 0;
     for (int step = 0; step < 4; ++step) {
@@ -99,7 +98,7 @@ TEST_CASE("the output may be of another element type, and is rounded once") {
   std::vector<std::int32_t> ids{0, 1};
   std::vector<float> w{1.f, 1.f};
   std::vector<expar::bfloat16> x{expar::narrow<expar::bfloat16>(1.f)};
-  routes_of_rank const routes{expar::make_view(ids.data(), 1, 2), expar::make_view(w.data(), 1, 2)};
+  float_routes const routes{expar::make_view(ids.data(), 1, 2), expar::make_view(w.data(), 1, 2)};
   auto batch = moe.dispatch(ctx, expar::make_view(x.data(), 1, 1), routes);
   batch.rows()(1, 0) = expar::narrow<expar::bfloat16>(0x1p-9f);
   std::vector<float> wide(1);
@@ -167,7 +166,7 @@ TEST_CASE("a wrong argument on one rank is the same sentence on all, and the obj
     auto const view = [](std::vector<float>& v, int rows, int columns) {
       return expar::make_view(v.data(), rows, columns);
     };
-    routes_of_rank routes{expar::make_view(ids.data(), 2, 2), view(w, 2, 2)};
+    float_routes routes{expar::make_view(ids.data(), 2, 2), view(w, 2, 2)};
     auto x = view(store, 2, 4);
     bool const culprit = comm.rank() == 1;
     int const kind = culprit ? m.kind : -1;
@@ -199,7 +198,7 @@ TEST_CASE("a wrong argument on one rank is the same sentence on all, and the obj
       moe.dispatch_backward(ctx, batch, d_rows, view(other, 2, 4));
     });
     auto const after = thrown_by([&] {
-      routes_of_rank const right{expar::make_view(good.data(), 2, 2), view(w, 2, 2)};
+      float_routes const right{expar::make_view(good.data(), 2, 2), view(w, 2, 2)};
       moe.dispatch(ctx, view(store, 2, 4), right, batch);
       moe.combine(ctx, batch, batch.rows(), view(other, 2, 4));
     });
@@ -247,7 +246,7 @@ TEST_CASE("a wrong argument beside rows of the batch is the same sentence on all
     auto const view = [](std::vector<float>& v, int rows, int columns) {
       return expar::make_view(v.data(), rows, columns);
     };
-    routes_of_rank const routes{expar::make_view(ids.data(), 2, 2), view(w, 2, 2)};
+    float_routes const routes{expar::make_view(ids.data(), 2, 2), view(w, 2, 2)};
     auto const go = [&](int wrong) {
       return thrown_by([&] {
         moe.dispatch(ctx, view(x, 2, 4), routes, batch);
@@ -287,8 +286,7 @@ TEST_CASE("what a budget cannot hold is one sentence on all ranks, and harms not
       return expar::make_view(v.data(), 3, columns);
     };
     auto const dispatch = [&](std::vector<std::int32_t>& ids) {
-      moe.dispatch(ctx, m(x, 4), routes_of_rank{expar::make_view(ids.data(), 3, 1), m(w, 1)},
-                   batch);
+      moe.dispatch(ctx, m(x, 4), float_routes{expar::make_view(ids.data(), 3, 1), m(w, 1)}, batch);
     };
     auto const sentence = thrown_by([&] { dispatch(hot); });
     if (thrown_by([&] {
@@ -362,7 +360,7 @@ TEST_CASE("ranks whose elements differ in size all throw the same error") {
     return thrown_by([&] {
       expar::host_context const ctx;
       expar::expert_parallel moe(comm, {8, 2, 4});
-      routes_of_rank const none{{nullptr, {0, 2}, {2, 1}}, {nullptr, {0, 2}, {2, 1}}};
+      float_routes const none{{nullptr, {0, 2}, {2, 1}}, {nullptr, {0, 2}, {2, 1}}};
       if (comm.rank() == 1)
         moe.dispatch(ctx, expar::tensor_view<double, 2>{nullptr, {0, 4}, {4, 1}}, none);
       else
@@ -383,7 +381,7 @@ TEST_CASE("a batch without routes, or of another object, is refused") {
   expar::tensor_view<float, 2> const none{nullptr, {0, 2}, {2, 1}};
   CHECK(thrown_by([&] { moe.combine(ctx, batch, none, none); }) ==
         "expar: combine: the batch has no routes; dispatch or prepare it first");
-  moe.dispatch(ctx, none, routes_of_rank{{nullptr, {0, 1}, {1, 1}}, {nullptr, {0, 1}, {1, 1}}},
+  moe.dispatch(ctx, none, float_routes{{nullptr, {0, 1}, {1, 1}}, {nullptr, {0, 1}, {1, 1}}},
                batch);
   CHECK(thrown_by([&] { other.combine(ctx, batch, none, none); }) ==
         "expar: combine: the batch was made for experts 4, not 5");
@@ -404,7 +402,7 @@ TEST_CASE("a batch without routes, or of another object, is refused") {
 namespace {
 
 /// Gives nothing from a certain moment on, or at one allocation.
-class exhausted_resource final : public std::pmr::memory_resource {
+class memory_that_ends final : public std::pmr::memory_resource {
  public:
   bool exhausted = false;
   int left = -1;  // allocations until one fails
@@ -435,7 +433,7 @@ struct troubled_rank {
   static constexpr int tokens = 1500, hidden = 64;
   Comm& comm;
   bool culprit = comm.rank() == comm.size() - 1;
-  exhausted_resource memory;
+  memory_that_ends memory;
   closed_pool pool;
   expar::host_context ctx{pool, &memory};
   expar::expert_parallel<Comm> moe{
@@ -456,7 +454,7 @@ struct troubled_rank {
     return expar::make_view(v.data(), batch.row_count(), expar::index_t{hidden});
   }
   void dispatch(int n) {
-    routes_of_rank const routes{expar::make_view(ids.data(), n, 2), rows(w, n, 2)};
+    float_routes const routes{expar::make_view(ids.data(), n, 2), rows(w, n, 2)};
     moe.dispatch(ctx, rows(x, n), routes, batch);
   }
   void forward() {
@@ -514,7 +512,7 @@ TEST_CASE("no memory, a closed pool, or a wrong batch on one rank: the same sent
       expar::expert_parallel one(comm, {8, 1, 64});
       if (m.kind == 6) {
         expar::expert_batch<float> other;
-        routes_of_rank const routes{expar::make_view(r.ids.data(), 1500, 1), r.rows(r.w, 1500, 1)};
+        float_routes const routes{expar::make_view(r.ids.data(), 1500, 1), r.rows(r.w, 1500, 1)};
         one.prepare(r.ctx, routes, other);
         r.moe.combine_backward(r.ctx, r.culprit ? other : r.batch, r.rows(r.out), r.whole(r.y),
                                r.whole(r.d_y), r.rows(r.d_w, 1500, 2));
@@ -547,7 +545,7 @@ TEST_CASE("a batch whose prepare failed has no rows, and one that was only prepa
   expar::expert_batch<float> batch;
   std::vector<std::int32_t> ids{0, 1};
   std::vector<float> w{1, 1}, x(6), y(6);
-  routes_of_rank const routes{expar::make_view(ids.data(), 2, 1), expar::make_view(w.data(), 2, 1)};
+  float_routes const routes{expar::make_view(ids.data(), 2, 1), expar::make_view(w.data(), 2, 1)};
   moe.prepare(ctx, routes, batch);
   CHECK(batch.row_count() == 2);
   CHECK(batch.rows().extent(0) == 0);
@@ -577,8 +575,8 @@ TEST_CASE("sizes that memory cannot hold are refused") {
   expar::expert_parallel moe(comm, {2, 1, hidden});
   std::vector<std::int32_t> ids(5000, 1);
   std::vector<float> w(5000, 1);
-  routes_of_rank const routes{expar::make_view(ids.data(), tokens, expar::index_t{1}),
-                              expar::make_view(w.data(), tokens, expar::index_t{1})};
+  float_routes const routes{expar::make_view(ids.data(), tokens, expar::index_t{1}),
+                            expar::make_view(w.data(), tokens, expar::index_t{1})};
   double one = 0;
   expar::tensor_view<double, 2> const x{&one, {tokens, hidden}, {0, 1}};
   CHECK(thrown_by([&] { moe.dispatch(ctx, x, routes); }) ==
@@ -604,8 +602,7 @@ TEST_CASE("other operations, or other batches, on some ranks: the same sentence 
     expar::expert_parallel moe(comm, {2, 1, 3}, expar::fixed_capacity{});
     std::vector<std::int32_t> ids{0, 1};
     std::vector<float> w{1, 1}, x{1, 2, 3, 4, 5, 6}, out(6);
-    routes_of_rank const routes{expar::make_view(ids.data(), 2, 1),
-                                expar::make_view(w.data(), 2, 1)};
+    float_routes const routes{expar::make_view(ids.data(), 2, 1), expar::make_view(w.data(), 2, 1)};
     auto const tokens = expar::make_view(x.data(), 2, 3);
     auto a = moe.dispatch(ctx, tokens, routes), b = moe.dispatch(ctx, tokens, routes);
     told[0] = thrown_by([&] {
@@ -638,10 +635,10 @@ TEST_CASE("an object that was moved from says so") {
   expar::expert_parallel moe(comm, {2, 1, 3});
   auto moved = std::move(moe);
   expar::tensor_view<float, 2> const none{nullptr, {0, 3}, {3, 1}};
-  CHECK(thrown_by([&] {
-          moe.dispatch(ctx, none,
-                       routes_of_rank{{nullptr, {0, 1}, {1, 1}}, {nullptr, {0, 1}, {1, 1}}});
-        }) == "expar: expert_parallel: the object was moved from");
+  CHECK(
+      thrown_by([&] {
+        moe.dispatch(ctx, none, float_routes{{nullptr, {0, 1}, {1, 1}}, {nullptr, {0, 1}, {1, 1}}});
+      }) == "expar: expert_parallel: the object was moved from");
 }
 
 TEST_CASE("whichever allocation fails on one rank, all throw alike, and the next try works") {
@@ -650,7 +647,7 @@ TEST_CASE("whichever allocation fails on one rank, all throw alike, and the next
     std::vector<bool> done(2);  // by messages, by windows
     for (int n = 0; !done[0] || !done[1]; ++n) {
       auto const said = said_by(3, [&](auto& comm) {
-        exhausted_resource memory;
+        memory_that_ends memory;
         if (comm.rank() == 1) memory.left = n;
         expar::host_context const ctx(1, &memory);
         auto const with = [&](auto of) {
@@ -662,7 +659,7 @@ TEST_CASE("whichever allocation fails on one rank, all throw alike, and the next
           auto const rows = [](std::vector<float>& v) { return expar::make_view(v.data(), 2, 5); };
           moe.dispatch(
               ctx, rows(x),
-              routes_of_rank{expar::make_view(ids.data(), 2, 2), expar::make_view(w.data(), 2, 2)},
+              float_routes{expar::make_view(ids.data(), 2, 2), expar::make_view(w.data(), 2, 2)},
               batch);
           std::vector<float> y(static_cast<std::size_t>(batch.row_count() * 5), 1.f), d_y(y);
           auto const whole = [&](std::vector<float>& v) {
@@ -752,7 +749,7 @@ struct one_token {
   expar::expert_batch<float> batch;
 
   explicit one_token(int expert) : id(expert) {}
-  routes_of_rank routes() { return {expar::make_view(&id, 1, 1), expar::make_view(&weight, 1, 1)}; }
+  float_routes routes() { return {expar::make_view(&id, 1, 1), expar::make_view(&weight, 1, 1)}; }
   template <class Moe, class... Quotas>
   void dispatch(Moe& moe, Quotas const&... quotas) {
     moe.dispatch(expar::host_context{}, expar::make_view(x, 1, 2), routes(), batch, quotas...);
@@ -869,8 +866,7 @@ TEST_CASE("rows may be bytes that nobody sums, and what experts make of them ano
     for (int i = 0; i < 3; ++i) x[i] = static_cast<std::byte>(100 * comm.rank() + i);
     expar::expert_batch<std::byte, float, float> batch;
     moe.dispatch(ctx, expar::make_view(x, 1, 3),
-                 routes_of_rank{expar::make_view(&id, 1, 1), expar::make_view(&weight, 1, 1)},
-                 batch);
+                 float_routes{expar::make_view(&id, 1, 1), expar::make_view(&weight, 1, 1)}, batch);
     if (batch.row_count() != 1) return "not one row";
     for (int i = 0; i < 3; ++i)
       if (batch.rows()(0, i) != static_cast<std::byte>(100 * (1 - comm.rank()) + i))

@@ -117,14 +117,16 @@ struct layer {
 /// An engine of one rank of several, over one transport, and a batch that has rows and y.
 template <class X, class Layout>
 struct layer_of_rank {
-  X& x;
+  X& transport;
   int rank;
   expar::expert_parallel<X, Layout> moe;
   expar::expert_batch<float> batch;
 
-  layer_of_rank(X& by, int of, Layout layout) : x(by), rank(of), moe(x, shape, layout) { fill(); }
+  layer_of_rank(X& by, int of, Layout layout) : transport(by), rank(of), moe(by, shape, layout) {
+    fill();
+  }
   void fill() {
-    moe.dispatch(ctx, ::x, some_routes<>{ids, weights}, batch);
+    moe.dispatch(ctx, x, some_routes<>{ids, weights}, batch);
     auto const made = batch.y();
     for (index_t i = 0; i < made.size(); ++i) made.data[i] = 1;
   }
@@ -844,19 +846,22 @@ std::vector<wrong_call> const of_ranks{
      "expar: rank 0 calls combine for its batch 1 while rank 1 calls dispatch for its batch 1; all "
      "ranks call the same operations in the same order"},
     {[] {
-       on_ranks(
-           2, [](auto& l) { (void)expar::expert_parallel(l.x, shape, expar::row_budget{l.rank}); });
+       on_ranks(2, [](auto& l) {
+         (void)expar::expert_parallel(l.transport, shape, expar::row_budget{l.rank});
+       });
      },
      "expar: expert_parallel: budget rows is 0 on rank 0 but 1 on rank 1; all ranks must pass the "
      "same"},
     {[] {
-       on_ranks(2, [](auto& l) { expar::expert_parallel(l.x, {experts, k, columns, 4 + l.rank}); });
+       on_ranks(2, [](auto& l) {
+         expar::expert_parallel(l.transport, {experts, k, columns, 4 + l.rank});
+       });
      },
      "expar: expert_parallel: hidden_out is 4 on rank 0 but 5 on rank 1; all ranks must pass the "
      "same"},
     {[] {
        on_ranks(3, [](auto& l) {
-         expar::expert_parallel moe(l.x, shape, expar::row_budget{.rows = 8});
+         expar::expert_parallel moe(l.transport, shape, expar::row_budget{.rows = 8});
          moe.dispatch(ctx, x, some_routes<>{ids, weights}, l.batch);
        });
      },
@@ -1037,7 +1042,8 @@ std::vector<wrong_call> const of_exchanges{
      "expar: combine: the batch was prepared by another object"},
     {[] {
        on_ranks(2, [](auto& l) {
-         expar::expert_parallel other(l.x, shape, expar::ragged{}, expar::weights_at_encode{});
+         expar::expert_parallel other(l.transport, shape, expar::ragged{},
+                                      expar::weights_at_encode{});
          other.combine(ctx, l.batch, out);
        });
      },
