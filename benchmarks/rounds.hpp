@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the host benchmarks time. Ours, the variants of its limit and the algorithms of peers take
+// turns in every round, so that what changes about the machine changes for all of them. Each is
+// first run once on poisoned memory, and what it made compared with a plain reference: where that
+// differs, the program ends with 1.
+//
+// A sample takes 2 ms or more, behind a call that is not timed. It is taken again, at most three
+// times, where threads of the process waited for a core for more than 2 % of it: the second number
+// of /proc/self/task/*/schedstat, over all threads. What the host of a virtual machine takes is not
+// in it.
+//
+// Counters, medians over the rounds, with the quartiles as NAME_25 and NAME_75:
+//   of_limit    time of the limit / our time: 1 is as fast. The limit is the variant with the
+//   lowest
+//               median, named in the label
+//   NAME        of every other variant and peer: its time / our time, so many times is ours as fast
+//   disturbed   samples that were kept although threads had waited
+#pragma once
+
+#include <benchmark/benchmark.h>
+#include <dirent.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace benchmarks {
+
+/// Seconds for which threads of this process have waited for a core.
+inline double seconds_waited() {
+  double sum = 0;
+  DIR* const tasks = opendir("/proc/self/task");
+  if (tasks == nullptr) return 0;
+  while (dirent const* const entry = readdir(tasks)) {
+    if (entry->d_name[0] == '.') continue;
+    std::string const path = std::string("/proc/self/task/") + entry->d_name + "/schedstat";
+    if (std::FILE* const file = std::fopen(path.c_str(), "r")) {
+      unsigned long long ran = 0, waited = 0;
+      if (std::fscanf(file, "%llu %llu", &ran, &waited) == 2)
+        sum += static_cast<double>(waited) * 1e-9;
+      std::fclose(file);
+    }
+  }
+  closedir(tasks);
+  return sum;
+}
+
+inline double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// Median and quartiles of ratios, as counters.
+inline void put_quartiles(benchmark::State& state, std::string const& name,
+                          std::vector<double> ratios) {
+  std::sort(ratios.begin(), ratios.end());
+  std::size_t const n = ratios.size();
+  state.counters[name] = ratios[n / 2];
+  state.counters[name + "_25"] = ratios[n / 4];
+  state.counters[name + "_75"] = ratios[n * 3 / 4];
+}
+
+class comparison {
+ public:
+  using action = std::function<void()>;
+  using verdict = std::function<bool()>;
+
+  /// `poison` destroys what all of them write.
+  comparison(
+      benchmark::State& state, action poison = [] {})
+      : state_(state), poison_(std::move(poison)) {}
+
+  void ours(action run, verdict right) { add(kind::ours, "ours", run, right); }
+  void limit(std::string name, action run, verdict right) { add(kind::limit, name, run, right); }
+  void peer(std::string name, action run, verdict right) { add(kind::peer, name, run, right); }
+
+  /// As many rounds as the benchmark has iterations. `before` each sample is not timed; where it is
+  /// given, a sample is one call, with none behind which it stands.
+  void run(action before = {}) {
+    for (runner& r : runners_) {
+      poison_();
+      if (before) before();
+      r.run();
+      if (!r.right()) {
+        std::fprintf(stderr, "%s: the result is wrong\n", r.name.c_str());
+        std::exit(1);
+      }
+    }
+    for (runner& r : runners_) calibrate(r, static_cast<bool>(before));
+    int disturbed = 0;
+    auto const rounds = state_.max_iterations;
+    for (benchmark::IterationCount round = 0; round < rounds; ++round)
+      for (runner& r : runners_) disturbed += !sample(r, before);
+    report(disturbed);
+  }
+
+ private:
+  enum class kind { ours, limit, peer };
+  struct runner {
+    kind is;
+    std::string name;
+    action run;
+    verdict right;
+    int calls = 1;
+    bool warms = false;
+    std::vector<double> seconds = {};  // of one call, in every round
+  };
+
+  void add(kind is, std::string const& name, action& run, verdict& right) {
+    runners_.push_back({is, name, std::move(run), std::move(right)});
+  }
+  static double timed(runner const& r) {
+    double const start = seconds_now();
+    for (int i = 0; i < r.calls; ++i) r.run();
+    benchmark::ClobberMemory();
+    return seconds_now() - start;
+  }
+  static void calibrate(runner& r, bool once) {
+    constexpr double enough = 2e-3, long_enough = 25e-3;
+    if (once) return;
+    for (double s = timed(r); r.calls < 1 << 24; s = timed(r)) {
+      r.warms = s < long_enough;
+      if (s >= enough) break;
+      r.calls *= s < enough / 8 ? 8 : 2;
+    }
+  }
+  /// Whether no thread waited.
+  static bool sample(runner& r, action const& before) {
+    constexpr int tries = 4;
+    constexpr double most = 0.02;
+    for (int i = 1;; ++i) {
+      if (before) before();
+      if (r.warms) r.run();
+      double const waited = seconds_waited(), s = timed(r);
+      bool const alone = seconds_waited() - waited <= most * s;
+      if (!alone && i < tries) continue;
+      r.seconds.push_back(s / r.calls);
+      return alone;
+    }
+  }
+
+  static double median(std::vector<double> v) {
+    std::nth_element(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2), v.end());
+    return v[v.size() / 2];
+  }
+  void report(int disturbed) {
+    runner const* mine = nullptr;
+    runner const* best = nullptr;
+    for (runner const& r : runners_) {
+      if (r.is == kind::ours) mine = &r;
+      if (r.is == kind::limit && (!best || median(r.seconds) < median(best->seconds))) best = &r;
+    }
+    std::size_t i = 0;
+    for (auto _ : state_) state_.SetIterationTime(mine->seconds[i++ % mine->seconds.size()]);
+    for (runner const& r : runners_) {
+      if (&r == mine) continue;
+      std::vector<double> ratios;
+      for (std::size_t n = 0; n < r.seconds.size(); ++n)
+        ratios.push_back(r.seconds[n] / mine->seconds[n]);
+      if (&r == best) put_quartiles(state_, "of_limit", ratios);
+      put_quartiles(state_, r.name, ratios);
+    }
+    if (best) state_.SetLabel("limit: " + best->name);
+    state_.counters["disturbed"] = disturbed;
+  }
+
+  benchmark::State& state_;
+  action poison_;
+  std::vector<runner> runners_;
+};
+
+}  // namespace benchmarks
