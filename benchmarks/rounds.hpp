@@ -64,113 +64,129 @@ inline void put_quartiles(benchmark::State& state, std::string const& name,
   state.counters[name + "_75"] = ratios[n * 3 / 4];
 }
 
+enum class kind { ours, limit, peer };
+
+/// Seconds of one call, in every round.
+struct timing {
+  kind is;
+  std::string name;
+  std::vector<double> seconds = {};
+
+  double median() const {
+    auto v = seconds;
+    std::nth_element(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2), v.end());
+    return v[v.size() / 2];
+  }
+};
+
+inline void report(benchmark::State& state, std::vector<timing> const& timings, int disturbed) {
+  timing const* mine = nullptr;
+  timing const* best = nullptr;
+  for (timing const& t : timings) {
+    if (t.is == kind::ours) mine = &t;
+    if (t.is == kind::limit && (!best || t.median() < best->median())) best = &t;
+  }
+  std::size_t i = 0;
+  for (auto _ : state) state.SetIterationTime(mine->seconds[i++ % mine->seconds.size()]);
+  for (timing const& t : timings) {
+    if (&t == mine) continue;
+    std::vector<double> ratios;
+    for (std::size_t n = 0; n < t.seconds.size(); ++n)
+      ratios.push_back(t.seconds[n] / mine->seconds[n]);
+    if (&t == best) put_quartiles(state, "of_limit", ratios);
+    put_quartiles(state, t.name, ratios);
+  }
+  if (best) state.SetLabel("limit: " + best->name);
+  state.counters["disturbed"] = disturbed;
+}
+
+using action = std::function<void()>;
+using verdict = std::function<bool()>;
+
+[[noreturn]] inline void fail(std::string const& name) {
+  std::fprintf(stderr, "%s: the result is wrong\n", name.c_str());
+  std::exit(1);
+}
+
+/// The most of a sample for which threads may have waited.
+constexpr double most_waited = 0.02;
+constexpr int tries = 4;
+
 class comparison {
  public:
-  using action = std::function<void()>;
-  using verdict = std::function<bool()>;
-
   /// `poison` destroys what all of them write.
-  comparison(
+  explicit comparison(
       benchmark::State& state, action poison = [] {})
       : state_(state), poison_(std::move(poison)) {}
 
   void ours(action run, verdict right) { add(kind::ours, "ours", run, right); }
-  void limit(std::string name, action run, verdict right) { add(kind::limit, name, run, right); }
-  void peer(std::string name, action run, verdict right) { add(kind::peer, name, run, right); }
+  void limit(std::string const& name, action run, verdict right) {
+    add(kind::limit, name, run, right);
+  }
+  void peer(std::string const& name, action run, verdict right) {
+    add(kind::peer, name, run, right);
+  }
 
   /// As many rounds as the benchmark has iterations. `before` each sample is not timed; where it is
-  /// given, a sample is one call, with none behind which it stands.
-  void run(action before = {}) {
+  /// given, a sample is one call, with none before it.
+  void run(action const& before = {}) {
     for (runner& r : runners_) {
       poison_();
       if (before) before();
       r.run();
-      if (!r.right()) {
-        std::fprintf(stderr, "%s: the result is wrong\n", r.name.c_str());
-        std::exit(1);
-      }
+      if (!r.right()) fail(r.name);
+      if (!before) r.calibrate();
     }
-    for (runner& r : runners_) calibrate(r, static_cast<bool>(before));
     int disturbed = 0;
-    auto const rounds = state_.max_iterations;
-    for (benchmark::IterationCount round = 0; round < rounds; ++round)
+    repeats_left_ = static_cast<int>(state_.max_iterations * static_cast<int>(runners_.size()) / 2);
+    for (benchmark::IterationCount round = 0; round < state_.max_iterations; ++round)
       for (runner& r : runners_) disturbed += !sample(r, before);
-    report(disturbed);
+    report(state_, {runners_.begin(), runners_.end()}, disturbed);
   }
 
  private:
-  enum class kind { ours, limit, peer };
-  struct runner {
-    kind is;
-    std::string name;
+  struct runner : timing {
     action run;
     verdict right;
     int calls = 1;
     bool warms = false;
-    std::vector<double> seconds = {};  // of one call, in every round
+
+    double time() const {
+      double const start = seconds_now();
+      for (int i = 0; i < calls; ++i) run();
+      benchmark::ClobberMemory();
+      return seconds_now() - start;
+    }
+    void calibrate() {
+      constexpr double enough = 2e-3, long_enough = 25e-3;
+      for (double s = time(); calls < 1 << 24; s = time()) {
+        warms = s < long_enough;
+        if (s >= enough) break;
+        calls *= s < enough / 8 ? 8 : 2;
+      }
+    }
   };
 
   void add(kind is, std::string const& name, action& run, verdict& right) {
-    runners_.push_back({is, name, std::move(run), std::move(right)});
-  }
-  static double timed(runner const& r) {
-    double const start = seconds_now();
-    for (int i = 0; i < r.calls; ++i) r.run();
-    benchmark::ClobberMemory();
-    return seconds_now() - start;
-  }
-  static void calibrate(runner& r, bool once) {
-    constexpr double enough = 2e-3, long_enough = 25e-3;
-    if (once) return;
-    for (double s = timed(r); r.calls < 1 << 24; s = timed(r)) {
-      r.warms = s < long_enough;
-      if (s >= enough) break;
-      r.calls *= s < enough / 8 ? 8 : 2;
-    }
+    runners_.push_back({{is, name}, std::move(run), std::move(right)});
   }
   /// Whether no thread waited.
-  static bool sample(runner& r, action const& before) {
-    constexpr int tries = 4;
-    constexpr double most = 0.02;
+  bool sample(runner& r, action const& before) {
     for (int i = 1;; ++i) {
       if (before) before();
       if (r.warms) r.run();
-      double const waited = seconds_waited(), s = timed(r);
-      bool const alone = seconds_waited() - waited <= most * s;
-      if (!alone && i < tries) continue;
+      double const waited = seconds_waited(), s = r.time();
+      bool const alone = seconds_waited() - waited <= most_waited * s;
+      if (!alone && i < tries && repeats_left_-- > 0) continue;
       r.seconds.push_back(s / r.calls);
       return alone;
     }
   }
 
-  static double median(std::vector<double> v) {
-    std::nth_element(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2), v.end());
-    return v[v.size() / 2];
-  }
-  void report(int disturbed) {
-    runner const* mine = nullptr;
-    runner const* best = nullptr;
-    for (runner const& r : runners_) {
-      if (r.is == kind::ours) mine = &r;
-      if (r.is == kind::limit && (!best || median(r.seconds) < median(best->seconds))) best = &r;
-    }
-    std::size_t i = 0;
-    for (auto _ : state_) state_.SetIterationTime(mine->seconds[i++ % mine->seconds.size()]);
-    for (runner const& r : runners_) {
-      if (&r == mine) continue;
-      std::vector<double> ratios;
-      for (std::size_t n = 0; n < r.seconds.size(); ++n)
-        ratios.push_back(r.seconds[n] / mine->seconds[n]);
-      if (&r == best) put_quartiles(state_, "of_limit", ratios);
-      put_quartiles(state_, r.name, ratios);
-    }
-    if (best) state_.SetLabel("limit: " + best->name);
-    state_.counters["disturbed"] = disturbed;
-  }
-
   benchmark::State& state_;
   action poison_;
   std::vector<runner> runners_;
+  int repeats_left_ = 0;
 };
 
 }  // namespace benchmarks

@@ -81,6 +81,11 @@ struct streaming {
   }
 };
 
+/// The same without a guess what will be read: where a row ends, another begins elsewhere.
+struct streaming_alone : streaming {
+  static void prefetch(void const*) {}
+};
+
 /// Sums of the elements of one vector, in float.
 template <class T>
 struct sums;

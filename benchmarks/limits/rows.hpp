@@ -18,9 +18,15 @@ struct extent {
   int k;
 };
 
-/// Token rows to k rows each (encode; with weights the half of decode_backward that writes).
-template <class Store, class T>
-void push(T const* x, T* rows, extent e, index_t first, index_t last) {
+/// Row j of token t.
+template <class T>
+auto in_order(T* rows, extent e) {
+  return [=](index_t t, int j) { return rows + (t * e.k + j) * e.hidden; };
+}
+
+/// Token rows to k rows each (encode).
+template <class Store, class T, class Place>
+void push_to(T const* x, Place place, extent e, index_t first, index_t last) {
   for (index_t t = first; t < last; ++t)
     for (index_t at = 0; at < e.hidden; at += block<T>) {
       T const* const from = x + t * e.hidden + at;
@@ -28,42 +34,53 @@ void push(T const* x, T* rows, extent e, index_t first, index_t last) {
       for (int i = 0; i < vectors; ++i) v[i] = load(from + i * block<T> / vectors);
       Store::prefetch(from);
       for (int j = 0; j < e.k; ++j) {
-        T* const to = rows + (t * e.k + j) * e.hidden + at;
+        T* const to = place(t, j) + at;
         for (int i = 0; i < vectors; ++i) Store::store(to + i * block<T> / vectors, v[i]);
       }
     }
   Store::finish();
 }
-/// The same, row after row: one stream of stores, from a token row that the first cache holds.
 template <class Store, class T>
-void push_by_rows(T const* x, T* rows, extent e, index_t first, index_t last) {
+void push(T const* x, T* rows, extent e, index_t first, index_t last) {
+  push_to<Store>(x, in_order(rows, e), e, first, last);
+}
+/// The same, row after row: one stream of stores, from a token row that the first cache holds.
+template <class Store, class T, class Place>
+void push_rows_to(T const* x, Place place, extent e, index_t first, index_t last) {
   for (index_t t = first; t < last; ++t)
     for (int j = 0; j < e.k; ++j)
       for (index_t at = 0; at < e.hidden; at += block<T>) {
         T const* const from = x + t * e.hidden + at;
         if (j + 1 == e.k) Store::prefetch(from + e.hidden);
-        T* const to = rows + (t * e.k + j) * e.hidden + at;
+        T* const to = place(t, j) + at;
         for (int i = 0; i < vectors; ++i)
           Store::store(to + i * block<T> / vectors, load(from + i * block<T> / vectors));
       }
   Store::finish();
 }
-template <class T>
-void push_by_memcpy(T const* x, T* rows, extent e, index_t first, index_t last) {
+template <class Store, class T>
+void push_by_rows(T const* x, T* rows, extent e, index_t first, index_t last) {
+  push_rows_to<Store>(x, in_order(rows, e), e, first, last);
+}
+template <class T, class Place>
+void push_by_memcpy_to(T const* x, Place place, extent e, index_t first, index_t last) {
   auto const bytes = static_cast<std::size_t>(e.hidden) * sizeof(T);
   for (index_t t = first; t < last; ++t)
-    for (int j = 0; j < e.k; ++j)
-      std::memcpy(rows + (t * e.k + j) * e.hidden, x + t * e.hidden, bytes);
+    for (int j = 0; j < e.k; ++j) std::memcpy(place(t, j), x + t * e.hidden, bytes);
+}
+template <class T>
+void push_by_memcpy(T const* x, T* rows, extent e, index_t first, index_t last) {
+  push_by_memcpy_to(x, in_order(rows, e), e, first, last);
 }
 
 /// The weighted sum of k rows to each token row (decode; with weights of 1, encode_backward).
-template <class Store, class T>
-void gather(T const* rows, float const* weights, T* out, extent e, index_t first, index_t last) {
+template <class Store, class T, class Place>
+void gather_from(Place place, float const* weights, T* out, extent e, index_t first, index_t last) {
   for (index_t t = first; t < last; ++t)
     for (index_t at = 0; at < e.hidden; at += block<T>) {
       sums<T> sum[vectors];
       for (int j = 0; j < e.k; ++j) {
-        T const* const from = rows + (t * e.k + j) * e.hidden + at;
+        T const* const from = place(t, j) + at;
         float const weight = weights[t * e.k + j];
         for (int i = 0; i < vectors; ++i) sum[i].add(load(from + i * block<T> / vectors), weight);
         Store::prefetch(from);
@@ -72,6 +89,10 @@ void gather(T const* rows, float const* weights, T* out, extent e, index_t first
       for (int i = 0; i < vectors; ++i) Store::store(to + i * block<T> / vectors, sum[i].rounded());
     }
   Store::finish();
+}
+template <class Store, class T>
+void gather(T const* rows, float const* weights, T* out, extent e, index_t first, index_t last) {
+  gather_from<Store>(in_order(rows, e), weights, out, e, first, last);
 }
 /// As the compiler makes it of a loop over elements.
 template <class T>
