@@ -107,6 +107,7 @@ void time_ranks(benchmark::State& state, bool home) {
         kind::limit, "alltoallv", [&] { alltoallv.dispatch(); },
         [&] { return rank.rows_are_those_of_the_batch(); }, [&] { rank.rows.poison(); });
   }
+  in.check();
   int disturbed = 0;
   auto const timings = in.measure(static_cast<index_t>(state.max_iterations), disturbed);
   report(state, timings, disturbed);

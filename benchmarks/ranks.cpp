@@ -41,6 +41,7 @@ std::vector<timing> time_dispatch(rank_of<T, Transport>& rank, rank_rounds<threa
   limit("memcpy", [](auto... a) { limits::push_by_memcpy_to(a...); });
   limit("streaming", [](auto... a) { limits::push_to<streaming>(a...); });
   limit("streaming_rows", [](auto... a) { limits::push_rows_to<streaming>(a...); });
+  in.check();
   return in.measure(rounds, disturbed);
 }
 
@@ -63,6 +64,7 @@ std::vector<timing> time_combine(rank_of<T, Transport>& rank, rank_rounds<thread
   limit("temporal", [](auto... a) { limits::gather_from<temporal>(a...); });
   limit("streaming", [](auto... a) { limits::gather_from<streaming>(a...); });
   limit("streaming_alone", [](auto... a) { limits::gather_from<streaming_alone>(a...); });
+  in.check();
   return in.measure(rounds, disturbed);
 }
 
