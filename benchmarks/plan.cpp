@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What make_plan() costs beside the loop that it cannot do without (limits/ranks.hpp) and what
-// others do for the same (peers/plan.hpp), which know no threads; see rounds.hpp. ids_twice is a
-// copy of the ids, two times over: what a limit in bytes would be.
+// others do for the same (peers/plan.hpp), which know no threads; see rounds.hpp.
 #include <limits/ranks.hpp>
 #include <peers/plan.hpp>
 #include <problem.hpp>
@@ -58,15 +57,6 @@ void make_plan(benchmark::State& state) {
           limits::rank_in_two_passes(ctx, ids.data(), p.routes(), s.experts, next, found.data());
         },
         is(by_token));
-  c.peer(
-      "ids_twice",
-      [&] {
-        for (int pass = 0; pass < 2; ++pass) {
-          std::memcpy(found.data(), ids.data(), ids.size() * sizeof(std::int32_t));
-          benchmark::ClobberMemory();
-        }
-      },
-      is(ids));
   peers::one_hot_cumsum one_hot;
   c.peer(
       "one_hot_cumsum", [&] { one_hot(p, found.data()); }, is(by_choice));

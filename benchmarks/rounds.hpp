@@ -13,7 +13,8 @@
 //   of_limit    time of the limit / our time: 1 is as fast. The limit is the variant with the
 //   lowest
 //               median, named in the label
-//   NAME        of every other variant and peer: its time / our time, so many times is ours as fast
+//   limit_NAME  of each variant of the limit: its time / our time
+//   NAME        of each peer: its time / our time, so many times is ours as fast
 //   disturbed   samples that were kept although threads had waited
 #pragma once
 
@@ -94,7 +95,7 @@ inline void report(benchmark::State& state, std::vector<timing> const& timings, 
     for (std::size_t n = 0; n < t.seconds.size(); ++n)
       ratios.push_back(t.seconds[n] / mine->seconds[n]);
     if (&t == best) put_quartiles(state, "of_limit", ratios);
-    put_quartiles(state, t.name, ratios);
+    put_quartiles(state, (t.is == kind::limit ? "limit_" : "") + t.name, ratios);
   }
   if (best) state.SetLabel("limit: " + best->name);
   state.counters["disturbed"] = disturbed;
