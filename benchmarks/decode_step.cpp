@@ -87,7 +87,8 @@ void steps(benchmark::internal::Benchmark* b) {
   b->Args({1, 2048, 128, 8})->Args({4, 7168, 256, 8});
   b->UseManualTime()->Iterations(25)->Unit(benchmark::kNanosecond);
 }
+using expar::bfloat16;
 BENCHMARK_TEMPLATE(decode_step, float)->Apply(steps);
-BENCHMARK_TEMPLATE(decode_step, expar::bfloat16)->Apply(steps);
+BENCHMARK_TEMPLATE(decode_step, bfloat16)->Apply(steps);
 
 }  // namespace

@@ -31,7 +31,6 @@ void encode(benchmark::State& state) {
   auto const right = [&b] { return b.rows_are_tokens(order<T>::plan); };
   c.ours([&] { expar::encode(b.ctx, b.plan, b.view(b.x), b.view(b.rows)); }, right);
   limit("memcpy", limits::push_by_memcpy<T>);
-  limit("temporal", limits::push<temporal, T>);
   limit("streaming", limits::push<streaming, T>);
   limit("streaming_rows", limits::push_by_rows<streaming, T>);
   c.peer(

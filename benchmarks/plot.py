@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws what expar_gpu_benchmarks wrote: per cent of the floor, for every operation and configuration.
+"""Draws what the benchmarks wrote: how near each operation comes to its limit, and others beside it.
 
     plot.py results.json picture.svg [ids]
 
-ids: uniform (the default), zipf, hot, or 7/8 masked. Needs nothing but Python 3. A bar is expar or the
-algorithm of a peer; a tick is a limit, the copy of the same bytes. Rejected rows are left out.
+From expar_gpu_benchmarks per cent of the floor, for every operation and configuration. ids: uniform
+(the default), zipf, hot, or 7/8 masked. A bar is expar or the algorithm of a peer; a tick is a limit,
+the copy of the same bytes. Rejected rows are left out. From expar_benchmarks or expar_mpi_benchmarks
+the share of the limit, and how many times as fast as each peer. Needs nothing but Python 3.
 """
 import json
 import sys
 from html import escape
+
+import plot_host
 
 WIDTH, LEFT, RIGHT, BAR, GAP = 900, 250, 90, 12, 10
 COLOURS = ["#0b6e4f", "#c9772b", "#8a5a99", "#5f6b7a"]  # expar, and the peers in their order
@@ -84,6 +88,10 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     with open(sys.argv[1]) as f:
         measured = json.load(f)
+    if "benchmarks" in measured:
+        with open(sys.argv[2], "w") as f:
+            f.write(plot_host.picture(measured))
+        sys.exit()
     chosen = sys.argv[3] if len(sys.argv) == 4 else "uniform"
     if not groups(measured["rows"], chosen):
         sys.exit(f"{sys.argv[1]} has no figures for ids {chosen}")

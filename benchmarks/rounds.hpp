@@ -106,7 +106,8 @@ using verdict = std::function<bool()>;
 
 [[noreturn]] inline void fail(std::string const& name) {
   std::fprintf(stderr, "%s: the result is wrong\n", name.c_str());
-  std::exit(1);
+  std::fflush(nullptr);
+  std::_Exit(1);  // other ranks may run in this process
 }
 
 /// The most of a sample for which threads may have waited.

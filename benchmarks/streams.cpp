@@ -78,7 +78,7 @@ void triad(benchmark::State& state) {
 void sizes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"KiB", "threads"});
   for (int const threads : {1, 2})
-    for (int const kib : {256, 4096, 65536, 524288}) b->Args({kib, threads});
+    for (int const kib : {256, 4096, 65536, 262144}) b->Args({kib, threads});
   b->UseManualTime()->Iterations(9)->Unit(benchmark::kMicrosecond);
 }
 BENCHMARK(copy)->Apply(sizes);
