@@ -6,6 +6,8 @@
 
 #include <expar/comm/mpi.hpp>
 
+#include "mpi_report.hpp"
+
 namespace {
 
 void small_batch(benchmark::State& state) {
@@ -17,11 +19,6 @@ void small_batch(benchmark::State& state) {
 }
 BENCHMARK(small_batch)->Name("small_batch<mpi>")->Apply(small_batches::shapes);
 
-struct no_report : benchmark::BenchmarkReporter {
-  bool ReportContext(Context const&) override { return true; }
-  void ReportRuns(std::vector<Run> const&) override {}
-};
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -29,15 +26,11 @@ int main(int argc, char** argv) {
   int rank = 0, size = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank), MPI_Comm_size(MPI_COMM_WORLD, &size);
   bool const fits = size == small_batches::ranks;
-  benchmark::Initialize(&argc, argv);
-  no_report none;
   if (!fits)
     std::fprintf(stderr, "expar_mpi_benchmarks needs %d ranks, not %d\n", small_batches::ranks,
                  size);
-  else if (rank == 0)
-    benchmark::RunSpecifiedBenchmarks();
   else
-    benchmark::RunSpecifiedBenchmarks(&none);
+    benchmarks::run_benchmarks(rank, argc, argv);
   MPI_Finalize();
   return fits ? 0 : 1;
 }

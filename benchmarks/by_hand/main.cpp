@@ -14,6 +14,7 @@
 #include <string>
 
 #include <by_hand/layers.hpp>
+#include <mpi_report.hpp>
 #include <problem.hpp>
 #include <rank_rounds.hpp>
 
@@ -194,11 +195,6 @@ void try_edge(std::string const& edge, int rank, int ranks) {
   say(rank, "later", attempt(layer, good));
 }
 
-struct no_report : benchmark::BenchmarkReporter {
-  bool ReportContext(Context const&) override { return true; }
-  void ReportRuns(std::vector<Run> const&) override {}
-};
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -212,12 +208,7 @@ int main(int argc, char** argv) {
     else
       try_edge<layer_with_expar>(argv[2], rank, ranks);
   } else {
-    benchmark::Initialize(&argc, argv);
-    no_report none;
-    if (rank == 0)
-      benchmark::RunSpecifiedBenchmarks();
-    else
-      benchmark::RunSpecifiedBenchmarks(&none);
+    benchmarks::run_benchmarks(rank, argc, argv);
   }
   MPI_Finalize();
 }
