@@ -100,7 +100,7 @@ def main(arguments):
         return
     program, results = arguments[0], []
     tokens = int(arguments[2]) if len(arguments) > 2 else None
-    dtypes = {"float": torch.float32, "expar::bfloat16": torch.bfloat16}
+    dtypes = {"float": torch.float32, "bfloat16": torch.bfloat16}
     for shape in SHAPES:
         if tokens is not None and shape[0] != tokens:
             continue
@@ -113,15 +113,15 @@ def main(arguments):
                 for operation, peers in pairs.items():
                     ratios = {p: [] for p in peers}
                     for _ in range(ROUNDS):
-                        mine = ours(program, operation, element.split("::")[-1], shape, threads)
+                        mine = ours(program, operation, element, shape, threads)
                         for p in peers:
                             ratios[p].append(timed(getattr(routed, p)) / mine)
                     for p, values in ratios.items():
-                        results.append({"operation": operation, "element": element.split("::")[-1],
+                        results.append({"operation": operation, "element": element,
                                         "shape": shape, "threads": threads, "peer": p,
                                         "times": statistics.median(values), "lowest": min(values),
                                         "highest": max(values)})
-                        print(f"{operation:7} {element:16} T D E k {shape}, {threads} threads: "
+                        print(f"{operation:7} {element:8} T D E k {shape}, {threads} threads: "
                               f"{p} takes {statistics.median(values):.2f} times as long "
                               f"({min(values):.2f} to {max(values):.2f})", flush=True)
                 del routed
