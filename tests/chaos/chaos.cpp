@@ -352,13 +352,22 @@ int run(settings set, bool speaks) {
 
 settings settings_of(int argc, char** argv) {
   settings set;
-  for (int i = 1; i + 1 < argc; i += 2) {
+  for (int i = 1; i < argc; i += 2) {
     std::string const name = argv[i];
-    if (name == "--seconds") set.seconds = std::atof(argv[i + 1]);
-    if (name == "--firings") set.firings = std::atol(argv[i + 1]);
-    if (name == "--seed") set.seed = std::strtoull(argv[i + 1], nullptr, 10);
-    if (name == "--ranks") set.ranks = std::atoi(argv[i + 1]);
-    if (name == "--only") set.only = argv[i + 1];
+    char const* const value = i + 1 < argc ? argv[i + 1] : nullptr;
+    if (value != nullptr && name == "--seconds")
+      set.seconds = std::atof(value);
+    else if (value != nullptr && name == "--firings")
+      set.firings = std::atol(value);
+    else if (value != nullptr && name == "--seed")
+      set.seed = std::strtoull(value, nullptr, 10);
+    else if (value != nullptr && name == "--ranks")
+      set.ranks = std::atoi(value);
+    else if (value != nullptr && name == "--only")
+      set.only = value;
+    else
+      std::printf("%s [--seconds S | --firings N] [--seed S] [--ranks R] [--only TEXT]\n", argv[0]),
+          std::exit(2);
   }
   return set;
 }

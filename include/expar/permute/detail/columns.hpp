@@ -12,11 +12,19 @@
 EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 
+#if defined(__CUDACC__)
+inline constexpr bool converts_in_lanes = false;
+#else
+inline constexpr bool converts_in_lanes = true;
+#endif
 /// Whether numbers of a row are widened in pairs, which moves none: the even ones of a vector, and
 /// the odd ones.
 template <class T>
-inline constexpr bool in_pairs =
-    std::is_same_v<same_bits_t<T>, bfloat16> || std::is_same_v<same_bits_t<T>, half>;
+inline constexpr bool in_pairs = std::is_same_v<same_bits_t<T>, bfloat16> ||
+                                 (converts_in_lanes && std::is_same_v<same_bits_t<T>, half>);
+/// Or in fours.
+template <class T>
+inline constexpr bool in_quads = converts_in_lanes&& std::is_same_v<same_bits_t<T>, float8_e4m3>;
 /// Whether columns<T> is there. Any other type is converted in loops over arrays.
 template <class T>
 inline constexpr bool in_vectors = in_pairs<T> || std::is_same_v<same_bits_t<T>, accumulator_t<T>>;
@@ -33,9 +41,13 @@ struct of_lanes {
   EXPAR_ALWAYS_INLINE static floats as_floats(bits b) { return (floats)b; }
   EXPAR_ALWAYS_INLINE static bits as_bits(floats x) { return (bits)x; }
   EXPAR_ALWAYS_INLINE static bits below(bits a, std::uint32_t b) {
-    return (bits)((integers)a < static_cast<std::int32_t>(b));
+    integers const all = (integers)a < static_cast<std::int32_t>(b) - integers{};
+    return (bits)all;
   }
 };
+
+template <int Bytes>
+using lanes_of_half = binary16_of<of_lanes<Bytes>>;
 
 /// Some consecutive columns of a row, widened: two vectors, of the even and the odd ones where they
 /// are widened in pairs, else one behind the other. Each has the bits of widen() and narrow().
@@ -45,7 +57,6 @@ struct columns {
   using A = accumulator_t<T>;
   typedef A vector __attribute__((vector_size(Bytes)));
   using bits = typename of_lanes<Bytes>::bits;
-  using binary16 = binary16_of<of_lanes<Bytes>>;
   static constexpr bool is_half = std::is_same_v<same_bits_t<T>, half>;
   static constexpr int lanes = Bytes / static_cast<int>(sizeof(A)), count = 2 * lanes;
 
@@ -57,7 +68,7 @@ struct columns {
       bits u;
       std::memcpy(&u, from, sizeof u);
       if constexpr (is_half)
-        c.a = binary16::widen(u & 0xffffu), c.b = binary16::widen(u >> 16);
+        c.a = lanes_of_half<Bytes>::widen(u & 0xffffu), c.b = lanes_of_half<Bytes>::widen(u >> 16);
       else
         c.a = (vector)(u << 16), c.b = (vector)(u & 0xffff0000u);
     } else {
@@ -70,7 +81,7 @@ struct columns {
     if constexpr (in_pairs<T>) {
       bits u;
       if constexpr (is_half)
-        u = binary16::narrow(a) | (binary16::narrow(b) << 16);
+        u = lanes_of_half<Bytes>::narrow(a) | (lanes_of_half<Bytes>::narrow(b) << 16);
       else
         u = (rounded(a) >> 16) | (rounded(b) & 0xffff0000u);
       std::memcpy(static_cast<void*>(to), &u, sizeof u);
@@ -83,29 +94,27 @@ struct columns {
  private:
   /// In its upper half the bfloat16 that narrow() gives.
   EXPAR_ALWAYS_INLINE static bits rounded(vector x) {
-    bits const u = (bits)x, nan = (bits)(x != x);
-    bits const even = u + 0x7fffu + ((u >> 16) & 1u);
-    return (nan & (u | 0x400000u)) | (~nan & even);
+    bits const u = (bits)x, even = u + 0x7fffu + ((u >> 16) & 1u);
+    return x != x ? (u | 0x400000u) : even;
   }
 };
 
 /// Columns of a row, widened: four vectors. place(c): which of their lanes column c is.
 template <class T>
 struct block {
-  static constexpr bool in_quads = std::is_same_v<same_bits_t<T>, float8_e4m3>;
-  static_assert(in_vectors<T> || in_quads);
+  static_assert(in_vectors<T> || in_quads<T>);
   typedef accumulator_t<T> vector __attribute__((vector_size(vector_bytes)));
   static constexpr int lanes = vector_bytes / static_cast<int>(sizeof(accumulator_t<T>)),
                        count = 4 * lanes,
-                       apart = in_quads      ? 4
+                       apart = in_quads<T>   ? 4
                                : in_pairs<T> ? 2
                                              : 1;
 
   vector a, b, c, d;
 
   EXPAR_ALWAYS_INLINE static block load(T const* from) {
-    if constexpr (in_quads) {
-      using codes = e4m3_of<of_lanes<vector_bytes>>;
+    if constexpr (in_quads<T>) {
+      using codes = e4m3_of<of_lanes<sizeof(vector)>>;
       typename codes::bits u;
       std::memcpy(&u, from, sizeof u);
       return {codes::widen(u & 0xffu), codes::widen((u >> 8) & 0xffu),

@@ -49,7 +49,7 @@ template <class T, class Out>
 class row_sum {
   using A = accumulator_t<T>;
   static_assert(std::is_same_v<A, accumulator_t<Out>>);
-  static constexpr bool by_vectors = in_vectors<T> || std::is_same_v<same_bits_t<T>, float8_e4m3>;
+  static constexpr bool by_vectors = in_vectors<T> || in_quads<T>;
   static constexpr index_t most_lanes = vector_bytes / index_t{sizeof(A)};
   static constexpr index_t width = by_vectors ? 4 * most_lanes : 64;  // of a block
   static constexpr index_t in_line =
