@@ -156,11 +156,14 @@ class engine {
           a.reads("tokens", from);
           a.writes("rows", c.rows);
           auto const routes = b.routes();
+          auto const next = next_token(routes, from);
           scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
             if constexpr (at_encode)
-              scatter_token<T>(routes, t, from.row(t), c.columns, batch.weights(), rows, streams);
+              scatter_token<T>(routes, t, from.row(t), c.columns, batch.weights(), rows, streams,
+                               next);
             else
-              scatter_token<T>(routes, t, from.row(t), c.columns, unit_weights{}, rows, streams);
+              scatter_token<T>(routes, t, from.row(t), c.columns, unit_weights{}, rows, streams,
+                               next);
             if constexpr (per_row)
               scatter_scalars<W>(routes, t, batch.weights().at.row(t), scalars);
           });
@@ -215,8 +218,9 @@ class engine {
         [&](slot_rows<Y> rows, slot_rows<W> scalars) {
           auto const routes = b.routes();
           if constexpr (!has_weights) {
+            auto const next = next_token(routes, d);
             scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
-              scatter_token<Y>(routes, t, d.row(t), c.columns, unit_weights{}, rows, streams);
+              scatter_token<Y>(routes, t, d.row(t), c.columns, unit_weights{}, rows, streams, next);
             });
           } else {
             auto const y_rows = x().readable(b, y, y_seats_);
@@ -230,10 +234,13 @@ class engine {
                 int const slot = routes.ids[at];
                 W const w = weights.at.row(t)[j];
                 if (y_rows.reach(slot)) {
-                  dots[at] =
-                      dot_rows(y_rows(slot, l), d.row(t), c.columns, streams ? rows_ahead : 0);
+                  bool const more = streams && at + 1 < routes.tokens * routes.top_k &&
+                                    routes.locations[at + 1] >= 0 &&
+                                    y_rows.reach(routes.ids[at + 1]);
+                  dots[at] = dot_rows(y_rows(slot, l), d.row(t), c.columns);
                   put_scaled<Y>(d.row(t), static_cast<A>(widen(w)), rows(slot, l), c.columns,
-                                streams);
+                                streams,
+                                more ? next_route(routes, y_rows, at, c.columns) : next_read{});
                 } else {
                   put_row(d.row(t), rows(slot, l), c.columns, streams);
                   *scalars(slot, l) = w;
@@ -345,11 +352,12 @@ class engine {
         },
         [&](slot_rows<T const> rows, slot_rows<S const> scalars) {
           auto const routes = b.routes();
-          auto const weigh = [&](index_t t, [[maybe_unused]] bool far) {
+          auto const weigh = [&](index_t t, [[maybe_unused]] bool beyond) {
             if constexpr (has_weights) {
               S* const d = weight_gradients_.template of_slots<S>() + t * routes.top_k;
               if constexpr (at_encode)
-                dot_token<T>(routes, t, rows, tokens.row(t), c.columns, d, far);
+                for (int j = 0; j < routes.top_k; ++j)
+                  put_dot<T>(routes, t, j, rows, tokens.row(t), c.columns, d, beyond);
               else
                 gather_scalars<S>(routes, t, scalars, d);
             }

@@ -114,7 +114,7 @@ struct block {
 
   EXPAR_ALWAYS_INLINE static block load(T const* from) {
     if constexpr (in_quads<T>) {
-      using codes = e4m3_of<of_lanes<sizeof(vector)>>;
+      using codes = e4m3_of<of_lanes<4 * lanes>>;
       typename codes::bits u;
       std::memcpy(&u, from, sizeof u);
       return {codes::widen(u & 0xffu), codes::widen((u >> 8) & 0xffu),

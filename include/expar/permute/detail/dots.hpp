@@ -54,20 +54,19 @@ accumulator_t<T> dot_rows(T const* x, T const* y, index_t n, std::size_t ahead =
 
 }  // namespace EXPAR_VECTORS
 
-/// d_weights[t, j] = <row(t, j), x>, 0 where there is no row. `far`: rows exceed the caches.
+/// d_weights[j] = <row(t, j), x>, 0 where there is no row. `beyond`: rows exceed the caches, and
+/// are asked for here.
 template <class T, bool Adds = false, class W, class Rows>
-void dot_token(plan_view const& plan, index_t t, Rows const& rows, T const* x, index_t n,
-               W* d_weights, bool far) {
+void put_dot(plan_view const& plan, index_t t, int j, Rows const& rows, T const* x, index_t n,
+             W* d_weights, bool beyond) {
   std::int32_t const *const ids = plan.ids + t * plan.top_k, *const locations =
                                                                  plan.locations + t * plan.top_k;
-  std::size_t const ahead = far ? rows_ahead : 0;
-  for (int j = 0; j < plan.top_k; ++j) {
-    if (far && j + 1 < plan.top_k && locations[j + 1] >= 0)
-      prefetch(rows(ids[j + 1], locations[j + 1]), ahead);
-    auto const dot =
-        locations[j] < 0 ? accumulator_t<T>{0} : dot_rows(rows(ids[j], locations[j]), x, n, ahead);
-    put_gradient<Adds>(d_weights[j], static_cast<accumulator_t<W>>(dot));
-  }
+  std::size_t const ahead = beyond ? rows_ahead : 0;
+  if (beyond && j + 1 < plan.top_k && locations[j + 1] >= 0)
+    prefetch(rows(ids[j + 1], locations[j + 1]), ahead);
+  auto const dot =
+      locations[j] < 0 ? accumulator_t<T>{0} : dot_rows(rows(ids[j], locations[j]), x, n, ahead);
+  put_gradient<Adds>(d_weights[j], static_cast<accumulator_t<W>>(dot));
 }
 
 }  // namespace expar::inline v0::detail

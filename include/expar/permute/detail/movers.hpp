@@ -13,33 +13,56 @@ inline bool exceed_caches(host_context const& ctx, plan_view const& plan, index_
 }
 
 template <class T>
-void put_row(T const* x, T* to, index_t n, bool streams) {
+void put_row(T const* x, T* to, index_t n, bool streams, next_read next = {}) {
   if (streams)
-    stream_row(to, x, static_cast<std::size_t>(n) * sizeof(T));
+    stream_row(to, x, static_cast<std::size_t>(n) * sizeof(T), next);
   else
     copy_row(x, to, n);
 }
 /// w * x, or what is there and that.
 template <class T, bool Adds = false>
-void put_scaled(T const* x, accumulator_t<T> w, T* to, index_t n, bool streams) {
+void put_scaled(T const* x, accumulator_t<T> w, T* to, index_t n, bool streams,
+                next_read next = {}) {
   weighted_rows<T> one;
   one.row[0] = x, one.weight[0] = w, one.count = 1;
-  row_sum<T, T>::put(one, to, n, Adds ? to : nullptr, {streams && !Adds, 0});
+  row_sum<T, T>::put(one, to, n, Adds ? to : nullptr, {streams && !Adds, 0, next});
 }
 
 /// Token t's row to each of its places: read once, written for every kept route, or added there.
-template <class T, bool Adds = false, class Weights, class Rows>
+/// `visit(t, j, streams)` comes in front of every route, and says what is read after it.
+template <class T, bool Adds = false, class Weights, class Rows, class Visit>
 void scatter_token(plan_view const& plan, index_t t, T const* x, index_t n, Weights weights,
-                   Rows const& rows, bool streams) {
+                   Rows const& rows, bool streams, Visit visit) {
   for (int j = 0; j < plan.top_k; ++j) {
     index_t const at = t * plan.top_k + j;
+    next_read const next = visit(t, j, streams);
     if (plan.locations[at] < 0) continue;
     T* const to = rows(plan.ids[at], plan.locations[at]);
     if constexpr (Adds || !std::is_same_v<Weights, unit_weights>)
-      put_scaled<T, Adds>(x, weight_of<accumulator_t<T>>(weights, t, j), to, n, streams);
+      put_scaled<T, Adds>(x, weight_of<accumulator_t<T>>(weights, t, j), to, n, streams, next);
     else
-      put_row(x, to, n, streams);
+      put_row(x, to, n, streams, next);
   }
+}
+/// A visit after which the next token is read: a part of its row after each route.
+template <class T>
+auto next_token(plan_view const& plan, tensor_view<T, 2> const& tokens) {
+  auto const bytes = static_cast<std::size_t>(tokens.extents[1]) * sizeof(T);
+  auto const routes = static_cast<std::size_t>(plan.top_k);
+  std::size_t const part = (bytes / routes / line_bytes + 1) * line_bytes;
+  return [tokens, bytes, part](index_t t, int j, bool streams) -> next_read {
+    std::size_t const first = static_cast<std::size_t>(j) * part;
+    if (!streams || t + 1 >= tokens.extents[0] || first >= bytes) return {};
+    return {reinterpret_cast<std::byte const*>(tokens.row(t + 1)) + first,
+            part < bytes - first ? part : bytes - first};
+  };
+}
+/// After route `at` the row of the next one, if that has one.
+template <class Rows>
+next_read next_route(plan_view const& plan, Rows const& rows, index_t at, index_t n) {
+  if (++at >= plan.tokens * plan.top_k || plan.locations[at] < 0) return {};
+  auto const* const row = rows(plan.ids[at], plan.locations[at]);
+  return {row, static_cast<std::size_t>(n) * sizeof *row};
 }
 
 /// Calls f(t, whether rows of `bytes` bytes go past the caches) for every token of a plan.
@@ -83,13 +106,13 @@ void sum_tokens(plan_view const& plan, index_t first, index_t last, Rows const& 
                 Weights weights, tensor_view<Out, 2> const& out,
                 tensor_view<Out const, 2> const& residual, sum_way way, Before before) {
   index_t const n = out.extents[1];
-  bool const far = way.ahead != 0;
+  bool const beyond = way.ahead != 0;
   weighted_rows<T> lists[2];
   if constexpr (!requires { Weights::columns; })
     if (first < last) lists[0].take(plan, first, rows, weights);
   for (index_t t = first; t < last; ++t) {
     Out const* const begins_with = residual.data == nullptr ? nullptr : residual.row(t);
-    before(t, far);
+    before(t, beyond);
     if constexpr (requires { Weights::columns; }) {
       for (index_t c = 0; c < n; c += Weights::columns) {
         lists[0].take(plan, t, rows, weights, c);
@@ -100,15 +123,15 @@ void sum_tokens(plan_view const& plan, index_t first, index_t last, Rows const& 
     } else {
       auto &now = lists[(t - first) % 2], &next = lists[(t - first + 1) % 2];
       if (t + 1 < last) next.take(plan, t + 1, rows, weights);
-      if (far && t + 1 < last) next.ask_for_first(rows_ahead);
+      if (beyond && t + 1 < last) next.ask_for_first(rows_ahead);
       row_sum<T, Out>::put(now, out.row(t), n, begins_with, way);
     }
   }
 }
 
 /// The sum over kept routes of w * row, in choice order, one accumulator, which begins with the
-/// residual where there is one, rounded once. `before(t, far)` comes in front of token t,
-/// far where rows exceed the caches.
+/// residual where there is one, rounded once. `before(t, beyond)` comes in front of token t,
+/// beyond where rows exceed the caches.
 template <class Rows, class Weights, class Out, class Before>
 void gather_tokens(host_context const& ctx, plan_view const& plan, Rows const& rows,
                    Weights weights, tensor_view<Out, 2> const& out,
@@ -119,8 +142,8 @@ void gather_tokens(host_context const& ctx, plan_view const& plan, Rows const& r
   auto const begins_with = [&](index_t t) {
     return residual.data == nullptr ? nullptr : residual.row(t);
   };
-  bool const far = exceed_caches(ctx, plan, bytes);
-  sum_way const way{far && residual.data == nullptr, far ? rows_ahead : 0};
+  bool const beyond = exceed_caches(ctx, plan, bytes);
+  sum_way const way{beyond && residual.data == nullptr, beyond ? rows_ahead : 0};
   for_each_chunk_of_tokens(ctx, plan, bytes, [&](index_t first, index_t last) {
     if constexpr (alike)
       if (plan.top_k <= weighted_rows<T>::most) {
@@ -129,7 +152,7 @@ void gather_tokens(host_context const& ctx, plan_view const& plan, Rows const& r
         return;
       }
     for (index_t t = first; t < last; ++t) {
-      before(t, far);
+      before(t, beyond);
       for (index_t column = 0; column < n; column += sum_block)
         sum_columns(plan, t, rows, weights, column,
                     static_cast<int>(n - column < sum_block ? n - column : sum_block), out.row(t),

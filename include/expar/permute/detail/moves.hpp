@@ -41,24 +41,23 @@ constexpr auto check_same_elements() {
                 "expar: token rows and expert rows must have the same element type here");
 }
 
-/// Every token row to the rows of its kept routes; elsewhere zero, or what was there. `before(t,
-/// far)` comes in front of token t, far where rows exceed the caches.
-template <bool Adds = false, class X, class T, class Weights, class Before>
+/// Every token row to the rows of its kept routes; elsewhere zero, or what was there. `visit` as
+/// for scatter_token().
+template <bool Adds = false, class X, class T, class Weights, class Visit>
 void scatter(host_context const& ctx, route_plan const& plan, tensor_view<X, 2> const& tokens,
-             Weights weights, tensor_view<T, 2> const& rows, fill fillers, Before before) {
+             Weights weights, tensor_view<T, 2> const& rows, fill fillers, Visit visit) {
   check_same_elements<X, T>();
   index_t const n = tokens.extents[1];
   auto const table = rows_of(rows, plan.offsets().data());
   scatter_tokens(ctx, plan.view(), n * index_t{sizeof(T)}, [&](index_t t, bool streams) {
-    before(t, streams);
-    scatter_token<T, Adds>(plan.view(), t, tokens.row(t), n, weights, table, streams);
+    scatter_token<T, Adds>(plan.view(), t, tokens.row(t), n, weights, table, streams, visit);
   });
   if (!Adds && fillers == fill::zero) zero_padding(plan, table, n);
 }
 template <bool Adds = false, class X, class T, class Weights>
 void scatter(host_context const& ctx, route_plan const& plan, tensor_view<X, 2> const& tokens,
              Weights weights, tensor_view<T, 2> const& rows, fill fillers) {
-  scatter<Adds>(ctx, plan, tokens, weights, rows, fillers, [](index_t, bool) {});
+  scatter<Adds>(ctx, plan, tokens, weights, rows, fillers, next_token(plan.view(), tokens));
 }
 
 /// Every token row from the rows of its kept routes, beginning with that of the residual.
@@ -69,7 +68,7 @@ void gather(host_context const& ctx, route_plan const& plan, tensor_view<T, 2> c
   auto const table = rows_of<std::remove_const_t<T> const>(rows, plan.offsets().data());
   gather_tokens(ctx, plan.view(), table, weights, out, residual, [](index_t, bool) {});
 }
-/// A gradient gathers into itself where it is added to. `before(t, far)` as for
+/// A gradient gathers into itself where it is added to. `before(t, beyond)` as for
 /// gather_tokens().
 template <class T, class Out, bool Adds, class Weights, class Before>
 void gather(host_context const& ctx, route_plan const& plan, tensor_view<T, 2> const& rows,
@@ -87,8 +86,23 @@ auto dots(route_plan const& plan, tensor_view<T, 2> const& rows, tensor_view<X, 
   check_same_elements<X, T>();
   using row = std::remove_const_t<T>;
   return [table = rows_of<row const>(rows, plan.offsets().data()), routes = plan.view(), tokens,
-          d_weights](index_t t, bool far) {
-    dot_token<row, Adds>(routes, t, table, tokens.row(t), tokens.extents[1], d_weights.row(t), far);
+          d_weights](index_t t, bool beyond) {
+    for (int j = 0; j < routes.top_k; ++j)
+      put_dot<row, Adds>(routes, t, j, table, tokens.row(t), tokens.extents[1], d_weights.row(t),
+                         beyond);
+  };
+}
+/// The same as a visit, route by route.
+template <class T, class X, class W, bool Adds>
+auto visiting_dots(route_plan const& plan, tensor_view<T, 2> const& rows,
+                   tensor_view<X, 2> const& tokens, gradient_view<W, 2, Adds> const& d_weights) {
+  check_same_elements<X, T>();
+  using row = std::remove_const_t<T>;
+  return [table = rows_of<row const>(rows, plan.offsets().data()), routes = plan.view(), tokens,
+          d_weights](index_t t, int j, bool beyond) -> next_read {
+    index_t const n = tokens.extents[1];
+    put_dot<row, Adds>(routes, t, j, table, tokens.row(t), n, d_weights.row(t), false);
+    return beyond ? next_route(routes, table, t * routes.top_k + j, n) : next_read{};
   };
 }
 

@@ -51,6 +51,19 @@ EXPAR_ALWAYS_INLINE void prefetch(void const* from, std::size_t bytes) {
     __builtin_prefetch(static_cast<std::byte const*>(from) + i);
 }
 
+/// What is read next, and asked for little by little while something else is written.
+struct next_read {
+  void const* from = nullptr;
+  std::size_t bytes = 0;
+
+  /// As much of it as `written` is of `all`.
+  EXPAR_ALWAYS_INLINE void ask(std::size_t written, std::size_t all) {
+    for (; asked < bytes && asked * all <= written * bytes; asked += line_bytes)
+      __builtin_prefetch(static_cast<std::byte const*>(from) + asked);
+  }
+  std::size_t asked = 0;
+};
+
 /// Behind streams, on the thread that wrote them.
 inline void end_streams() {
 #if defined(__SSE2__)
@@ -59,7 +72,7 @@ inline void end_streams() {
 }
 
 /// Copies a row past the caches, but for the lines that it shares with its neighbours.
-inline void stream_row(void* to, void const* from, std::size_t bytes) {
+inline void stream_row(void* to, void const* from, std::size_t bytes, next_read next = {}) {
   constexpr std::size_t burst = 4 * line_bytes;
   auto* out = static_cast<std::byte*>(to);
   auto const* in = static_cast<std::byte const*>(from);
@@ -70,7 +83,11 @@ inline void stream_row(void* to, void const* from, std::size_t bytes) {
   }
   std::memcpy(out, in, head);
   out += head, in += head, bytes -= head;
-  for (; bytes >= burst; out += burst, in += burst, bytes -= burst) stream_lines(out, in, burst);
+  std::size_t const all = bytes;
+  for (; bytes >= burst; out += burst, in += burst, bytes -= burst) {
+    next.ask(all - bytes, all);
+    stream_lines(out, in, burst);
+  }
   for (; bytes >= line_bytes; out += line_bytes, in += line_bytes, bytes -= line_bytes)
     stream_lines(out, in, line_bytes);
   std::memcpy(out, in, bytes);

@@ -41,6 +41,7 @@ struct weighted_rows {
 struct sum_way {
   bool streams = false;
   std::size_t ahead = 0;
+  next_read next{};  // while it is streamed
 };
 
 /// The sum of rows, and of the residual before them where there is one (null: none): one
@@ -72,6 +73,7 @@ class row_sum {
       column = column < head ? column : head;
       alignas(line_bytes) Out burst[of_lines];
       for (; column + of_lines <= n; column += of_lines) {
+        way.next.ask(static_cast<std::size_t>(column), static_cast<std::size_t>(n));
         for (index_t c = 0; c < of_lines; c += width)
           put_block(rows, column + c, residual, burst + c, way.ahead);
         stream_lines(reinterpret_cast<std::byte*>(to + column),
