@@ -47,7 +47,8 @@ TEST_CASE("segments hold a word, rows and scalars that never overlap") {
       take(signed_of(s.displacements()[peer] + s.rows_at), rows[peer] * row_bytes, p);
       take(signed_of(s.displacements()[peer] + s.scalars_at(p)), rows[peer] * scalar_bytes, p);
       REQUIRE(signed_of(s.displacements()[peer] + s.rows_at) > at);
-      REQUIRE(signed_of(s.displacements()[peer] + s.scalars_at(p)) + rows[peer] * scalar_bytes <= at + n);
+      REQUIRE(signed_of(s.displacements()[peer] + s.scalars_at(p)) + rows[peer] * scalar_bytes <=
+              at + n);
     }
   }
 }
