@@ -37,6 +37,24 @@ TEMPLATE_TEST_CASE("past the caches or through them, rows have the same bits", "
   }
 }
 
+TEST_CASE("a plan without routes moves nothing, in whatever way", "[permute]") {
+  for (expar::index_t const tokens : {0, 3})
+    for (expar::index_t const cache_bytes : {expar::index_t{0}, expar::index_t{PTRDIFF_MAX}}) {
+      expar::host_context ctx;
+      ctx.set_cache_bytes(cache_bytes);
+      auto const p = expar::make_plan(
+          ctx,
+          expar::make_view(static_cast<std::int32_t const*>(nullptr), tokens, expar::index_t{0}),
+          4);
+      grid<float> x(tokens, 100), rows(0, 100), weights(tokens, 0), out = x;
+      expar::encode(ctx, p, x.view(), rows.view());
+      expar::decode(ctx, p, rows.view(), weights.view(), out.view());
+      expar::decode_backward(ctx, p, x.view(), rows.view(), weights.view(), rows.view(),
+                             weights.view());
+      for (int t = 0; t < tokens; ++t) REQUIRE(out.get(t, 99) == 0);
+    }
+}
+
 TEST_CASE("more routes of a token than a list of rows has room for", "[permute]") {
   constexpr expar::index_t k = 2 * expar::detail::weighted_rows<float>::most + 3;
   constexpr expar::index_t tokens = 3, hidden = 77;

@@ -48,7 +48,7 @@ void scatter_token(plan_view const& plan, index_t t, T const* x, index_t n, Weig
 template <class T>
 auto next_token(plan_view const& plan, tensor_view<T, 2> const& tokens) {
   auto const bytes = static_cast<std::size_t>(tokens.extents[1]) * sizeof(T);
-  auto const routes = static_cast<std::size_t>(plan.top_k);
+  auto const routes = static_cast<std::size_t>(plan.top_k > 0 ? plan.top_k : 1);
   std::size_t const part = (bytes / routes / line_bytes + 1) * line_bytes;
   return [tokens, bytes, part](index_t t, int j, bool streams) -> next_read {
     std::size_t const first = static_cast<std::size_t>(j) * part;
