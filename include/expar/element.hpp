@@ -64,16 +64,19 @@ struct element_traits<bfloat16> {
 
 namespace detail {
 
-/// One number, and its bits. `below`: all bits where a < b, for a and b below 2^31.
+/// One number, and its bits. `below`: whether a < b, for a and b below 2^31.
 struct of_one {
   using floats = float;
   using bits = std::uint32_t;
+  using mask = bool;
 
   EXPAR_HD static constexpr float as_floats(bits b) { return __builtin_bit_cast(float, b); }
   EXPAR_HD static constexpr bits as_bits(float x) { return __builtin_bit_cast(bits, x); }
-  EXPAR_HD static constexpr bits below(bits a, std::uint32_t b) {
-    return 0u - static_cast<bits>(a < b);
-  }
+  EXPAR_HD static constexpr mask below(bits a, std::uint32_t b) { return a < b; }
+  EXPAR_HD static constexpr bits pick(mask m, bits a, bits b) { return m ? a : b; }
+  EXPAR_HD static constexpr bits keep(mask m, bits a) { return m ? a : 0u; }
+  EXPAR_HD static constexpr bits set_if(mask m, std::uint32_t a) { return m ? a : 0u; }
+  EXPAR_HD static constexpr bits set_unless(mask m, std::uint32_t a) { return m ? 0u : a; }
 };
 
 // The conversions of binary16 and E4M3, without branches, of one number or of the lanes of a vector
@@ -83,14 +86,16 @@ template <class Of>
 struct binary16_of {
   using floats = typename Of::floats;
   using bits = typename Of::bits;
+  using mask = typename Of::mask;
 
   EXPAR_HD static constexpr floats widen(bits x) {
     bits const magnitude = x & 0x7fffu;
     // Rebias. Subnormal: one exponent higher the mantissa stands behind 2^-14.
-    bits const lowest = Of::below(magnitude, 0x400u);
-    floats const finite = Of::as_floats((magnitude << 13) + 0x38000000u + (lowest & 0x800000u)) -
-                          Of::as_floats(lowest & 0x38800000u);
-    bits const special = ~Of::below(magnitude, 0x7c00u) & 0x7f800000u;
+    mask const lowest = Of::below(magnitude, 0x400u);
+    floats const finite =
+        Of::as_floats((magnitude << 13) + 0x38000000u + Of::set_if(lowest, 0x800000u)) -
+        Of::as_floats(Of::set_if(lowest, 0x38800000u));
+    bits const special = Of::set_unless(Of::below(magnitude, 0x7c00u), 0x7f800000u);
     return Of::as_floats(Of::as_bits(finite) | special | ((x & 0x8000u) << 16));
   }
   EXPAR_HD static constexpr bits narrow(floats x) {
@@ -98,11 +103,11 @@ struct binary16_of {
     // Normal: rebias (subtract 112 << 23), round at bit 13, ties to even.
     bits const normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
     // Subnormal: adding 0.5 aligns the bits of the result with the bottom of the mantissa.
-    bits const lowest = Of::below(magnitude, 0x38800000u);
-    bits const subnormal = Of::as_bits(Of::as_floats(magnitude & lowest) + 0.5f) - 0x3f000000u;
-    bits const beyond = 0x7c00u | (~Of::below(magnitude, 0x7f800001u) & 0x200u);
-    bits const fits = Of::below(magnitude, 0x477ff000u);
-    return sign | (fits & ((lowest & subnormal) | (~lowest & normal))) | (~fits & beyond);
+    mask const lowest = Of::below(magnitude, 0x38800000u);
+    bits const aligned = Of::as_bits(Of::as_floats(Of::keep(lowest, magnitude)) + 0.5f);
+    bits const finite = Of::pick(lowest, aligned - 0x3f000000u, normal);
+    bits const beyond = Of::set_unless(Of::below(magnitude, 0x7f800001u), 0x200u) | 0x7c00u;
+    return sign | Of::pick(Of::below(magnitude, 0x477ff000u), finite, beyond);
   }
 };
 
@@ -110,27 +115,29 @@ template <class Of>
 struct e4m3_of {
   using floats = typename Of::floats;
   using bits = typename Of::bits;
+  using mask = typename Of::mask;
 
   EXPAR_HD static constexpr floats widen(bits x) {
     bits const magnitude = x & 0x7fu;
     // Normal: rebias. Subnormal: one exponent higher the mantissa stands behind 2^-6.
-    bits const lowest = Of::below(magnitude, 8u);
-    floats const finite = Of::as_floats((magnitude << 20) + 0x3c000000u + (lowest & 0x800000u)) -
-                          Of::as_floats(lowest & 0x3c800000u);
-    bits const nan = ~Of::below(magnitude, 0x7fu) & 0x7fc00000u;
+    mask const lowest = Of::below(magnitude, 8u);
+    floats const finite =
+        Of::as_floats((magnitude << 20) + 0x3c000000u + Of::set_if(lowest, 0x800000u)) -
+        Of::as_floats(Of::set_if(lowest, 0x3c800000u));
+    bits const nan = Of::set_unless(Of::below(magnitude, 0x7fu), 0x7fc00000u);
     return Of::as_floats(Of::as_bits(finite) | nan | ((x & 0x80u) << 24));
   }
   EXPAR_HD static constexpr bits narrow(floats x) {
     bits const u = Of::as_bits(x), magnitude = u & 0x7fffffffu;
     // As for binary16: rebias and round at bit 20, or align the bottom bit by adding 2^14.
     bits const normal = (magnitude - 0x3c000000u + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20;
-    bits const lowest = Of::below(magnitude, 0x3c800000u);
-    bits const subnormal = Of::as_bits(Of::as_floats(magnitude & lowest) + 0x1p14f) - 0x46800000u;
-    bits const number = Of::below(magnitude, 0x7f800001u);
-    bits const fits = Of::below(magnitude, 0x43e00001u);
-    bits const sign = (u >> 24) & 0x80u & number;  // one code for every NaN
-    bits const beyond = 0x7fu - (number & 1u);
-    return sign | (fits & ((lowest & subnormal) | (~lowest & normal))) | (~fits & beyond);
+    mask const lowest = Of::below(magnitude, 0x3c800000u);
+    bits const aligned = Of::as_bits(Of::as_floats(Of::keep(lowest, magnitude)) + 0x1p14f);
+    bits const finite = Of::pick(lowest, aligned - 0x46800000u, normal);
+    mask const number = Of::below(magnitude, 0x7f800001u);
+    bits const sign = Of::keep(number, (u >> 24) & 0x80u);  // one code for every NaN
+    bits const beyond = Of::set_unless(number, 1u) | 0x7eu;
+    return sign | Of::pick(Of::below(magnitude, 0x43e00001u), finite, beyond);
   }
 };
 

@@ -37,13 +37,18 @@ struct of_lanes {
   typedef float floats __attribute__((vector_size(Bytes)));
   typedef std::uint32_t bits __attribute__((vector_size(Bytes)));
   typedef std::int32_t integers __attribute__((vector_size(Bytes)));
+  using mask = bits;  // of a lane all or none
 
   EXPAR_ALWAYS_INLINE static floats as_floats(bits b) { return (floats)b; }
   EXPAR_ALWAYS_INLINE static bits as_bits(floats x) { return (bits)x; }
-  EXPAR_ALWAYS_INLINE static bits below(bits a, std::uint32_t b) {
+  EXPAR_ALWAYS_INLINE static mask below(bits a, std::uint32_t b) {
     integers const all = (integers)a < static_cast<std::int32_t>(b) - integers{};
-    return (bits)all;
+    return (mask)all;
   }
+  EXPAR_ALWAYS_INLINE static bits pick(mask m, bits a, bits b) { return (m & a) | (~m & b); }
+  EXPAR_ALWAYS_INLINE static bits keep(mask m, bits a) { return m & a; }
+  EXPAR_ALWAYS_INLINE static bits set_if(mask m, std::uint32_t a) { return m & a; }
+  EXPAR_ALWAYS_INLINE static bits set_unless(mask m, std::uint32_t a) { return ~m & a; }
 };
 
 template <int Bytes>
