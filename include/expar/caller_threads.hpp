@@ -18,7 +18,8 @@ namespace expar::inline v0 {
 /// others work on what operations on `ctx` divide, whatever they are. It returns on all threads
 /// when all have come and the function has ended, and throws its exception on all of them. One
 /// region at a time; every thread takes part in each. Waits as a barrier does: for a thread that
-/// does not come, for ever.
+/// does not come, for ever. Throws on the thread whose index is not 0 to n - 1; the constructor,
+/// where n is less than 1 or memory is null.
 class caller_threads {
  public:
   explicit caller_threads(int threads,

@@ -79,7 +79,9 @@ namespace detail {
 /// Optional in tier 2, where a rank can read what others send where they have it:
 ///   c.read_all_to_all_v(on, in, in_counts, in_displacements, out_counts, read)
 /// is all_to_all_v that copies nothing: once all ranks have come it calls read(place_of), where
-/// place_of(s) is what rank s sends here; it returns when all ranks have read.
+/// place_of(s) is what rank s sends here (a std::byte const*); it returns when all ranks have read,
+/// and throws then what `read` has thrown. Where sizes differ it reads nothing, and ends as
+/// all_to_all_v does.
 template <class C>
 concept reads_in_place = requires(std::remove_cvref_t<C>& c, host_context const& on, void const* in,
                                   byte_counts n, void (*read)(std::byte const* (*)(int))) {

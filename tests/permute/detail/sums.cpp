@@ -7,6 +7,16 @@
 #include "../../support/catch.hpp"
 #include "../../support/random.hpp"
 
+namespace {
+/// May begin at an odd address, which no line does.
+struct bytes_of_bfloat16 {
+  unsigned char bytes[2];
+};
+}  // namespace
+template <>
+struct expar::element_traits<bytes_of_bfloat16>
+    : expar::traits_of_same_bits<bytes_of_bfloat16, expar::bfloat16> {};
+
 using namespace expar::detail;
 using expar::index_t;
 
@@ -77,5 +87,24 @@ TEMPLATE_TEST_CASE("a sum of rows has the bits of its columns, one by one", "[pe
     INFO("round " << round << ", " << n << " columns, " << rows.list.count << " rows, begins at "
                   << begin << ", residual " << kind << ", streams " << way.streams);
     REQUIRE(std::memcmp(out.data(), wanted.data(), out.size() * sizeof(Out)) == 0);
+  }
+}
+
+TEST_CASE("rows whose elements are less aligned than they are large", "[permute]") {
+  expar_test::random draw(6);
+  for (std::size_t begin = 0; begin < 2 * line_bytes; ++begin) {
+    constexpr index_t n = 300;
+    some_rows<bytes_of_bfloat16> const rows(draw, 3, n);
+    alignas(line_bytes) unsigned char memory[2 * line_bytes + 2 * n + 8] = {};
+    auto* const out = reinterpret_cast<bytes_of_bfloat16*>(memory + begin);
+    row_sum<bytes_of_bfloat16, bytes_of_bfloat16>::put(rows.list, out, n, nullptr,
+                                                       {true, rows_ahead});
+    end_streams();
+    INFO("begins at " << begin);
+    for (index_t c = 0; c < n; ++c) {
+      auto const wanted = rows.sum<bytes_of_bfloat16>(c, nullptr);
+      REQUIRE(std::memcmp(&out[c], &wanted, sizeof wanted) == 0);
+    }
+    REQUIRE((memory[begin + 2 * n] == 0 && (begin == 0 || memory[begin - 1] == 0)));
   }
 }

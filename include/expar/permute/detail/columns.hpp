@@ -12,6 +12,7 @@
 EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 
+/// Whether vectors enter the functions that convert: nvcc has none in what is for devices as well.
 #if defined(__CUDACC__)
 inline constexpr bool converts_in_lanes = false;
 #else
@@ -24,7 +25,7 @@ inline constexpr bool in_pairs = std::is_same_v<same_bits_t<T>, bfloat16> ||
                                  (converts_in_lanes && std::is_same_v<same_bits_t<T>, half>);
 /// Or in fours.
 template <class T>
-inline constexpr bool in_quads = converts_in_lanes&& std::is_same_v<same_bits_t<T>, float8_e4m3>;
+inline constexpr bool in_quads = std::is_same_v<same_bits_t<T>, float8_e4m3>&& converts_in_lanes;
 /// Whether columns<T> is there. Any other type is converted in loops over arrays.
 template <class T>
 inline constexpr bool in_vectors = in_pairs<T> || std::is_same_v<same_bits_t<T>, accumulator_t<T>>;

@@ -66,7 +66,8 @@ class row_sum {
       return;
     }
     index_t const last = n - width;
-    if (in_line != 0 && way.streams) {
+    // Elements that are less aligned than they are large may never begin where a line does.
+    if (in_line != 0 && way.streams && to_next_line(to) % sizeof(Out) == 0) {
       index_t const head = static_cast<index_t>(to_next_line(to) / sizeof(Out));
       for (; column < head && column <= last; column += width)
         put_block(rows, column, residual, to + column, 0);
