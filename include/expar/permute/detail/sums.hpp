@@ -53,8 +53,10 @@ class row_sum {
   static constexpr bool by_vectors = in_vectors<T> || in_quads<T>;
   static constexpr index_t most_lanes = vector_bytes / index_t{sizeof(A)};
   static constexpr index_t width = by_vectors ? 4 * most_lanes : 64;  // of a block
-  static constexpr index_t in_line =
-      line_bytes % sizeof(Out) == 0 ? index_t{line_bytes / sizeof(Out)} : 0;
+  // Elements that are less aligned than they are large may never begin where a line does.
+  static constexpr index_t in_line = line_bytes % sizeof(Out) == 0 && alignof(Out) == sizeof(Out)
+                                         ? index_t{line_bytes / sizeof(Out)}
+                                         : 0;
   static constexpr index_t of_lines = in_line > width ? in_line : width;
 
  public:
@@ -66,8 +68,7 @@ class row_sum {
       return;
     }
     index_t const last = n - width;
-    // Elements that are less aligned than they are large may never begin where a line does.
-    if (in_line != 0 && way.streams && to_next_line(to) % sizeof(Out) == 0) {
+    if (in_line != 0 && way.streams) {
       index_t const head = static_cast<index_t>(to_next_line(to) / sizeof(Out));
       for (; column < head && column <= last; column += width)
         put_block(rows, column, residual, to + column, 0);
