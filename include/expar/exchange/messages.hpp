@@ -3,7 +3,7 @@
 
 #include <expar/exchange/cargo.hpp>
 #include <expar/exchange/meeting.hpp>
-#include <expar/exchange/segments.hpp>
+#include <expar/exchange/message_pair.hpp>
 
 namespace expar::inline v0 {
 
@@ -31,12 +31,7 @@ class messages {
         agreed_(memory),
         own_(memory),
         numbers_(memory),
-        outgoing_(memory),
-        incoming_(memory),
-        out_(memory),
-        in_(memory),
-        words_(memory),
-        places_(memory),
+        pair_(memory),
         row_seats_(memory),
         scalar_seats_(memory) {}
 
@@ -74,9 +69,7 @@ class messages {
     if (numbers > static_cast<index_t>(own_.size())) own_.resize(numbers);
     if (numbers * ranks > static_cast<index_t>(numbers_.size())) numbers_.resize(numbers * ranks);
     row_seats_.resize(index_t{ranks}), scalar_seats_.resize(index_t{ranks});
-    places_.resize(index_t{ranks});
-    for (detail::segments* s : {&outgoing_, &incoming_}) s->reserve(ranks);
-    words_.resize(2 * sizeof(detail::word) * static_cast<std::size_t>(ranks));
+    pair_.reserve(ranks);
   }
   /// Collective, after reserve() on all ranks.
   void open(host_context const&) {}
@@ -84,7 +77,8 @@ class messages {
   std::uint64_t* own_numbers() { return own_.data(); }
   void say(detail::word& w, std::uint64_t*, state const*) const {
     w.batches = batches_;
-    w.room = in_place || out_.capacity() < in_.capacity() ? out_.capacity() : in_.capacity();
+    auto const out = pair_.out.capacity(), in = pair_.in.capacity();
+    w.room = in_place || out < in ? out : in;
   }
   std::uint64_t const* gather(host_context const& ctx, detail::word& mine,
                               detail::failure const& wrong, index_t count, index_t& pitch) {
@@ -114,11 +108,11 @@ class messages {
           c.make_room(b);
           c.take_from(b);
           if (read != nullptr) read->take_from(b);
-          point(b.at, c, outgoing_);
+          point(b.at, c, pair_.outgoing);
           write(detail::rows_at<T>(row_seats_, b.at), detail::rows_at<S>(scalar_seats_, b.at));
         },
         [&] {
-          for_each_piece(ctx, b.at, c, incoming_,
+          for_each_piece(ctx, b.at, c, pair_.incoming,
                          [](void* here, void* in_message, index_t bytes, bool streams) {
                            detail::copy_bytes(here, in_message, bytes, streams);
                          });
@@ -142,13 +136,13 @@ class messages {
           checks();
           ready();
           c.take_from(b);
-          for_each_piece(ctx, b.at, c, outgoing_,
+          for_each_piece(ctx, b.at, c, pair_.outgoing,
                          [](void* here, void* in_message, index_t bytes, bool streams) {
                            detail::copy_bytes(in_message, here, bytes, streams);
                          });
         },
         [&] {
-          point(b.at, c, incoming_);
+          point(b.at, c, pair_.incoming);
           read(detail::rows_at<T const>(row_seats_, b.at),
                detail::rows_at<S const>(scalar_seats_, b.at));
         },
@@ -168,23 +162,22 @@ class messages {
   void divide(bool to_experts, detail::seats const& s, index_t row_bytes, index_t scalar_bytes) {
     bool const equal = s.equal_rows >= 0;
     int const ranks = s.place.ranks(), own = equal ? -1 : s.rank;
-    (to_experts ? outgoing_ : incoming_)
+    (to_experts ? pair_.outgoing : pair_.incoming)
         .divide(
             ranks, [&](int p) { return equal ? s.equal_rows : s.rows_to(p); }, row_bytes,
             scalar_bytes, own);
-    (to_experts ? incoming_ : outgoing_)
+    (to_experts ? pair_.incoming : pair_.outgoing)
         .divide(
             ranks, [&](int p) { return equal ? s.equal_rows : s.rows_from(p); }, row_bytes,
             scalar_bytes, own);
     if (s.rule.messages_known) {  // as much as fit() asks
       auto const most = static_cast<std::size_t>(s.message_bytes(s.rank, row_bytes + scalar_bytes));
-      out_.reserve(most);
-      if (!in_place) in_.reserve(most);
+      pair_.out.reserve(most);
+      if (!in_place) pair_.in.reserve(most);
     }
-    out_.resize(outgoing_.bytes());
-    if (!in_place) in_.resize(incoming_.bytes());
-    for (int p = 0; p < ranks; ++p)
-      places_[p] = out_.data() + outgoing_.displacements()[unsigned_of(p)];
+    pair_.out.resize(pair_.outgoing.bytes());
+    if (!in_place) pair_.in.resize(pair_.incoming.bytes());
+    pair_.point_out();
   }
 
   template <class T>
@@ -193,7 +186,7 @@ class messages {
     return {const_cast<std::byte*>(data), rows.strides[0] * index_t{sizeof(T)}};
   }
 
-  /// The seats of all ranks: in the rows here, or in the messages at `places_`.
+  /// The seats of all ranks: in the rows here, or in the messages at `pair_.places`.
   template <class T, class S>
   void point(detail::seats const& s, detail::cargo<T, S> const& c,
              detail::segments const& message) {
@@ -202,8 +195,8 @@ class messages {
         row_seats_[p] = own_seat(c.rows);
         scalar_seats_[p] = {reinterpret_cast<std::byte*>(c.scalars), c.scalar_bytes};
       } else {
-        row_seats_[p] = {places_[p] + message.rows_at, c.row_bytes()};
-        scalar_seats_[p] = {places_[p] + message.scalars_at(p), c.scalar_bytes};
+        row_seats_[p] = {pair_.places[p] + message.rows_at, c.row_bytes()};
+        scalar_seats_[p] = {pair_.places[p] + message.scalars_at(p), c.scalar_bytes};
       }
   }
 
@@ -241,12 +234,12 @@ class messages {
     bool const streams = detail::copy_exceeds_caches(ctx, s.rows(), c.row_bytes());
     for_each_foreign_run(
         ctx, s, c.row_bytes(), [&](int p, index_t at, index_t first, index_t rows) {
-          std::byte* const to = places_[p] + message.rows_at + at * c.row_bytes();
+          std::byte* const to = pair_.places[p] + message.rows_at + at * c.row_bytes();
           index_t const together = c.rows.strides[0] == c.columns ? rows : 1;
           for (index_t i = 0; i < rows && c.columns >= 0; i += together)
             f(c.rows.row(first + i), to + i * c.row_bytes(), together * c.row_bytes(), streams);
           if (c.scalar_bytes != 0)
-            f(c.scalars + first, places_[p] + message.scalars_at(p) + at * c.scalar_bytes,
+            f(c.scalars + first, pair_.places[p] + message.scalars_at(p) + at * c.scalar_bytes,
               rows * c.scalar_bytes, false);
         });
   }
@@ -259,102 +252,20 @@ class messages {
     return true;
   }
 
-  /// Collective. Runs local(ready), which fills the message out once it has called ready(), and
-  /// exchanges messages; then behind(), which finds them at `places_`. Where nobody finds out that
-  /// a rank is elsewhere ranks ask before, unless they have `begun`; then they know the sizes. A
-  /// rank that does not get so far sends its word alone, which is no message. `agreed()` runs once
-  /// all ranks have come.
   template <class Cut, class Local, class Behind, class Agreed>
   void exchange(host_context const& ctx, detail::intention const& mine, detail::seats const& s,
                 bool begun, Cut cut, Local local, Behind behind, bool more, Agreed agreed) {
-    int const ranks = comm().size();
-    bool divided = false;
-    auto const ready = [&] {
-      if (!divided) cut();
-      divided = true;
-    };
-    if (ranks == 1) {
-      local(ready);
-      agreed();
-      return agreed_.behind_message(behind, more);
-    }
-    if (begun) ready();
-    detail::failure const wrong = agreed_.attempt([&] { local(ready); });
-    std::byte *out = out_.data(), *in = in_.data();
-    std::byte* const words = words_.data() + static_cast<std::size_t>(ranks) * sizeof(detail::word);
-    if (!divided) {
-      outgoing_.words_alone(ranks), incoming_.words_alone(ranks);
-      out = words_.data(), in = words;
-    }
-    auto w = detail::agreement::word_of(mine, wrong);
-    bool read = false;  // in place
-    std::exception_ptr failed;
-    auto const read_in_place = [&](auto const& place_of) {
-      bool all = w.intended != 0;
-      for (int r = 0; r < ranks; ++r) {
-        if (r == comm().rank()) continue;
-        places_[r] = const_cast<std::byte*>(place_of(r));
-        std::memcpy(words + static_cast<std::size_t>(r) * sizeof w, places_[r], sizeof w);
-        all = all && detail::word_at(places_[r]).matches(w);
-      }
-      if (!all || std::exchange(read, true)) return;
-      try {
-        behind();
-      } catch (...) {
-        failed = std::current_exception();
-      }
-    };
-    detail::keep_if_lost(
-        [&] {
-          if (!begun) agreed_.begin(ctx, comm(), w, wrong);
-          agreed_.hear(
-              ctx, comm(), w, wrong,
-              [&] {
-                for (int p = 0; p < ranks; ++p)
-                  if (outgoing_.counts()[unsigned_of(p)] != 0)
-                    std::memcpy(out + outgoing_.displacements()[unsigned_of(p)], &w, sizeof w);
-                if constexpr (in_place)
-                  comm().read_all_to_all_v(ctx, out, outgoing_.counts(), outgoing_.displacements(),
-                                           incoming_.counts(), read_in_place);
-                else
-                  swap(ctx, s, out, in);
-              },
-              [&](int r) {
-                return in_place ? words + static_cast<std::size_t>(r) * sizeof w
-                                : in + incoming_.displacements()[unsigned_of(r)];
-              });
-        },
-        out_, in_);
-    agreed();
-    agreed_.behind_message(
-        [&] {
-          if (failed) std::rethrow_exception(failed);
-          if (in_place) return;
-          for (int p = 0; p < ranks; ++p)
-            places_[p] = in + incoming_.displacements()[unsigned_of(p)];
-          behind();
-        },
-        more);
+    pair_.template exchange<in_place>(ctx, comm(), agreed_, mine,
+                                      {begun, s.rule.capacity >= 0, more}, cut, local, behind,
+                                      agreed);
   }
-  void swap(host_context const& ctx, detail::seats const& s, std::byte const* out, std::byte* in) {
-    if constexpr (variable_communicator<Comm>)
-      if (s.rule.capacity < 0) {
-        comm().all_to_all_v(ctx, out, outgoing_.counts(), outgoing_.displacements(), in,
-                            incoming_.counts(), incoming_.displacements());
-        return;
-      }
-    all_to_all(ctx, comm(), out, in, outgoing_.counts()[0], agreed_.counts());
-  }
-  static constexpr std::size_t unsigned_of(int rank) { return static_cast<std::size_t>(rank); }
 
   Comm* comm_;
   std::pmr::memory_resource* memory_;
   detail::shared<detail::side_pool> pool_;
   detail::agreement agreed_;
   detail::buffer<std::uint64_t> own_, numbers_;
-  detail::segments outgoing_, incoming_;
-  detail::buffer<std::byte> out_, in_, words_;
-  detail::buffer<std::byte*> places_;  // where the segment of each rank begins
+  detail::message_pair<Comm> pair_;
   detail::buffer<detail::seat> row_seats_, scalar_seats_;
   std::uint64_t batches_ = 0;
 };
