@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include <expar/element.hpp>
+#include <expar/exchange/hop_tables.hpp>
 #include <expar/exchange/seats.hpp>
 #include <expar/exchange/side.hpp>
 #include <expar/plan/plan.hpp>
@@ -42,10 +43,11 @@ inline index_t bytes_of_rows(index_t rows, index_t columns, std::size_t element)
 /// What a batch is, whatever its rows are made of: its routes, their seats, and its sides.
 struct batch_state {
   explicit batch_state(std::pmr::memory_resource* memory)
-      : plan(memory), at(memory), slot_ids(memory), slot_locations(memory) {}
+      : plan(memory), at(memory), hops(memory), slot_ids(memory), slot_locations(memory) {}
 
   route_plan plan;  // of this rank's tokens, by expert
   seats at;
+  hop_tables hops;  // of a batch that goes by a chain
   shared<side_pool> pool;
   side_memory sides[4];
   bool open[4] = {};  // whether the caller may fill a side
@@ -86,7 +88,8 @@ struct batch_state {
     slot_ids.resize(n), slot_locations.resize(n);
   }
   /// From the routes to experts to those to slots, once `at` is known. `quotas`: how many routes of
-  /// this rank go to each slot, or null where copies are taken by turns.
+  /// this rank go to each slot, or null where copies are taken by turns. Before `at` is known all
+  /// routes are taken to be kept.
   void renumber(index_t const* quotas, seating::turn_table by_turns) {
     cut_ = 0;
     if (!renumbered_) return;
@@ -105,7 +108,7 @@ struct batch_state {
         l /= by_turns.count(e);
       }
       // All shards keep the same routes, or all lose them.
-      if (l >= 0 && l >= at.sent[place.slot(e, copy)]) l = -1, ++cut_;
+      if (l >= 0 && at.sent.size() != 0 && l >= at.sent[place.slot(e, copy)]) l = -1, ++cut_;
       for (int s = 0; s < shards; ++s) {
         slot_ids[i * shards + s] = l < 0 ? -1 : place.slot(e, copy, s);
         slot_locations[i * shards + s] = static_cast<std::int32_t>(l);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <expar/exchange/messages.hpp>
+#include <expar/exchange/hops.hpp>
 #include <expar/exchange/routing.hpp>
 #include <expar/exchange/weight_gradients.hpp>
 #include <expar/exchange/windows.hpp>
@@ -24,6 +24,10 @@ struct transport_of {
 template <class Comm>
 struct transport_of<messages<Comm>> {
   using type = messages<Comm>&;
+};
+template <class Comm>
+struct transport_of<hops<Comm>> {
+  using type = hops<Comm>&;
 };
 template <class Comm>
 struct transport_of<windows<Comm>> {
@@ -91,6 +95,24 @@ class engine {
   template <class T, class W>
   using row_scalar = row_scalar_t<T, W>;
 
+  bool goes_by_chain() {
+    if constexpr (transport_class::has_hops)
+      return x().by_chain();
+    else
+      return false;
+  }
+  bool sums_per_hop() {
+    if constexpr (transport_class::has_hops)
+      return x().sums_per_hop();
+    else
+      return false;
+  }
+  template <class R, class T, class W, class Y>
+  static auto load_of(tensor_view<R const, 2> const& rows, expert_batch<T, W, Y> const& batch) {
+    return
+        typename transport_class::template load<R, W>{rows, batch.state_.routes(), batch.weights()};
+  }
+
   transport_class& x() {
     expects(usable_, "expert_parallel: the object was moved from");
     return x_;
@@ -138,36 +160,43 @@ class engine {
     tensor_view<T const, 2> from;
     c.columns = shape_.hidden, c.scalar_bytes = per_row ? index_t{sizeof(W)} : 0;
     b.dispatched = false;
-    x().to_experts(
-        ctx, {step::dispatch, b.number, id_}, b, c,
-        {{side::rows, c.row_bytes(), c.scalar_bytes}, {side::y, bytes<Y>(shape_.hidden_out), 0}},
-        no_cargo, met, false,
-        [&] {
-          check_prepared("dispatch", batch);
-          from = rows_view<T>(ctx, tokens);
-          check_tokens(from, batch);
-          argument_table a("dispatch");
-          a.reads("tokens", from);
-          c.written_in(a, "rows", b, "hidden");
-        },
-        [&](slot_rows<T> rows, slot_rows<W> scalars) {
-          if (met.numbers != nullptr) from = rows_view<T>(ctx, tokens);
-          argument_table a("dispatch");
-          a.reads("tokens", from);
-          a.writes("rows", c.rows);
-          auto const routes = b.routes();
-          auto const next = next_token(routes, from);
-          scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
-            if constexpr (at_encode)
-              scatter_token<T>(routes, t, from.row(t), c.columns, batch.weights(), rows, streams,
-                               next);
-            else
-              scatter_token<T>(routes, t, from.row(t), c.columns, unit_weights{}, rows, streams,
-                               next);
-            if constexpr (per_row)
-              scatter_scalars<W>(routes, t, batch.weights().at.row(t), scalars);
-          });
-        });
+    intention const mine{step::dispatch, b.number, id_};
+    std::initializer_list<opened_side> const opens = {{side::rows, c.row_bytes(), c.scalar_bytes},
+                                                      {side::y, bytes<Y>(shape_.hidden_out), 0}};
+    auto const checks = [&] {
+      check_prepared("dispatch", batch);
+      from = rows_view<T>(ctx, tokens);
+      check_tokens(from, batch);
+      argument_table a("dispatch");
+      a.reads("tokens", from);
+      c.written_in(a, "rows", b, "hidden");
+    };
+    auto const put = [&](plan_view const& routes, tensor_view<T const, 2> const& x, auto weights,
+                         auto const& rows, auto const& scalars) {
+      auto const next = next_token(routes, x);
+      scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
+        if constexpr (at_encode)
+          scatter_token<T>(routes, t, x.row(t), c.columns, weights, rows, streams, next);
+        else
+          scatter_token<T>(routes, t, x.row(t), c.columns, unit_weights{}, rows, streams, next);
+        if constexpr (per_row) scatter_scalars<W>(routes, t, weights.at.row(t), scalars);
+      });
+    };
+    bool const by_chain = goes_by_chain();
+    if constexpr (transport_class::has_hops)
+      if (by_chain)
+        x().template send_by_chain<W>(
+            ctx, mine, b, c, opens, no_cargo, true, false, checks,
+            [&] { return load_of<T>(from, batch); }, put);
+    if (!by_chain)
+      x().to_experts(ctx, mine, b, c, opens, no_cargo, met, false, checks,
+                     [&](slot_rows<T> rows, slot_rows<W> scalars) {
+                       if (met.numbers != nullptr) from = rows_view<T>(ctx, tokens);
+                       argument_table a("dispatch");
+                       a.reads("tokens", from);
+                       a.writes("rows", c.rows);
+                       put(b.routes(), from, batch.weights(), rows, scalars);
+                     });
     b.dispatched = true;
   }
 
@@ -189,68 +218,96 @@ class engine {
     tensor_view<Y const, 2> d;
     decltype(gradient_or_none(ctx, d_weights)) d_w{};
     using A = row_scalar_t<Y, W>;
-    bool const by_message = has_weights && !transport_class::reaches_peers && x().comm().size() > 1;
+    bool const by_chain = goes_by_chain();
+    bool const by_message =
+        has_weights && !by_chain && !transport_class::reaches_peers && x().comm().size() > 1;
     c.columns = shape_.hidden_out, y.columns = shape_.hidden_out;
     c.scalar_bytes = by_message ? index_t{sizeof(W)} : 0;
     A* dots_here = nullptr;
-    x().to_experts(
-        ctx, {step::combine_backward, b.number, id_}, b, c,
-        {{side::d_y, c.row_bytes(), 0},
-         {side::d_rows, bytes<T>(shape_.hidden), batch.scalar_bytes(side::d_rows)}},
-        has_weights ? &y : nullptr, {}, by_message,
-        [&] {
-          check_dispatched("combine_backward", batch);
-          argument_table a("combine_backward");
-          d = rows_view<Y>(ctx, d_out);
-          a.reads("d_out", d, {tokens_of_batch(batch), {c.columns, "hidden_out"}});
-          if (has_weights) y.read_in(a, "y", b, "hidden_out");
-          c.written_in(a, "d_y", b, "hidden_out");
-          if constexpr (has_weights) {
-            d_w = gradient_or_none(ctx, d_weights);
-            name_weights<A>(a, batch, d_w);
-          }
-          if (!by_message) return;
-          index_t const dots = round_up(bytes<A>(b.at.rows()), 64);
-          std::byte* const scratch = scalars_.resize(dots + bytes<W>(b.at.rows()));
-          dots_here = reinterpret_cast<A*>(scratch);
-          c.scalars = reinterpret_cast<W*>(scratch + dots);
-        },
-        [&](slot_rows<Y> rows, slot_rows<W> scalars) {
-          auto const routes = b.routes();
-          if constexpr (!has_weights) {
-            auto const next = next_token(routes, d);
-            scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
-              scatter_token<Y>(routes, t, d.row(t), c.columns, unit_weights{}, rows, streams, next);
+    intention const mine{step::combine_backward, b.number, id_};
+    std::initializer_list<opened_side> const opens = {
+        {side::d_y, c.row_bytes(), 0},
+        {side::d_rows, bytes<T>(shape_.hidden), batch.scalar_bytes(side::d_rows)}};
+    auto const checks = [&] {
+      check_dispatched("combine_backward", batch);
+      argument_table a("combine_backward");
+      d = rows_view<Y>(ctx, d_out);
+      a.reads("d_out", d, {tokens_of_batch(batch), {c.columns, "hidden_out"}});
+      if (has_weights) y.read_in(a, "y", b, "hidden_out");
+      c.written_in(a, "d_y", b, "hidden_out");
+      if constexpr (has_weights) {
+        d_w = gradient_or_none(ctx, d_weights);
+        name_weights<A>(a, batch, d_w);
+      }
+      if (!has_weights || !(by_message || by_chain)) return;
+      index_t const dots = round_up(bytes<A>(b.at.rows()), 64);
+      std::byte* const scratch = scalars_.resize(dots + bytes<W>(b.at.rows()));
+      dots_here = reinterpret_cast<A*>(scratch);
+      if (by_message) c.scalars = reinterpret_cast<W*>(scratch + dots);
+    };
+    if constexpr (transport_class::has_hops)
+      if (by_chain)
+        x().template send_by_chain<W>(
+            ctx, mine, b, c, opens, has_weights ? &y : nullptr, false,
+            has_weights ? index_t{sizeof(A)} : 0, checks, [&] { return load_of<Y>(d, batch); },
+            [&](plan_view const& routes, tensor_view<Y const, 2> const& from,
+                [[maybe_unused]] auto weights, auto const& rows, auto const&) {
+              scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
+                if constexpr (!has_weights)
+                  scatter_token<Y>(routes, t, from.row(t), c.columns, unit_weights{}, rows, streams,
+                                   next_token(routes, from));
+                else
+                  for (int j = 0; j < routes.top_k; ++j) {
+                    index_t const l = routes.locations[t * routes.top_k + j];
+                    if (l < 0) continue;
+                    dots_here[l] = dot_rows<Y>(y.rows.row(l), from.row(t), c.columns);
+                    put_scaled<Y>(from.row(t), weight_of<A>(weights, t, j), rows(0, l), c.columns,
+                                  streams);
+                  }
+              });
             });
-          } else {
-            auto const y_rows = x().readable(b, y, y_seats_);
-            A* const dots = weight_gradients_.template of_slots<A>();
-            auto const weights = batch.weights();
-            scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
-              for (int j = 0; j < routes.top_k; ++j) {
-                index_t const at = t * routes.top_k + j, l = routes.locations[at];
-                dots[at] = 0;
-                if (l < 0) continue;
-                int const slot = routes.ids[at];
-                W const w = weights.at.row(t)[j];
-                if (y_rows.reach(slot)) {
-                  bool const more = streams && at + 1 < routes.tokens * routes.top_k &&
-                                    routes.locations[at + 1] >= 0 &&
-                                    y_rows.reach(routes.ids[at + 1]);
-                  dots[at] = dot_rows(y_rows(slot, l), d.row(t), c.columns);
-                  put_scaled<Y>(d.row(t), static_cast<A>(widen(w)), rows(slot, l), c.columns,
-                                streams,
-                                more ? next_route(routes, y_rows, at, c.columns) : next_read{});
-                } else {
-                  put_row(d.row(t), rows(slot, l), c.columns, streams);
-                  *scalars(slot, l) = w;
-                }
-              }
-            });
-          }
-        });
-    if constexpr (has_weights && !transport_class::reaches_peers)
+    if (!by_chain)
+      x().to_experts(ctx, mine, b, c, opens, has_weights ? &y : nullptr, {}, by_message, checks,
+                     [&](slot_rows<Y> rows, slot_rows<W> scalars) {
+                       auto const routes = b.routes();
+                       if constexpr (!has_weights) {
+                         auto const next = next_token(routes, d);
+                         scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
+                           scatter_token<Y>(routes, t, d.row(t), c.columns, unit_weights{}, rows,
+                                            streams, next);
+                         });
+                       } else {
+                         auto const y_rows = x().readable(b, y, y_seats_);
+                         A* const dots = weight_gradients_.template of_slots<A>();
+                         auto const weights = batch.weights();
+                         scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
+                           for (int j = 0; j < routes.top_k; ++j) {
+                             index_t const at = t * routes.top_k + j, l = routes.locations[at];
+                             dots[at] = 0;
+                             if (l < 0) continue;
+                             int const slot = routes.ids[at];
+                             W const w = weights.at.row(t)[j];
+                             if (y_rows.reach(slot)) {
+                               bool const more = streams && at + 1 < routes.tokens * routes.top_k &&
+                                                 routes.locations[at + 1] >= 0 &&
+                                                 y_rows.reach(routes.ids[at + 1]);
+                               dots[at] = dot_rows(y_rows(slot, l), d.row(t), c.columns);
+                               put_scaled<Y>(
+                                   d.row(t), static_cast<A>(widen(w)), rows(slot, l), c.columns,
+                                   streams,
+                                   more ? next_route(routes, y_rows, at, c.columns) : next_read{});
+                             } else {
+                               put_row(d.row(t), rows(slot, l), c.columns, streams);
+                               *scalars(slot, l) = w;
+                             }
+                           }
+                         });
+                       }
+                     });
+    if constexpr (has_weights && !transport_class::reaches_peers) {
       if (by_message) bring_dots(ctx, b, y, c, dots_here);
+      if (by_chain) bring_dots_home<W>(ctx, b, dots_here, true, [] {});
+    }
     if constexpr (has_weights) weight_gradients_.template put<A>(b, d_w);
   }
 
@@ -258,27 +315,33 @@ class engine {
   template <class Y, class W, class A>
   void bring_dots(host_context const& ctx, batch_state& b, cargo<Y, W> const& y,
                   cargo<Y, W> const& c, A* dots_here) {
-    cargo<Y, A> home{side::d_y};
+    bring_dots_home<W>(ctx, b, dots_here, false, [&] {
+      x().for_each_foreign_run(
+          ctx, b.at, c.row_bytes(), [&](int, index_t, index_t first, index_t rows) {
+            for (index_t i = first; i < first + rows; ++i) {
+              Y* const row = c.rows.row(i);
+              dots_here[i] = dot_rows<Y>(y.rows.row(i), row, c.columns);
+              put_scaled<Y>(row, static_cast<A>(widen(c.scalars[i])), row, c.columns, false);
+            }
+          });
+    });
+  }
+  /// The gradients of weights, which stand by row after make(), to their routes; `own`: those of
+  /// this rank's rows as well.
+  template <class W, class A, class Make>
+  void bring_dots_home(host_context const& ctx, batch_state& b, A* dots_here, bool own, Make make) {
+    cargo<A, A> home{side::d_y};
     home.scalar_bytes = sizeof(A), home.scalars = dots_here;
-    x().to_tokens(
-        ctx, {step::combine_backward, b.number, id_, 1}, b, home,
-        [&] {
-          x().for_each_foreign_run(
-              ctx, b.at, c.row_bytes(), [&](int, index_t, index_t first, index_t rows) {
-                for (index_t i = first; i < first + rows; ++i) {
-                  Y* const row = c.rows.row(i);
-                  dots_here[i] = dot_rows<Y>(y.rows.row(i), row, c.columns);
-                  put_scaled<Y>(row, static_cast<A>(widen(c.scalars[i])), row, c.columns, false);
-                }
-              });
-        },
-        [&](slot_rows<Y const>, slot_rows<A const> scalars) {
-          auto const routes = b.routes();
-          A* const dots = weight_gradients_.template of_slots<A>();
-          for (index_t i = 0; i < routes.tokens * routes.top_k; ++i)
-            if (routes.locations[i] >= 0 && !b.at.is_own(routes.ids[i]))
-              dots[i] = *scalars(routes.ids[i], routes.locations[i]);
-        });
+    x().to_tokens(ctx, {step::combine_backward, b.number, id_, x().hop_count()}, b, home, make,
+                  [&](slot_rows<A const>, slot_rows<A const> scalars) {
+                    auto const routes = b.routes();
+                    A* const dots = weight_gradients_.template of_slots<A>();
+                    for (index_t i = 0; i < routes.tokens * routes.top_k; ++i)
+                      if (routes.locations[i] < 0)
+                        dots[i] = 0;
+                      else if (own || !b.at.is_own(routes.ids[i]))
+                        dots[i] = *scalars(routes.ids[i], routes.locations[i]);
+                  });
   }
 
   // --- rows home -------------------------------------------------------------------------------
@@ -290,21 +353,28 @@ class engine {
     batch_state& b = batch.state_;
     decltype(as_output<2>(ctx, out)) to{};
     c.columns = shape_.hidden_out;
-    x().to_tokens(
-        ctx, {step::combine, b.number, id_}, b, c,
-        [&] {
-          check_dispatched("combine", batch);
-          argument_table a("combine");
-          c.read_in(a, "y", b, "hidden_out");
-          to = as_output<2>(ctx, out);
-          a.writes("out", to, {tokens_of_batch(batch), {c.columns, "hidden_out"}});
-        },
-        [&](slot_rows<Y const> rows, slot_rows<W const>) {
-          if constexpr (at_decode)
-            gather_tokens(ctx, b.routes(), rows, batch.weights(), to, {}, [](index_t, bool) {});
-          else
-            gather_tokens(ctx, b.routes(), rows, unit_weights{}, to, {}, [](index_t, bool) {});
-        });
+    intention const mine{step::combine, b.number, id_};
+    using weights = std::conditional_t<at_decode, matrix_weights<W>, unit_weights>;
+    auto const checks = [&] {
+      check_dispatched("combine", batch);
+      argument_table a("combine");
+      c.read_in(a, "y", b, "hidden_out");
+      to = as_output<2>(ctx, out);
+      a.writes("out", to, {tokens_of_batch(batch), {c.columns, "hidden_out"}});
+    };
+    bool const adds_on_the_way = sums_per_hop();
+    if constexpr (transport_class::has_hops)
+      if (adds_on_the_way)
+        x().template sum_by_chain<weights>(
+            ctx, mine, b, c, false, checks, [&] { return to; },
+            [] { return tensor_view<element_of<decltype(to)> const, 2>{}; });
+    if (!adds_on_the_way)
+      x().to_tokens(ctx, mine, b, c, checks, [&](slot_rows<Y const> rows, slot_rows<W const>) {
+        if constexpr (at_decode)
+          gather_tokens(ctx, b.routes(), rows, batch.weights(), to, {}, [](index_t, bool) {});
+        else
+          gather_tokens(ctx, b.routes(), rows, unit_weights{}, to, {}, [](index_t, bool) {});
+      });
   }
 
   /// `what`: tokens, d_row_weights, or nothing.
@@ -325,50 +395,78 @@ class engine {
     c.columns = shape_.hidden, c.scalar_bytes = per_row ? index_t{sizeof(S)} : 0;
     tensor_view<T const, 2> tokens;
     tensor_view<S const, 1> row_weights;
-    x().to_tokens(
-        ctx, {step::dispatch_backward, b.number, id_}, b, c,
-        [&] {
-          check_dispatched("dispatch_backward", batch);
-          argument_table a("dispatch_backward");
-          if constexpr (at_encode)
-            tokens = rows_view<T>(ctx, what);
-          else if constexpr (!std::is_same_v<What, none>)
-            row_weights = bring_row_weights(ctx, what, b, c);
-          c.read_in(a, "d_rows", b, "hidden");
-          to = gradient_output<2>(ctx, d_tokens);
-          name_gradient(a, "d_tokens", to, {tokens_of_batch(batch), columns_of(shape_)});
-          if constexpr (has_weights) {
-            d_w = gradient_or_none(ctx, d_weights);
-            name_weights<S>(a, batch, d_w);
-          }
-          if constexpr (at_encode)
-            a.reads("tokens", tokens, {tokens_of_batch(batch), columns_of(shape_)});
-          else if constexpr (!std::is_same_v<What, none>) {
-            a.reads("d_row_weights", row_weights, {rows_of_batch(batch)});
-            expects(row_weights.strides[0] == 1 || row_weights.extents[0] <= 1,
-                    "dispatch_backward: d_row_weights has stride ", row_weights.strides[0],
-                    "; it must be contiguous");
-          }
-        },
-        [&](slot_rows<T const> rows, slot_rows<S const> scalars) {
-          auto const routes = b.routes();
-          auto const weigh = [&](index_t t, [[maybe_unused]] bool beyond) {
-            if constexpr (has_weights) {
-              S* const d = weight_gradients_.template of_slots<S>() + t * routes.top_k;
-              if constexpr (at_encode)
-                for (int j = 0; j < routes.top_k; ++j)
-                  put_dot<T>(routes, t, j, rows, tokens.row(t), c.columns, d, beyond);
-              else
-                gather_scalars<S>(routes, t, scalars, d);
-            }
-          };
-          tensor_view<element_of<decltype(to)>, 2> const out = to;
-          auto const begin = to.adds ? out : tensor_view<element_of<decltype(to)>, 2>{};
-          if constexpr (at_encode)
-            gather_tokens(ctx, routes, rows, batch.weights(), out, begin, weigh);
-          else
-            gather_tokens(ctx, routes, rows, unit_weights{}, out, begin, weigh);
-        });
+    using out_element = element_of<decltype(to)>;
+    intention mine{step::dispatch_backward, b.number, id_};
+    bool const adds_on_the_way = sums_per_hop();
+    auto const residual = [&]() -> tensor_view<out_element const, 2> {
+      return to.adds ? tensor_view<out_element, 2>(to) : tensor_view<out_element, 2>{};
+    };
+    auto const checks = [&] {
+      check_dispatched("dispatch_backward", batch);
+      argument_table a("dispatch_backward");
+      if constexpr (at_encode)
+        tokens = rows_view<T>(ctx, what);
+      else if constexpr (!std::is_same_v<What, none>)
+        row_weights = bring_row_weights(ctx, what, b, c);
+      c.read_in(a, "d_rows", b, "hidden");
+      to = gradient_output<2>(ctx, d_tokens);
+      name_gradient(a, "d_tokens", to, {tokens_of_batch(batch), columns_of(shape_)});
+      if constexpr (has_weights) {
+        d_w = gradient_or_none(ctx, d_weights);
+        name_weights<S>(a, batch, d_w);
+      }
+      if constexpr (at_encode)
+        a.reads("tokens", tokens, {tokens_of_batch(batch), columns_of(shape_)});
+      else if constexpr (!std::is_same_v<What, none>) {
+        a.reads("d_row_weights", row_weights, {rows_of_batch(batch)});
+        expects(row_weights.strides[0] == 1 || row_weights.extents[0] <= 1,
+                "dispatch_backward: d_row_weights has stride ", row_weights.strides[0],
+                "; it must be contiguous");
+      }
+      expects(!(adds_on_the_way && at_encode),
+              "dispatch_backward: weights were applied at encode, "
+              "and their gradients need every row at home; a chain that sums per hop brings none");
+    };
+    if constexpr (transport_class::has_hops && !at_encode)
+      if (adds_on_the_way) {
+        x().template sum_by_chain<unit_weights>(
+            ctx, mine, b, c, per_row, checks, [&] { return tensor_view<out_element, 2>(to); },
+            residual);
+        if constexpr (has_weights) {
+          cargo<S, S> home{side::d_rows};
+          home.scalar_bytes = sizeof(S), home.scalars = c.scalars;
+          mine.phase = x().hop_count();
+          x().to_tokens(
+              ctx, mine, b, home, [] {},
+              [&](slot_rows<S const>, slot_rows<S const> scalars) {
+                auto const routes = b.routes();
+                for (index_t t = 0; t < routes.tokens; ++t)
+                  gather_scalars<S>(routes, t, scalars,
+                                    weight_gradients_.template of_slots<S>() + t * routes.top_k);
+              });
+        }
+      }
+    if (!adds_on_the_way || at_encode)
+      x().to_tokens(ctx, mine, b, c, checks,
+                    [&](slot_rows<T const> rows, slot_rows<S const> scalars) {
+                      auto const routes = b.routes();
+                      auto const weigh = [&](index_t t, [[maybe_unused]] bool beyond) {
+                        if constexpr (has_weights) {
+                          S* const d = weight_gradients_.template of_slots<S>() + t * routes.top_k;
+                          if constexpr (at_encode)
+                            for (int j = 0; j < routes.top_k; ++j)
+                              put_dot<T>(routes, t, j, rows, tokens.row(t), c.columns, d, beyond);
+                          else
+                            gather_scalars<S>(routes, t, scalars, d);
+                        }
+                      };
+                      tensor_view<element_of<decltype(to)>, 2> const out = to;
+                      auto const begin = residual();
+                      if constexpr (at_encode)
+                        gather_tokens(ctx, routes, rows, batch.weights(), out, begin, weigh);
+                      else
+                        gather_tokens(ctx, routes, rows, unit_weights{}, out, begin, weigh);
+                    });
     if constexpr (has_weights) weight_gradients_.template put<S>(b, d_w);
   }
 

@@ -7,6 +7,9 @@
 
 namespace expar::inline v0 {
 
+template <class Comm>
+class hops;
+
 /// The transport of ranks that send each other messages: by all_to_all_v, or by all_to_all where a
 /// capacity makes all segments equal. A row of another rank is packed into the message when it is
 /// scattered, and copied out of it once; a row of the own rank never enters one.
@@ -36,6 +39,8 @@ class messages {
         scalar_seats_(memory) {}
 
  private:
+  template <class>
+  friend class hops;
   template <class, class, class>
   friend class detail::engine;
   template <class>
@@ -46,7 +51,7 @@ class messages {
   using state = detail::batch_state;
 
   /// Whether rows on other ranks can be read where they are.
-  static constexpr bool reaches_peers = false;
+  static constexpr bool reaches_peers = false, has_hops = false;
   static constexpr bool has_ragged_rows = variable_communicator<Comm>;
   static constexpr bool checks_sizes = detail::checks_sizes<Comm>;
   /// Whether messages are read where their senders have them.
@@ -55,6 +60,8 @@ class messages {
 
   Comm& comm() const { return *comm_; }
   detail::agreement& agreed() { return agreed_; }
+  /// Messages that an operation takes to bring rows to experts.
+  static constexpr unsigned hop_count() { return 1; }
   /// The largest number of a batch here; ranks agree on the next when they meet.
   std::uint64_t& batches() { return batches_; }
   detail::shared<detail::side_pool> pool() const { return pool_; }

@@ -40,9 +40,15 @@ class routing {
             std::uint64_t const (&types)[3], Checks checks) {
     constexpr bool asks_quotas = !std::is_same_v<Quotas, take_turns>;
     intention mine{asks_quotas ? step::quotas : step::prepare, 0, object};
+    // Over a chain ranks also tell how many rows pass: at once, if this rank knows what it sends.
+    index_t parcels = 0;
+    constexpr bool has_hops = X::has_hops;
+    if constexpr (has_hops) parcels = x.parcel_numbers();
+    constexpr bool at_once = !asks_quotas && !has_capacity;
+    bool const known = at_once && !rule(x).drops;
     b.forget();
     told met = meet(
-        ctx, x, mine, &b, numbers(),
+        ctx, x, mine, &b, numbers() + (known ? parcels : 0),
         [&] {
           arguments a(ctx, "dispatch");
           auto const ids = a.ids("ids", routes.ids, {any_extent, top_k_of(shape_)});
@@ -50,16 +56,25 @@ class routing {
           b.plan.place(
               ctx, ids, shape_.experts,
               has_capacity ? route_plan::order::choice_major : route_plan::order::token_major);
-          b.at.begin(place_, x.comm().rank(), rule(!X::reaches_peers, !X::checks_sizes));
+          b.at.begin(place_, x.comm().rank(), rule(x));
           b.reserve_routes();
           keep(w, weights);
+          if constexpr (has_hops) x.reserve_parcels(b);
+          if constexpr (at_once)
+            if (known && parcels != 0) {
+              b.plan.lay_out(ragged{layout_.alignment});
+              seating_.note_turns(place_, b.at.rank);
+              b.renumber(nullptr, seating_.turns_here());
+            }
           checks();
         },
         [&](std::uint64_t* own) {
           *own++ = static_cast<std::uint64_t>(b.plan.tokens());
           for (std::uint64_t const type : types) *own++ = type;
           std::memcpy(own, b.plan.counts().data(), b.plan.counts().size_bytes());
+          if (known) tell_parcels(x, b, own + shape_.experts);
         });
+    if (known) take_parcels(x, met, numbers(), b);
     for (int r = 0; r < place_.ranks(); ++r)
       if (std::uint64_t const n = met.word_of(r).batches; n > x.batches()) x.batches() = n;
     mine.batch = ++x.batches();
@@ -70,16 +85,36 @@ class routing {
     else
       seating_.take_turns(place_, kept, b.at.rank);
     seating_.seat(b.at);
+    expects(parcels == 0 || b.at.needed <= INT32_MAX, "dispatch: a rank would get ", b.at.needed,
+            " rows; over hops it has at most ", INT32_MAX);
     b.renumber(asks_quotas ? quotas_.data() : nullptr, seating_.turns_here());
+    if (!known && parcels != 0) {
+      ++mine.phase;
+      met = meet(
+          ctx, x, mine, &b, parcels, [] {}, [&](std::uint64_t* own) { tell_parcels(x, b, own); });
+      take_parcels(x, met, 0, b);
+    }
     b.pool = x.pool();
     b.number = mine.batch, b.prepared = true;
     return met;
   }
 
  private:
-  seat_rule rule(bool by_message, bool messages_known) const {
+  template <class X>
+  static void tell_parcels(X& x, batch_state const& b, std::uint64_t* own) {
+    if constexpr (X::has_hops)
+      if (x.parcel_numbers() != 0) x.count_parcels(b.routes(), b.at.place.rank_of_slots(), own);
+  }
+  template <class X>
+  static void take_parcels(X& x, told const& met, index_t first, batch_state& b) {
+    if constexpr (X::has_hops)
+      if (x.parcel_numbers() != 0) x.take_parcels(met, first, b);
+  }
+  template <class X>
+  seat_rule rule(X& x) const {
     seat_rule r;
-    r.by_message = by_message, r.messages_known = messages_known;
+    r.by_message = !X::reaches_peers, r.messages_known = !X::checks_sizes;
+    if constexpr (X::has_hops) r.by_chain = x.parcel_numbers() != 0;
     if constexpr (!has_capacity) r.alignment = layout_.alignment;
     if constexpr (has_budget) r.budget = layout_.rows, r.drops = layout_.drops;
     r.in_turn = place_.ranks_per_node() == 0;

@@ -18,6 +18,7 @@ struct seat_rule {
   bool drops = false;           // what is beyond the budget, instead of an error
   bool by_message = false;      // rows to another rank stand in a message
   bool messages_known = false;  // whether every rank knows the messages of all
+  bool by_chain = false;        // whether rows pass other ranks on their way
 
   /// Whether rows may only fill.
   bool pads() const { return alignment != 1 || capacity >= 0; }
@@ -28,6 +29,7 @@ struct seats {
   explicit seats(std::pmr::memory_resource* memory)
       : sent(memory),
         to(memory),
+        final(memory),
         arrived(memory),
         first_row(memory),
         offsets(memory),
@@ -38,8 +40,9 @@ struct seats {
   int rank = 0;
   seat_rule rule;
 
-  buffer<index_t> sent;  // [slots]: rows of this rank
-  buffer<index_t> to;    // [slots]: the first of them, on their rank or in the message to it
+  buffer<index_t> sent;   // [slots]: rows of this rank
+  buffer<index_t> to;     // [slots]: the first of them, on their rank or in the message to it
+  buffer<index_t> final;  // [slots]: the first of them on their rank, where rows go by a chain
   buffer<index_t> arrived, first_row;  // [ranks * locals]: by rank and local slot
   buffer<index_t> offsets, counts;     // [locals + 1], [locals]
   buffer<index_t> abroad;              // [2 * ranks]: rows to other ranks, and from them
@@ -55,12 +58,14 @@ struct seats {
     auto const local = static_cast<std::size_t>(of.count(own_rank));
     auto const blocks = local * static_cast<std::size_t>(of.ranks());
     sent.reserve(all), to.reserve(all);
+    if (rule.by_chain) final.reserve(all);
     arrived.reserve(blocks), first_row.reserve(blocks);
     offsets.reserve(local + 1), counts.reserve(local);
     if (rule.messages_known) abroad.reserve(2 * static_cast<std::size_t>(of.ranks()));
   }
   void clear() {
-    sent.clear(), to.clear(), arrived.clear(), first_row.clear(), offsets.clear(), counts.clear();
+    sent.clear(), to.clear(), final.clear(), arrived.clear(), first_row.clear(), offsets.clear(),
+        counts.clear();
     room = 0, needed = 0, equal_rows = -1;
   }
 
@@ -144,20 +149,30 @@ class seating {
     return filled;
   }
 
+  /// Which copies the own rank takes in turn.
+  void note_turns(placement const& place, int own) {
+    if (place.is_identity()) return;
+    int noted = 0;
+    for (int e = 0; e < place.experts(); ++e) {
+      turns const copies(place, e, own);
+      begin_[e] = noted;
+      for (int c = 0; c < place.copies(e); ++c)
+        if (copies.takes(c)) copies_[noted++] = c;
+      begin_[e + 1] = noted;
+    }
+  }
   /// Splits `kept`: copies in turn. Notes those of `own` rank.
   void take_turns(placement const& place, tensor_view<index_t const, 2> const& from, int own) {
     rows_ = from;
     if (place.is_identity()) return;
+    note_turns(place, own);
     auto const to = split(place);
     for (index_t i = 0; i < to.size(); ++i) to.data[i] = 0;
-    int noted = 0;
     for (int r = 0; r < place.ranks(); ++r)
       for (int e = 0; e < place.experts(); ++e) {
         turns const copies(place, e, r);
-        if (r == own) begin_[e] = noted, begin_[e + 1] = noted + copies.count();
         for (int c = 0, turn = 0; c < place.copies(e); ++c) {
           if (!copies.takes(c)) continue;
-          if (r == own) copies_[noted++] = c;
           index_t const n = copies.share(from.row(r)[e], turn++);
           for (int i = 0; i < place.shards(); ++i) to.row(r)[place.slot(e, c, i)] = n;
         }
@@ -234,10 +249,12 @@ class seating {
 
   /// Where the rows of this rank stand: on the rank of their slot, or in the message to it.
   void seat_own(seats& s) {
+    if (s.rule.by_chain) s.final.resize(index_t{s.place.slot_count()});
     for (int r = 0; r < s.place.ranks(); ++r) {
       index_t sent = 0;
       for_each_slot(s, r, [&](int slot, index_t begin) {
         s.to[slot] += begin;
+        if (s.rule.by_chain) s.final[slot] = s.to[slot];
         if (!s.rule.by_message || r == s.rank) return;
         s.to[slot] = sent;
         sent += s.equal_rows < 0 ? s.sent[slot] : s.room_of(slot);

@@ -36,7 +36,8 @@ class windows {
   using state = detail::batch_state;
   using window = decltype(std::declval<Comm&>().allocate_window(std::size_t{}));
 
-  static constexpr bool reaches_peers = true, has_ragged_rows = true, checks_sizes = true;
+  static constexpr bool reaches_peers = true, has_hops = false, has_ragged_rows = true,
+                        checks_sizes = true;
   static constexpr int most_pieces = 1024;
   // The numbers of a meeting: the word; how many pieces there are; which of them the sides of the
   // batch have (16 bits each); and a bit for each piece that is free. Of an operation: whether the
