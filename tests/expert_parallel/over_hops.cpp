@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <expar/exchange/hops.hpp>
 #include <expar/expert_parallel.hpp>
 
 #include "../support/fixed16.hpp"

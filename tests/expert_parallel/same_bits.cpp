@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 
+#include <expar/exchange/hops.hpp>
 #include <expar/expert_parallel.hpp>
 
 #include "../support/thread_ranks.hpp"
@@ -42,6 +43,7 @@ struct setting {
   int ranks = 1, threads = 1;
   placed placement = placed::blocks;
   bool capacity = false, by_windows = false;
+  int per_node = 0;  // where rows go by a chain of hops
 };
 
 std::unique_ptr<drawn_problem> problem_of(stream const& s, setting const& how) {
@@ -167,7 +169,10 @@ numbers run_stream(stream const& s, setting const& how) {
       else
         with_engine<expar::ragged, expar::weights_at_decode>(transport, *d, expar::ragged{}, go);
     };
-    if (how.by_windows)
+    auto const nodes = expar::topology::blocks(how.ranks, how.per_node + (how.per_node == 0));
+    if (how.per_node != 0)
+      on(expar::hops(comm, expar::chain::once_per_node(nodes)));
+    else if (how.by_windows)
       on(expar::windows(comm));
     else
       on(expar::messages(comm));
@@ -190,6 +195,8 @@ TEMPLATE_TEST_CASE("the same bits for any number of ranks and threads, transport
         INFO("ranks " << ranks << " placement " << static_cast<int>(where));
         REQUIRE(run_stream<TestType>(s, {ranks, 1, where, turn % 3 == 0, false}) == alone);
         REQUIRE(run_stream<TestType>(s, {ranks, 1, where, turn % 3 == 1, true}) == alone);
+        REQUIRE(run_stream<TestType>(s, {ranks, 1, where, turn % 3 == 2, false,
+                                         1 + static_cast<int>(turn % 4)}) == alone);
       }
   }
   for (std::uint64_t seed = 100; seed < 102; ++seed) {
@@ -200,6 +207,7 @@ TEMPLATE_TEST_CASE("the same bits for any number of ranks and threads, transport
     REQUIRE(run_stream<TestType>(s, {1, 3, placed::whole, true, true}) == alone);
     REQUIRE(run_stream<TestType>(s, {2, 3, placed::replicated, false, true}) == alone);
     REQUIRE(run_stream<TestType>(s, {3, 2, placed::table, true, false}) == alone);
+    REQUIRE(run_stream<TestType>(s, {4, 2, placed::blocks, false, false, 2}) == alone);
   }
 }
 

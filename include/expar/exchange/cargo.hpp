@@ -14,6 +14,8 @@ template <class Layout>
 class routing;
 template <class From, class Layout, class Site>
 class engine;
+template <class From>
+struct transport_of;
 
 /// Where the rows of a rank begin, wherever that is; null where this one cannot reach them.
 struct seat {

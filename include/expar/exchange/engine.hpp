@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <expar/exchange/hops.hpp>
+#include <expar/exchange/messages.hpp>
 #include <expar/exchange/routing.hpp>
 #include <expar/exchange/weight_gradients.hpp>
 #include <expar/exchange/windows.hpp>
@@ -24,10 +24,6 @@ struct transport_of {
 template <class Comm>
 struct transport_of<messages<Comm>> {
   using type = messages<Comm>&;
-};
-template <class Comm>
-struct transport_of<hops<Comm>> {
-  using type = hops<Comm>&;
 };
 template <class Comm>
 struct transport_of<windows<Comm>> {

@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include <expar/detail/buffer.hpp>
-#include <expar/exchange/chain.hpp>
 #include <expar/permute/detail/rows.hpp>
 
 namespace expar::inline v0::detail {

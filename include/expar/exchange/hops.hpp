@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <expar/exchange/chain.hpp>
 #include <expar/exchange/messages.hpp>
 #include <expar/permute/detail/movers.hpp>
 
@@ -28,8 +29,8 @@ class hops : private messages<Comm> {
   using state = detail::batch_state;
 
  public:
-  hops(Comm& comm, chain way, std::pmr::memory_resource* memory = std::pmr::get_default_resource())
-      : base(comm, memory),
+  hops(Comm& of, chain way, std::pmr::memory_resource* memory = std::pmr::get_default_resource())
+      : base(of, memory),
         chain_(std::move(way)),
         pairs_{detail::message_pair<Comm>(memory), detail::message_pair<Comm>(memory)},
         rail_(memory),
@@ -409,6 +410,11 @@ class hops : private messages<Comm> {
   detail::buffer<int> rail_, node_;      // [ranks]: to whom rows for a rank go by each hop, or -1
   detail::buffer<index_t> last_, next_;  // [ranks]
   detail::buffer<std::byte> of_rank_, of_node_;  // sums of this rank and node
+};
+
+template <class Comm>
+struct detail::transport_of<hops<Comm>> {
+  using type = hops<Comm>&;
 };
 
 }  // namespace expar::inline v0
