@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/exchange/engine.hpp>
+#include <expar/exchange/wire.hpp>
 #include <expar/expert_batch.hpp>
 
 namespace expar::inline v0 {
@@ -82,10 +83,31 @@ class expert_parallel : private detail::engine<From, Layout, Site> {
     steps::send(ctx, tokens, batch, {}, cargo<T, W>{side::rows});
   }
   template <class Tokens, class T, class W, class Y, class Rows>
-  void dispatch(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch,
-                Rows&& rows) {
+  requires(!wire_format<std::remove_cvref_t<Rows>, T>) void dispatch(host_context const& ctx,
+                                                                     Tokens const& tokens,
+                                                                     expert_batch<T, W, Y>& batch,
+                                                                     Rows&& rows) {
     steps::send(ctx, tokens, batch, {},
                 steps::template callers<T, W>(ctx, side::rows, batch, rows));
+  }
+
+  /// The same with rows that are packed while they travel, `format` being wire<bfloat16>{},
+  /// wire<float8_e4m3>{} or a wire_format of the caller: batch.rows() are what unpack() makes of
+  /// what pack() made of the tokens, on the own rank too, for any number of ranks. Backward goes
+  /// straight through. Not with weights at encode. One collective, of format.bytes(hidden) a row.
+  template <class Tokens, class T, class W, class Y, wire_format<T> Format>
+  void dispatch(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch,
+                Format const& format) {
+    steps::send_packed(ctx, tokens, batch, format);
+  }
+
+  /// What belongs to tokens beside their rows, as ids, positions, or rows that the caller has
+  /// quantized: what [T, n] of any trivially copyable type to `to` [N, n] of the same, by the
+  /// routes of a prepared batch. All ranks pass rows of as many bytes. Rows of `to` that are
+  /// padding become zero bytes. From then on the batch has y(). One collective.
+  template <class What, class T, class W, class Y, class To>
+  void carry(host_context const& ctx, What const& what, expert_batch<T, W, Y>& batch, To&& to) {
+    steps::carry(ctx, what, batch, to);
   }
 
   /// Both parts: tokens [T, hidden] and their routes to batch.rows(). The second form makes the

@@ -104,6 +104,7 @@ class agreement {
   static word word_of(intention const& mine, failure const& wrong) {
     word w;
     w.intended = wrong ? 0 : mine.packed(), w.object = mine.object;
+    w.row_bytes = static_cast<std::uint64_t>(mine.row_bytes);
     return w;
   }
 

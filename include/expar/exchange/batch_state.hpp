@@ -49,8 +49,8 @@ struct batch_state {
   seats at;
   hop_tables hops;  // of a batch that goes by a chain
   shared<side_pool> pool;
-  side_memory sides[4];
-  bool open[4] = {};  // whether the caller may fill a side
+  side_memory sides[side_count];
+  bool open[side_count] = {};  // whether the caller may fill a side
   std::uint64_t number = 0;
   cleared_by_move<bool> prepared, dispatched;
 
@@ -77,7 +77,7 @@ struct batch_state {
   void forget() {
     prepared = false, dispatched = false;
     at.clear();
-    for (side const s : {side::rows, side::y, side::d_y, side::d_rows}) release(s);
+    for (int s = 0; s < side_count; ++s) release(static_cast<side>(s));
   }
 
   /// Memory for renumber(), which must not fail.

@@ -103,7 +103,8 @@ struct cargo {
  private:
   /// Over windows what the caller has brought goes through the side, if that is there.
   void name_side(argument_table& a, batch_state const& b) const {
-    constexpr char const* sides[] = {"batch.rows()", "batch.y()", "batch.d_y()", "batch.d_rows()"};
+    constexpr char const* sides[] = {"batch.rows()", "batch.y()", "batch.d_y()", "batch.d_rows()",
+                                     "what is carried"};
     if (callers && b.of(at).held()) a.writes(sides[static_cast<int>(at)], rows_of(b));
   }
 };

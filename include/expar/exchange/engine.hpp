@@ -145,7 +145,40 @@ class engine {
     a.reads("tokens", tokens, {tokens_of_batch(batch), columns_of(shape_)});
   }
 
-  /// `met`: the words of the ranks, if they have met for the tokens already.
+  /// Collective. The rows that rows_of() gives, by the routes of a batch to `c`; `Scales`: times
+  /// the weights of routes, `Scalars`: with these beside them. `met`: the words of the ranks, if
+  /// they have met for this already.
+  template <bool Scales, bool Scalars, class X, class T, class W, class Y, class Checks, class Rows>
+  void send_rows(host_context const& ctx, expert_batch<T, W, Y>& batch, intention const& mine,
+                 std::initializer_list<opened_side> opens, told const& met, cargo<X, W>& c,
+                 Checks checks, Rows rows_of) {
+    batch_state& b = batch.state_;
+    auto const put = [&](plan_view const& routes, tensor_view<X const, 2> const& x, auto weights,
+                         auto const& rows, auto const& scalars) {
+      auto const next = next_token(routes, x);
+      scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
+        if constexpr (Scales)
+          scatter_token<X>(routes, t, x.row(t), c.columns, weights, rows, streams, next);
+        else
+          scatter_token<X>(routes, t, x.row(t), c.columns, unit_weights{}, rows, streams, next);
+        if constexpr (Scalars) scatter_scalars<W>(routes, t, weights.at.row(t), scalars);
+      });
+    };
+    bool const by_chain = goes_by_chain();
+    b.dispatched = false;
+    if constexpr (transport_class::has_hops)
+      if (by_chain)
+        x().template send_by_chain<W>(
+            ctx, mine, b, c, opens, no_cargo, true, false, checks,
+            [&] { return load_of<X>(rows_of(), batch); }, put);
+    if (!by_chain)
+      x().to_experts(ctx, mine, b, c, opens, no_cargo, met, false, checks,
+                     [&](slot_rows<X> rows, slot_rows<W> scalars) {
+                       put(b.routes(), rows_of(), batch.weights(), rows, scalars);
+                     });
+    b.dispatched = true;
+  }
+
   template <class Tokens, class T, class W, class Y>
   void send(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch,
             told const& met, cargo<T, W> c) {
@@ -155,45 +188,110 @@ class engine {
     batch_state& b = batch.state_;
     tensor_view<T const, 2> from;
     c.columns = shape_.hidden, c.scalar_bytes = per_row ? index_t{sizeof(W)} : 0;
+    send_rows<at_encode, per_row>(
+        ctx, batch, {step::dispatch, b.number, id_},
+        {{side::rows, c.row_bytes(), c.scalar_bytes}, {side::y, bytes<Y>(shape_.hidden_out), 0}},
+        met, c,
+        [&] {
+          check_prepared("dispatch", batch);
+          from = rows_view<T>(ctx, tokens);
+          check_tokens(from, batch);
+          argument_table a("dispatch");
+          a.reads("tokens", from);
+          c.written_in(a, "rows", b, "hidden");
+        },
+        [&] {
+          if (met.numbers != nullptr) from = rows_view<T>(ctx, tokens);
+          argument_table a("dispatch");
+          a.reads("tokens", from);
+          a.writes("rows", c.rows);
+          return from;
+        });
+  }
+
+  /// Rows that are packed as `format` says while they travel.
+  template <class Tokens, class T, class W, class Y, class Format>
+  void send_packed(host_context const& ctx, Tokens const& tokens, expert_batch<T, W, Y>& batch,
+                   Format const& format) {
+    static_assert(!at_encode,
+                  "expar: what is packed is not scaled on its way; apply weights at decode or per "
+                  "row");
+    batch_state& b = batch.state_;
+    index_t const packed = format.bytes(shape_.hidden);
+    tensor_view<T const, 2> from;
+    tensor_view<std::byte, 2> leaves;
+    cargo<std::byte, W> c{carried};
+    c.columns = packed, c.scalar_bytes = per_row ? index_t{sizeof(W)} : 0, c.callers = true;
+    cargo<T, W> arrives{side::rows};
+    arrives.columns = shape_.hidden, arrives.scalar_bytes = c.scalar_bytes;
+    b.release(carried);
+    send_rows<false, per_row>(
+        ctx, batch, {step::dispatch, b.number, id_, 0, packed},
+        {{carried, packed, c.scalar_bytes},
+         {side::rows, arrives.row_bytes(), c.scalar_bytes},
+         {side::y, bytes<Y>(shape_.hidden_out), 0}},
+        {}, c,
+        [&] {
+          check_prepared("dispatch", batch);
+          from = rows_view<T>(ctx, tokens);
+          check_tokens(from, batch);
+          index_t const out = bytes_of_rows(b.plan.tokens(), packed, 1);
+          index_t const in = bytes_of_rows(b.at.rows(), packed, 1);
+          std::byte* const memory = scalars_.resize(round_up(out, 64) + in);
+          leaves = make_view(memory, b.plan.tokens(), packed);
+          c.rows = make_view(memory + round_up(out, 64), b.at.rows(), packed);
+          arrives.make_room(b);
+        },
+        [&]() -> tensor_view<std::byte const, 2> {
+          ctx.for_each_chunk(from.extents[0], 1 + 262144 / (1 + packed),
+                             [&](int, index_t first, index_t last) {
+                               for (index_t t = first; t < last; ++t)
+                                 format.pack(from.row(t), leaves.row(t), shape_.hidden);
+                             });
+          return leaves;
+        });
     b.dispatched = false;
-    intention const mine{step::dispatch, b.number, id_};
-    std::initializer_list<opened_side> const opens = {{side::rows, c.row_bytes(), c.scalar_bytes},
-                                                      {side::y, bytes<Y>(shape_.hidden_out), 0}};
-    auto const checks = [&] {
-      check_prepared("dispatch", batch);
-      from = rows_view<T>(ctx, tokens);
-      check_tokens(from, batch);
-      argument_table a("dispatch");
-      a.reads("tokens", from);
-      c.written_in(a, "rows", b, "hidden");
-    };
-    auto const put = [&](plan_view const& routes, tensor_view<T const, 2> const& x, auto weights,
-                         auto const& rows, auto const& scalars) {
-      auto const next = next_token(routes, x);
-      scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
-        if constexpr (at_encode)
-          scatter_token<T>(routes, t, x.row(t), c.columns, weights, rows, streams, next);
-        else
-          scatter_token<T>(routes, t, x.row(t), c.columns, unit_weights{}, rows, streams, next);
-        if constexpr (per_row) scatter_scalars<W>(routes, t, weights.at.row(t), scalars);
-      });
-    };
-    bool const by_chain = goes_by_chain();
-    if constexpr (transport_class::has_hops)
-      if (by_chain)
-        x().template send_by_chain<W>(
-            ctx, mine, b, c, opens, no_cargo, true, false, checks,
-            [&] { return load_of<T>(from, batch); }, put);
-    if (!by_chain)
-      x().to_experts(ctx, mine, b, c, opens, no_cargo, met, false, checks,
-                     [&](slot_rows<T> rows, slot_rows<W> scalars) {
-                       if (met.numbers != nullptr) from = rows_view<T>(ctx, tokens);
-                       argument_table a("dispatch");
-                       a.reads("tokens", from);
-                       a.writes("rows", c.rows);
-                       put(b.routes(), from, batch.weights(), rows, scalars);
-                     });
+    x().agreed().behind_message([&] {
+      auto const rows = arrives.rows_of(b);
+      ctx.for_each_chunk(rows.extents[0], 1 + 262144 / (1 + packed),
+                         [&](int, index_t first, index_t last) {
+                           for (index_t i = first; i < last; ++i)
+                             format.unpack(c.rows.row(i), rows.row(i), shape_.hidden);
+                         });
+      if (per_row)
+        copy_bytes(b.of(side::rows).scalars(), c.scalars, b.at.rows() * index_t{sizeof(W)});
+    });
+    b.release(carried);
     b.dispatched = true;
+  }
+
+  /// Rows of any type and width, from the caller's tensor to the caller's.
+  template <class What, class T, class W, class Y, class To>
+  void carry(host_context const& ctx, What const& what, expert_batch<T, W, Y>& batch, To& to) {
+    using X = element_of<decltype(as_view<2>(ctx, what))>;
+    static_assert(std::is_trivially_copyable_v<X>, "expar: what is carried is copied as bytes");
+    batch_state& b = batch.state_;
+    tensor_view<X const, 2> from;
+    auto c = cargo_of_caller<X, W>(carried, b, {}, [&] {
+      from = rows_view<X>(ctx, what);
+      auto const v = as_output<2>(ctx, to);
+      static_assert(std::is_same_v<element_of<decltype(v)>, X>,
+                    "expar: what is carried arrives in the element type in which it leaves");
+      return v;
+    });
+    c.callers = true, c.columns = from.extents[1];
+    b.release(carried);
+    send_rows<false, false>(
+        ctx, batch, {step::carry, b.number, id_, 0, c.row_bytes()},
+        {{carried, c.row_bytes(), 0}, {side::y, bytes<Y>(shape_.hidden_out), 0}}, {}, c,
+        [&] {
+          check_prepared("carry", batch);
+          argument_table a("carry");
+          a.reads("what", from, {tokens_of_batch(batch)});
+          c.written_in(a, "to", b, "the columns of what");
+        },
+        [&] { return from; });
+    b.release(carried);
   }
 
   /// Where this rank can read y, it makes d_y and the gradient of the weight itself. Elsewhere the

@@ -17,6 +17,10 @@ enum class side { rows, y, d_y, d_rows };
 
 namespace detail {
 
+/// Where what else is carried stands on its way, in windows.
+inline constexpr side carried = static_cast<side>(4);
+inline constexpr int side_count = 5;
+
 class side_memory;
 
 /// Where the sides of batches come from. A piece that no batch holds serves the next.

@@ -40,7 +40,7 @@ class windows {
                         checks_sizes = true;
   static constexpr int most_pieces = 1024;
   // The numbers of a meeting: the word; how many pieces there are; which of them the sides of the
-  // batch have (16 bits each); and a bit for each piece that is free. Of an operation: whether the
+  // batch have (12 bits each); and a bit for each piece that is free. Of an operation: whether the
   // caller brings rows.
   static constexpr index_t numbers_before = detail::numbers_of_word + 2 + most_pieces / 64;
 
@@ -70,8 +70,8 @@ class windows {
     if (b == nullptr) return;
     own += detail::numbers_of_word;
     own[0] = pool_->pieces.size(), own[1] = 0;
-    for (int s = 0; s < 4; ++s)
-      own[1] |= static_cast<std::uint64_t>(b->sides[s].piece() + 1) << 16 * s;
+    for (int s = 0; s < detail::side_count; ++s)
+      own[1] |= static_cast<std::uint64_t>(b->sides[s].piece() + 1) << 12 * s;
     own += 2;
     for (std::size_t i = 0; i < pool_->pieces.size(); ++i) {
       if (i % 64 == 0) own[i / 64] = 0;
@@ -211,7 +211,7 @@ class windows {
     int const which = static_cast<int>(s.at), ranks = comm().size();
     auto const pieces_of = [&](int r) { return met.of(r)[detail::numbers_of_word]; };
     auto const held = [&](int r) {
-      return met.of(r)[detail::numbers_of_word + 1] >> 16 * which & 0xffff;
+      return met.of(r)[detail::numbers_of_word + 1] >> 12 * which & 0xfff;
     };
     auto const is_free = [&](int r, int i) {
       return (met.of(r)[detail::numbers_of_word + 2 + i / 64] >> i % 64 & 1) != 0;

@@ -16,6 +16,7 @@ enum class step : std::uint8_t {
   prepare,
   quotas,
   dispatch,
+  carry,
   combine,
   combine_backward,
   dispatch_backward,
@@ -23,10 +24,10 @@ enum class step : std::uint8_t {
   gather_report
 };
 inline char const* name_of(step s) {
-  constexpr char const* names[] = {"nothing",    "the constructor",     "place",
-                                   "prepare",    "prepare with quotas", "dispatch",
-                                   "combine",    "combine_backward",    "dispatch_backward",
-                                   "sum_counts", "gather_report"};
+  constexpr char const* names[] = {
+      "nothing",    "the constructor", "place",   "prepare",          "prepare with quotas",
+      "dispatch",   "carry",           "combine", "combine_backward", "dispatch_backward",
+      "sum_counts", "gather_report"};
   return names[static_cast<int>(s)];
 }
 
@@ -37,6 +38,7 @@ struct intention {
   step what;
   std::uint64_t batch = 0, object = 0;
   unsigned phase = 0;
+  index_t row_bytes = 0;  // of what is carried
 
   std::uint64_t packed() const {
     return batch << 16 | std::uint64_t{phase} << 8 | static_cast<std::uint64_t>(what);
@@ -52,16 +54,17 @@ struct intention {
 struct word {
   std::uint64_t intended = 0;  // intention::packed(); 0: this rank cannot go on
   std::uint64_t object = 0;
-  std::uint64_t turn = 0;     // of the meetings in windows
-  std::uint64_t batches = 0;  // the largest number of a batch here
-  std::uint64_t room = 0;     // bytes of a message that this rank has memory for
-  std::uint64_t settles = 0;  // whether it stands in front of what went wrong, and of no message
-  std::uint64_t unused[2] = {};
+  std::uint64_t turn = 0;       // of the meetings in windows
+  std::uint64_t batches = 0;    // the largest number of a batch here
+  std::uint64_t room = 0;       // bytes of a message that this rank has memory for
+  std::uint64_t settles = 0;    // whether it stands in front of what went wrong, and of no message
+  std::uint64_t row_bytes = 0;  // of what is carried
+  std::uint64_t unused = 0;
 
   /// Whether both mean the same message.
   bool matches(word const& other) const {
     return intended == other.intended && object == other.object && turn == other.turn &&
-           settles == other.settles;
+           settles == other.settles && row_bytes == other.row_bytes;
   }
 };
 static_assert(sizeof(word) == 64);
@@ -76,7 +79,10 @@ inline word word_at(void const* from) {
 
 /// Throws unless two ranks do the same.
 inline void expects_same(word const& first, word const& other, int rank) {
-  if (first.intended == other.intended && first.object == other.object) return;
+  bool const alike = first.intended == other.intended && first.object == other.object;
+  expects(!alike || first.row_bytes == other.row_bytes, "rank 0 carries rows of ", first.row_bytes,
+          " bytes while rank ", rank, " carries rows of ", other.row_bytes);
+  if (alike) return;
   constexpr char const* rule = "; all ranks call the same operations in the same order";
   auto const mine = intention::of(first.intended, first.object);
   auto const theirs = intention::of(other.intended, other.object);

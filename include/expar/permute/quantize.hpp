@@ -70,15 +70,8 @@ struct encode_quantized_fn {
     index_t const left = n - column;
     int const width =
         left < detail::quantized_block ? static_cast<int>(left) : detail::quantized_block;
-    float values[detail::quantized_block], most = 0;
-    for (int c = 0; c < width; ++c) {
-      values[c] = static_cast<float>(widen(x[column + c]));
-      float const magnitude = values[c] < 0 ? -values[c] : values[c];
-      most = magnitude > most ? magnitude : most;
-    }
-    float const scale = detail::block_scale(most), inverse = detail::divide(1, scale);
     float8_e4m3 codes[detail::quantized_block];
-    for (int c = 0; c < width; ++c) codes[c] = narrow<float8_e4m3>(values[c] * inverse);
+    float const scale = detail::quantize_block(x + column, width, codes);
     for (int j = 0; j < plan.top_k; ++j) {
       index_t const at = t * plan.top_k + j;
       if (plan.locations[at] < 0) continue;
