@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <expar/comm/mpi.hpp>
+#include <expar/exchange/hops.hpp>
 #include <expar/router/routes.hpp>
 
 #include "../support/catch.hpp"
@@ -52,6 +53,24 @@ TEST_CASE("MPI: drawn problems against a float64 reference, with ranks that come
     REQUIRE(of_all(comm, wrong) == repeated(comm, ""));
   }
   REQUIRE(covered.missing({comm.size()}) == std::vector<std::string>());
+}
+
+TEST_CASE("MPI: drawn problems over chains of hops") {
+  using table = element_table<0, elements<double, double>, elements<float>,
+                              elements<expar::bfloat16, float, float>>;
+  expar::mpi_communicator comm(MPI_COMM_WORLD);
+  auto const nodes = expar::topology::blocks(comm.size(), 2);
+  for (auto const& way :
+       {expar::chain::once_per_node(nodes), expar::chain::once_per_rank(comm.size()),
+        expar::chain::aggregated(nodes), expar::chain::gathered(nodes),
+        expar::chain::once_per_node(nodes, expar::sum::per_hop)}) {
+    auto all = draw_problems(comm.size(), 30 + way.hash() % 7);
+    if (way.sums() == expar::sum::per_hop)
+      std::erase_if(all, [](auto const& d) { return d->what.site == weighed::at_encode; });
+    expar::hops transport(comm, way);
+    auto const wrong = check_in_turn<table>(transport, all, comm.rank(), [] {});
+    REQUIRE(of_all(comm, wrong) == repeated(comm, ""));
+  }
 }
 
 TEST_CASE("a wrong argument on one MPI rank is the same sentence on all, and nobody waits") {
