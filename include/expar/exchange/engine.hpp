@@ -5,8 +5,8 @@
 #include <expar/exchange/routing.hpp>
 #include <expar/exchange/weight_gradients.hpp>
 #include <expar/exchange/windows.hpp>
-#include <expar/permute/detail/dots.hpp>
 #include <expar/permute/detail/movers.hpp>
+#include <expar/permute/detail/products.hpp>
 #include <expar/permute/detail/residual.hpp>
 
 namespace expar::inline v0 {
@@ -346,58 +346,57 @@ class engine {
             has_weights ? index_t{sizeof(A)} : 0, checks, [&] { return load_of<Y>(d, batch); },
             [&](plan_view const& routes, tensor_view<Y const, 2> const& from,
                 [[maybe_unused]] auto weights, auto const& rows, auto const&) {
-              scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
-                if constexpr (!has_weights)
+              if constexpr (!has_weights)
+                scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
                   scatter_token<Y>(routes, t, from.row(t), c.columns, unit_weights{}, rows, streams,
                                    next_token(routes, from));
-                else
-                  for (int j = 0; j < routes.top_k; ++j) {
-                    index_t const l = routes.locations[t * routes.top_k + j];
-                    if (l < 0) continue;
-                    dots_here[l] = dot_rows<Y>(y.rows.row(l), from.row(t), c.columns);
-                    put_scaled<Y>(from.row(t), weight_of<A>(weights, t, j), rows(0, l), c.columns,
-                                  streams);
-                  }
-              });
+                });
+              else
+                scatter_products<false>(
+                    ctx, routes, from,
+                    [&](index_t at) -> Y const* {
+                      index_t const l = routes.locations[at];
+                      return l < 0 ? nullptr : y.rows.row(l);
+                    },
+                    weights, rows,
+                    [&](index_t at, auto dot) {
+                      dots_here[routes.locations[at]] = static_cast<A>(dot);
+                    },
+                    [](index_t, bool) {});
             });
     if (!by_chain)
-      x().to_experts(ctx, mine, b, c, opens, has_weights ? &y : nullptr, {}, by_message, checks,
-                     [&](slot_rows<Y> rows, slot_rows<W> scalars) {
-                       auto const routes = b.routes();
-                       if constexpr (!has_weights) {
-                         auto const next = next_token(routes, d);
-                         scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
-                           scatter_token<Y>(routes, t, d.row(t), c.columns, unit_weights{}, rows,
-                                            streams, next);
-                         });
-                       } else {
-                         auto const y_rows = x().readable(b, y, y_seats_);
-                         A* const dots = weight_gradients_.template of_slots<A>();
-                         auto const weights = batch.weights();
-                         scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
-                           for (int j = 0; j < routes.top_k; ++j) {
-                             index_t const at = t * routes.top_k + j, l = routes.locations[at];
-                             dots[at] = 0;
-                             if (l < 0) continue;
-                             int const slot = routes.ids[at];
-                             W const w = weights.at.row(t)[j];
-                             if (y_rows.reach(slot)) {
-                               bool const more = streams && at + 1 < routes.tokens * routes.top_k &&
-                                                 routes.locations[at + 1] >= 0 &&
-                                                 y_rows.reach(routes.ids[at + 1]);
-                               dots[at] = dot_rows(y_rows(slot, l), d.row(t), c.columns);
-                               put_scaled<Y>(
-                                   d.row(t), static_cast<A>(widen(w)), rows(slot, l), c.columns,
-                                   streams,
-                                   more ? next_route(routes, y_rows, at, c.columns) : next_read{});
-                             } else {
-                               put_row(d.row(t), rows(slot, l), c.columns, streams);
-                               *scalars(slot, l) = w;
-                             }
-                           }
-                         });
-                       }
-                     });
+      x().to_experts(
+          ctx, mine, b, c, opens, has_weights ? &y : nullptr, {}, by_message, checks,
+          [&](slot_rows<Y> rows, slot_rows<W> scalars) {
+            auto const routes = b.routes();
+            if constexpr (!has_weights) {
+              auto const next = next_token(routes, d);
+              scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
+                scatter_token<Y>(routes, t, d.row(t), c.columns, unit_weights{}, rows, streams,
+                                 next);
+              });
+            } else {
+              auto const y_rows = x().readable(b, y, y_seats_);
+              A* const dots = weight_gradients_.template of_slots<A>();
+              auto const weights = batch.weights();
+              scatter_products<false>(
+                  ctx, routes, d,
+                  [&](index_t at) -> Y const* {
+                    index_t const l = routes.locations[at];
+                    return l < 0 || !y_rows.reach(routes.ids[at]) ? nullptr
+                                                                  : y_rows(routes.ids[at], l);
+                  },
+                  weights, rows, [&](index_t at, auto dot) { dots[at] = static_cast<A>(dot); },
+                  [&](index_t at, bool streams) {
+                    dots[at] = 0;
+                    index_t const l = routes.locations[at], t = at / routes.top_k;
+                    if (l < 0) return;
+                    int const slot = routes.ids[at];
+                    put_row(d.row(t), rows(slot, l), c.columns, streams);
+                    *scalars(slot, l) = weights.at.row(t)[at % routes.top_k];
+                  });
+            }
+          });
     if constexpr (has_weights && !transport_class::reaches_peers) {
       if (by_message) bring_dots(ctx, b, y, c, dots_here);
       if (by_chain) bring_dots_home<W>(ctx, b, dots_here, true, [] {});

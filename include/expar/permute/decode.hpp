@@ -73,7 +73,7 @@ struct decode_backward_fn {
     auto const dy = a.gradient("d_rows", d_rows, {detail::row_count_of(plan), columns});
     auto const dw =
         a.gradient("d_weights", d_weights, {detail::tokens_of(plan), detail::choices_of(plan)});
-    detail::scatter<dy.adds>(ctx, plan, d, w, dy, fillers, detail::visiting_dots(plan, y, d, dw));
+    detail::scatter_products(ctx, plan, d, y, w, dy, dw, fillers);
   }
 };
 /// `decode_backward(ctx, plan, d_out, d_rows)`, or with weights `decode_backward(ctx, plan, d_out,

@@ -9,47 +9,79 @@ EXPAR_IEEE_BEGIN
 namespace expar::inline v0::detail {
 inline namespace EXPAR_VECTORS {
 
-/// Adds x[c] * y[c] to sum[c % 16] for as many columns as make whole 16, and returns these.
+/// <x, y> part by part, in an order that depends on the number of columns alone: 16 interleaved
+/// sums, then a tree.
 template <class T>
-index_t add_products(T const* x, T const* y, index_t n, accumulator_t<T>* sum, std::size_t ahead) {
-  constexpr int sums = 16, most = sums / 2 * int{sizeof(accumulator_t<T>)};
-  using some = columns<T, (vector_bytes < most ? vector_bytes : most)>;
-  constexpr int parts = sums / some::count;
-  typename some::vector even[parts]{}, odd[parts]{};
-  index_t c = 0;
-  for (; c + sums <= n; c += sums) {
-    if (ahead != 0) prefetch(reinterpret_cast<std::byte const*>(x + c) + ahead, 1);
+class dot_sums {
+  using A = accumulator_t<T>;
+
+ public:
+  static constexpr int count = 16;
+
+  /// The next columns, whole 16 of them, while as many of `ahead` are asked for, where it is given.
+  EXPAR_ALWAYS_INLINE void add(T const* x, T const* y, index_t n, void const* ahead = nullptr) {
+    if constexpr (in_vectors<T>)
+      add_vectors(x, y, n, static_cast<std::byte const*>(ahead));
+    else
+      for (index_t c = 0; c < n; c += count)
+        for (int l = 0; l < count; ++l) sum_[l] += widen(x[c + l]) * widen(y[c + l]);
+  }
+  /// With the last columns, fewer than 16.
+  A total(T const* x, T const* y, index_t n) const {
+    A sum[count];
+    for (int l = 0; l < count; ++l) sum[l] = sum_[place(l)];
+    for (int l = 0; l < n; ++l) sum[l] += widen(x[l]) * widen(y[l]);
+    for (int half = count / 2; half > 0; half /= 2)
+      for (int l = 0; l < half; ++l) sum[l] += sum[l + half];
+    return sum[0];
+  }
+
+ private:
+  static constexpr int most = count / 2 * int{sizeof(A)},
+                       bytes = vector_bytes < most ? vector_bytes : most;
+
+  EXPAR_ALWAYS_INLINE void add_vectors(T const* x, T const* y, index_t n, std::byte const* ahead) {
+    using some = columns<T, bytes>;
+    constexpr int parts = count / some::count;
+    typename some::vector even[parts], odd[parts];
     for (int p = 0; p < parts; ++p) {
-      some const a = some::load(x + c + p * some::count), b = some::load(y + c + p * some::count);
-      even[p] += a.a * b.a, odd[p] += a.b * b.b;
+      std::memcpy(&even[p], sum_ + p * some::count, bytes);
+      std::memcpy(&odd[p], sum_ + p * some::count + some::lanes, bytes);
+    }
+    for (index_t c = 0; c < n; c += count) {
+      auto const read = static_cast<std::size_t>(c) * sizeof(T);
+      if (ahead != nullptr && read % line_bytes == 0) prefetch(ahead + read, 1);
+      for (int p = 0; p < parts; ++p) {
+        auto const a = some::load(x + c + p * some::count), b = some::load(y + c + p * some::count);
+        even[p] += a.a * b.a, odd[p] += a.b * b.b;
+      }
+    }
+    for (int p = 0; p < parts; ++p) {
+      std::memcpy(sum_ + p * some::count, &even[p], bytes);
+      std::memcpy(sum_ + p * some::count + some::lanes, &odd[p], bytes);
     }
   }
-  constexpr int step = in_pairs<T> ? 2 : 1, behind = in_pairs<T> ? 1 : some::lanes;
-  for (int p = 0; p < parts; ++p)
-    for (int l = 0; l < some::lanes; ++l) {
-      sum[p * some::count + step * l] = even[p][l];
-      sum[p * some::count + step * l + behind] = odd[p][l];
+  /// Of the sum of column c: in vectors, even columns stand before odd ones.
+  static constexpr int place(int c) {
+    if constexpr (in_pairs<T>) {
+      constexpr int lanes = bytes / int{sizeof(A)};
+      int const within = c % (2 * lanes);
+      return c - within + within % 2 * lanes + within / 2;
+    } else {
+      return c;
     }
-  return c;
-}
+  }
 
-/// <x, y> in an order that depends on n alone: 16 interleaved sums, then a tree. `ahead`: bytes of
-/// x that are asked for before they are read.
+  A sum_[count] = {};
+};
+
+/// <x, y> in that order. `ahead`: bytes of x that are asked for before they are read.
 template <class T>
 accumulator_t<T> dot_rows(T const* x, T const* y, index_t n, std::size_t ahead = 0) {
-  using A = accumulator_t<T>;
-  constexpr int sums = 16;
-  A sum[sums] = {};
-  index_t c = 0;
-  if constexpr (in_vectors<T>)
-    c = add_products<T>(x, y, n, sum, ahead);
-  else
-    for (; c + sums <= n; c += sums)
-      for (int l = 0; l < sums; ++l) sum[l] += widen(x[c + l]) * widen(y[c + l]);
-  for (int l = 0; c < n; ++c, ++l) sum[l] += widen(x[c]) * widen(y[c]);
-  for (int half = sums / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l) sum[l] += sum[l + half];
-  return sum[0];
+  dot_sums<T> sums;
+  index_t const whole = n - n % sums.count;
+  sums.add(x, y, whole, ahead == 0 ? nullptr : reinterpret_cast<std::byte const*>(x) + ahead);
+  return sums.total(x + whole, y + whole, n - whole);
 }
 
 }  // namespace EXPAR_VECTORS

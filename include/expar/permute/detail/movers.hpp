@@ -29,13 +29,13 @@ void put_scaled(T const* x, accumulator_t<T> w, T* to, index_t n, bool streams,
 }
 
 /// Token t's row to each of its places: read once, written for every kept route, or added there.
-/// `visit(t, j, streams)` comes in front of every route, and says what is read after it.
-template <class T, bool Adds = false, class Weights, class Rows, class Visit>
+/// `next_of(t, j, streams)`: what is read after that route.
+template <class T, bool Adds = false, class Weights, class Rows, class Next>
 void scatter_token(plan_view const& plan, index_t t, T const* x, index_t n, Weights weights,
-                   Rows const& rows, bool streams, Visit visit) {
+                   Rows const& rows, bool streams, Next next_of) {
   for (int j = 0; j < plan.top_k; ++j) {
     index_t const at = t * plan.top_k + j;
-    next_read const next = visit(t, j, streams);
+    next_read const next = next_of(t, j, streams);
     if (plan.locations[at] < 0) continue;
     T* const to = rows(plan.ids[at], plan.locations[at]);
     if constexpr (Adds || !std::is_same_v<Weights, unit_weights>)
@@ -44,7 +44,7 @@ void scatter_token(plan_view const& plan, index_t t, T const* x, index_t n, Weig
       put_row(x, to, n, streams, next);
   }
 }
-/// A visit after which the next token is read: a part of its row after each route.
+/// The next token: a part of its row after each route.
 template <class T>
 auto next_token(plan_view const& plan, tensor_view<T, 2> const& tokens) {
   auto const bytes = static_cast<std::size_t>(tokens.extents[1]) * sizeof(T);
@@ -56,13 +56,6 @@ auto next_token(plan_view const& plan, tensor_view<T, 2> const& tokens) {
     return {reinterpret_cast<std::byte const*>(tokens.row(t + 1)) + first,
             part < bytes - first ? part : bytes - first};
   };
-}
-/// After route `at` the row of the next one, if that has one.
-template <class Rows>
-next_read next_route(plan_view const& plan, Rows const& rows, index_t at, index_t n) {
-  if (++at >= plan.tokens * plan.top_k || plan.locations[at] < 0) return {};
-  auto const* const row = rows(plan.ids[at], plan.locations[at]);
-  return {row, static_cast<std::size_t>(n) * sizeof *row};
 }
 
 /// Calls f(t, whether rows of `bytes` bytes go past the caches) for every token of a plan.

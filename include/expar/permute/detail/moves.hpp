@@ -2,8 +2,8 @@
 #pragma once
 
 #include <expar/detail/arguments.hpp>
-#include <expar/permute/detail/dots.hpp>
 #include <expar/permute/detail/movers.hpp>
+#include <expar/permute/detail/products.hpp>
 #include <expar/permute/detail/residual.hpp>
 #include <expar/permute/fill.hpp>
 
@@ -41,23 +41,18 @@ constexpr auto check_same_elements() {
                 "expar: token rows and expert rows must have the same element type here");
 }
 
-/// Every token row to the rows of its kept routes; elsewhere zero, or what was there. `visit` as
-/// for scatter_token().
-template <bool Adds = false, class X, class T, class Weights, class Visit>
-void scatter(host_context const& ctx, route_plan const& plan, tensor_view<X, 2> const& tokens,
-             Weights weights, tensor_view<T, 2> const& rows, fill fillers, Visit visit) {
-  check_same_elements<X, T>();
-  index_t const n = tokens.extents[1];
-  auto const table = rows_of(rows, plan.offsets().data());
-  scatter_tokens(ctx, plan.view(), n * index_t{sizeof(T)}, [&](index_t t, bool streams) {
-    scatter_token<T, Adds>(plan.view(), t, tokens.row(t), n, weights, table, streams, visit);
-  });
-  if (!Adds && fillers == fill::zero) zero_padding(plan, table, n);
-}
+/// Every token row to the rows of its kept routes; elsewhere zero, or what was there.
 template <bool Adds = false, class X, class T, class Weights>
 void scatter(host_context const& ctx, route_plan const& plan, tensor_view<X, 2> const& tokens,
              Weights weights, tensor_view<T, 2> const& rows, fill fillers) {
-  scatter<Adds>(ctx, plan, tokens, weights, rows, fillers, next_token(plan.view(), tokens));
+  check_same_elements<X, T>();
+  index_t const n = tokens.extents[1];
+  auto const table = rows_of(rows, plan.offsets().data());
+  auto const next = next_token(plan.view(), tokens);
+  scatter_tokens(ctx, plan.view(), n * index_t{sizeof(T)}, [&](index_t t, bool streams) {
+    scatter_token<T, Adds>(plan.view(), t, tokens.row(t), n, weights, table, streams, next);
+  });
+  if (!Adds && fillers == fill::zero) zero_padding(plan, table, n);
 }
 
 /// Every token row from the rows of its kept routes, beginning with that of the residual.
@@ -92,18 +87,29 @@ auto dots(route_plan const& plan, tensor_view<T, 2> const& rows, tensor_view<X, 
                          beyond);
   };
 }
-/// The same as a visit, route by route.
-template <class T, class X, class W, bool Adds>
-auto visiting_dots(route_plan const& plan, tensor_view<T, 2> const& rows,
-                   tensor_view<X, 2> const& tokens, gradient_view<W, 2, Adds> const& d_weights) {
-  check_same_elements<X, T>();
+/// The gradients of gather(): d_rows of the row of each route, weight * tokens[t], and those dots.
+template <class X, class T, class Weights, class R, bool Adds, class W, bool AddsWeights>
+void scatter_products(host_context const& ctx, route_plan const& plan,
+                      tensor_view<X, 2> const& tokens, tensor_view<T, 2> const& rows,
+                      Weights weights, gradient_view<R, 2, Adds> const& d_rows,
+                      gradient_view<W, 2, AddsWeights> const& d_weights, fill fillers) {
+  check_same_elements<X, T>(), check_same_elements<X, R>();
   using row = std::remove_const_t<T>;
-  return [table = rows_of<row const>(rows, plan.offsets().data()), routes = plan.view(), tokens,
-          d_weights](index_t t, int j, bool beyond) -> next_read {
-    index_t const n = tokens.extents[1];
-    put_dot<row, Adds>(routes, t, j, table, tokens.row(t), n, d_weights.row(t), false);
-    return beyond ? next_route(routes, table, t * routes.top_k + j, n) : next_read{};
+  plan_view const routes = plan.view();
+  auto const y = rows_of<row const>(rows, plan.offsets().data());
+  auto const to = rows_of<R>(d_rows, plan.offsets().data());
+  auto const put = [&](index_t at, accumulator_t<row> dot) {
+    put_gradient<AddsWeights>(d_weights.row(at / routes.top_k)[at % routes.top_k],
+                              static_cast<accumulator_t<W>>(dot));
   };
+  scatter_products<Adds>(
+      ctx, routes, tokens,
+      [&](index_t at) {
+        index_t const l = routes.locations[at];
+        return l < 0 ? nullptr : y(routes.ids[at], l);
+      },
+      weights, to, put, [&](index_t at, bool) { put(at, 0); });
+  if (!Adds && fillers == fill::zero) zero_padding(plan, to, tokens.extents[1]);
 }
 
 }  // namespace expar::inline v0::detail

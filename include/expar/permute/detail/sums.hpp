@@ -32,7 +32,7 @@ struct weighted_rows {
         weight[count++] = weight_of<A>(weights, plan, t, j, column);
       }
   }
-  void ask_for_first(std::size_t bytes) const {
+  EXPAR_ALWAYS_INLINE void ask_for_first(std::size_t bytes) const {
     for (int i = 0; i < count; ++i) prefetch(row[i], bytes);
   }
 };
@@ -60,26 +60,31 @@ class row_sum {
   static constexpr index_t of_lines = in_line > width ? in_line : width;
 
  public:
+  /// Whether sums can be streamed, and of how many columns the bursts are.
+  static constexpr bool can_stream = in_line != 0;
+  static constexpr index_t burst_columns = of_lines;
+  static constexpr index_t to_line(Out const* to) {
+    return static_cast<index_t>(to_next_line(to) / sizeof(Out));
+  }
+
+  /// Columns [column, n); where they are streamed, a line begins at the first, or it is 0.
   static void put(weighted_rows<T> const& rows, Out* to, index_t n, Out const* residual,
-                  sum_way way) {
-    index_t column = 0;
+                  sum_way way, index_t column = 0) {
     if (n < width) {
       for (; column < n; ++column) to[column] = narrow<Out>(one(rows, column, residual));
       return;
     }
     index_t const last = n - width;
-    if (in_line != 0 && way.streams) {
-      index_t const head = static_cast<index_t>(to_next_line(to) / sizeof(Out));
-      for (; column < head && column <= last; column += width)
-        put_block(rows, column, residual, to + column, 0);
-      column = column < head ? column : head;
-      alignas(line_bytes) Out burst[of_lines];
+    if (can_stream && way.streams) {
+      index_t const head = to_line(to);
+      if (column < head) {
+        for (; column < head && column <= last; column += width)
+          put_block(rows, column, residual, to + column, 0);
+        column = column < head ? column : head;
+      }
       for (; column + of_lines <= n; column += of_lines) {
         way.next.ask(static_cast<std::size_t>(column), static_cast<std::size_t>(n));
-        for (index_t c = 0; c < of_lines; c += width)
-          put_block(rows, column + c, residual, burst + c, way.ahead);
-        stream_lines(reinterpret_cast<std::byte*>(to + column),
-                     reinterpret_cast<std::byte const*>(burst), sizeof burst);
+        stream_burst(rows, column, residual, to + column, way.ahead);
       }
     }
     for (; column <= last; column += width)
@@ -90,6 +95,15 @@ class row_sum {
     put_block(rows, last, residual, end, 0);
     std::memcpy(static_cast<void*>(to + column), end + (column - last),
                 static_cast<std::size_t>(n - column) * sizeof(Out));
+  }
+  /// Columns [column, column + burst_columns) to where a line begins.
+  EXPAR_ALWAYS_INLINE static void stream_burst(weighted_rows<T> const& rows, index_t column,
+                                               Out const* residual, Out* to, std::size_t ahead) {
+    alignas(line_bytes) Out burst[of_lines];
+    for (index_t c = 0; c < of_lines; c += width)
+      put_block(rows, column + c, residual, burst + c, ahead);
+    stream_lines(reinterpret_cast<std::byte*>(to), reinterpret_cast<std::byte const*>(burst),
+                 sizeof burst);
   }
 
  private:
