@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <expar/exchange/hops.hpp>
+#include <expar/exchange/wire.hpp>
 #include <expar/expar.hpp>
 
 namespace far_ranks {

@@ -2,10 +2,18 @@
 #pragma once
 
 #include <expar/exchange/engine.hpp>
-#include <expar/exchange/wire.hpp>
 #include <expar/expert_batch.hpp>
 
 namespace expar::inline v0 {
+
+/// How rows are packed while they travel: bytes(n) for n columns, pack() and unpack() one row. See
+/// <expar/exchange/wire.hpp>.
+template <class F, class T>
+concept wire_format = requires(F const& f, T const* x, T* to, std::byte* bytes, index_t n) {
+  { f.bytes(n) } -> std::same_as<index_t>;
+  f.pack(x, bytes, n);
+  f.unpack(static_cast<std::byte const*>(bytes), to, n);
+};
 
 /// Sends token rows to the experts of all ranks and brings the results home, forward and backward.
 ///

@@ -19,7 +19,7 @@ endif()
 # what serves ranks that are far from others.
 if(HEADER STREQUAL "expar.hpp")
   file(GLOB_RECURSE headers RELATIVE "${INCLUDE}" "${INCLUDE}/expar/*.hpp")
-  list(FILTER headers EXCLUDE REGEX "^expar/(laws|exchange/(chain|hops|topology)\\.|router/research/|comm/(detail/)?(mpi|nccl)[a-z_]*\\.|interop/|gpu/)")
+  list(FILTER headers EXCLUDE REGEX "^expar/(laws|exchange/(chain|hops|hop_tables|topology|wire)\\.|router/research/|comm/(detail/)?(mpi|nccl)[a-z_]*\\.|interop/|gpu/)")
   foreach(header IN LISTS headers)
     string(FIND "${text}" "${header}\"" place)
     if(place EQUAL -1)

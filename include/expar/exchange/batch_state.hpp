@@ -4,7 +4,6 @@
 #include <cstdint>
 
 #include <expar/element.hpp>
-#include <expar/exchange/hop_tables.hpp>
 #include <expar/exchange/seats.hpp>
 #include <expar/exchange/side.hpp>
 #include <expar/plan/plan.hpp>
@@ -40,14 +39,19 @@ inline index_t bytes_of_rows(index_t rows, index_t columns, std::size_t element)
   return bytes;
 }
 
+/// What a transport knows of a batch, where rows pass other ranks on their way.
+struct passage : counted {
+  virtual ~passage() = default;
+};
+
 /// What a batch is, whatever its rows are made of: its routes, their seats, and its sides.
 struct batch_state {
   explicit batch_state(std::pmr::memory_resource* memory)
-      : plan(memory), at(memory), hops(memory), slot_ids(memory), slot_locations(memory) {}
+      : plan(memory), at(memory), slot_ids(memory), slot_locations(memory) {}
 
   route_plan plan;  // of this rank's tokens, by expert
   seats at;
-  hop_tables hops;  // of a batch that goes by a chain
+  shared<passage> way;  // of a batch whose rows pass other ranks
   shared<side_pool> pool;
   side_memory sides[side_count];
   bool open[side_count] = {};  // whether the caller may fill a side

@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include <expar/detail/buffer.hpp>
+#include <expar/exchange/batch_state.hpp>
 #include <expar/permute/detail/rows.hpp>
 
 namespace expar::inline v0::detail {
@@ -37,7 +37,7 @@ class hop_table {
 
 /// How the rows of a batch pass along a chain. A *parcel* is a row that is on this rank at some
 /// time: those of its own tokens, then what came by the first hop, by rank, then by the second.
-struct hop_tables {
+struct hop_tables : passage {
   explicit hop_tables(std::pmr::memory_resource* memory)
       : rows_of{buffer<index_t>(memory), buffer<index_t>(memory), buffer<index_t>(memory),
                 buffer<index_t>(memory)},

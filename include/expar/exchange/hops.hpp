@@ -2,6 +2,7 @@
 #pragma once
 
 #include <expar/exchange/chain.hpp>
+#include <expar/exchange/hop_tables.hpp>
 #include <expar/exchange/messages.hpp>
 #include <expar/permute/detail/movers.hpp>
 
@@ -38,7 +39,8 @@ class hops : private messages<Comm> {
         last_(memory),
         next_(memory),
         of_rank_(memory),
-        of_node_(memory) {}
+        of_node_(memory),
+        of_none_(memory) {}
 
   chain const& way() const noexcept { return chain_; }
 
@@ -90,7 +92,15 @@ class hops : private messages<Comm> {
   index_t parcel_numbers() const {
     return by_chain() ? index_t{comm().size()} + chain_.nodes().nodes() : 0;
   }
-  void reserve_parcels(state& b) const { b.hops.reserve(comm().size()); }
+  void reserve_parcels(state& b) {
+    if (b.way.get() == nullptr)
+      b.way = detail::shared<detail::passage>(new detail::hop_tables(b.at.to.resource()));
+    tables_of(b).reserve(comm().size());
+  }
+  /// Of a batch that is not prepared, which checks find out, those of none.
+  detail::hop_tables& tables_of(state const& b) {
+    return b.way.get() == nullptr ? of_none_ : static_cast<detail::hop_tables&>(*b.way);
+  }
   void count_parcels(plan_view const& routes, std::span<int const> rank_of_slot,
                      std::uint64_t* to) {
     topology const& nodes = chain_.nodes();
@@ -111,10 +121,10 @@ class hops : private messages<Comm> {
   }
   /// From what all ranks told, `first` on among the operation's numbers, to what this one sends and
   /// gets by each hop.
-  void take_parcels(detail::told const& met, index_t first, state& b) const {
+  void take_parcels(detail::told const& met, index_t first, state& b) {
     topology const& nodes = chain_.nodes();
     int const ranks = comm().size(), me = comm().rank(), own = nodes.node_of(me);
-    detail::hop_tables& t = b.hops;
+    detail::hop_tables& t = tables_of(b);
     t.clear_counts(ranks);
     for (int r = 0; r < ranks; ++r) {
       bool const is_here = nodes.node_of(r) == own;
@@ -148,7 +158,7 @@ class hops : private messages<Comm> {
                      detail::cargo<T, S>& c, std::initializer_list<detail::opened_side> sides,
                      detail::cargo<Y, V>* read, bool tables, index_t home, Checks checks,
                      Load load_of, Put put) {
-    detail::hop_tables& t = b.hops;
+    detail::hop_tables& t = tables_of(b);
     tensor_view<T const, 2> tokens;
     index_t rider_bytes = 0;
     auto const came = [&](int h, int from) {
@@ -208,7 +218,7 @@ class hops : private messages<Comm> {
   template <class Weights, class T, class S, class Checks, class Out, class Residual>
   void sum_by_chain(host_context const& ctx, detail::intention const& mine, state& b,
                     detail::cargo<T, S>& c, bool more, Checks checks, Out out, Residual residual) {
-    detail::hop_tables& t = b.hops;
+    detail::hop_tables& t = tables_of(b);
     bool const twice = chain_.has_second_hop();
     tensor_view<T, 2> of_rank, of_node;
     auto const add = [&](plan_view const& plan, auto const& rows, auto weights, auto const& to,
@@ -367,8 +377,8 @@ class hops : private messages<Comm> {
   }
   /// Where the rows of this rank's tokens are to stand.
   template <class T, class W>
-  void take_routes(load<T, W> const& l, state& b) const {
-    detail::hop_tables& t = b.hops;
+  void take_routes(load<T, W> const& l, state& b) {
+    detail::hop_tables& t = tables_of(b);
     index_t const n = l.routes.tokens * l.routes.top_k;
     for (index_t i = 0; i < n; ++i) {
       int const slot = l.routes.ids[i];
@@ -410,6 +420,7 @@ class hops : private messages<Comm> {
   detail::buffer<int> rail_, node_;      // [ranks]: to whom rows for a rank go by each hop, or -1
   detail::buffer<index_t> last_, next_;  // [ranks]
   detail::buffer<std::byte> of_rank_, of_node_;  // sums of this rank and node
+  detail::hop_tables of_none_;
 };
 
 template <class Comm>

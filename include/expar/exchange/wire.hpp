@@ -12,14 +12,6 @@
 EXPAR_IEEE_BEGIN
 namespace expar::inline v0 {
 
-/// How rows are packed while they travel: bytes(n) for n columns, pack() and unpack() one row.
-template <class F, class T>
-concept wire_format = requires(F const& f, T const* x, T* to, std::byte* bytes, index_t n) {
-  { f.bytes(n) } -> std::same_as<index_t>;
-  f.pack(x, bytes, n);
-  f.unpack(static_cast<std::byte const*>(bytes), to, n);
-};
-
 /// Rows travel in another element type: `expar::wire<expar::bfloat16>{}` halves those of float.
 /// Rounded once, to nearest.
 template <element E>
