@@ -9,6 +9,7 @@
 #include <expar/expert_parallel.hpp>
 
 #include "support/catch.hpp"
+#include "support/counting.hpp"
 #include "support/random.hpp"
 #include "support/thrown_by.hpp"
 
@@ -55,25 +56,6 @@ struct layer {
     return ids[at(r)][static_cast<std::size_t>(t * top_k + j)];
   }
   static std::size_t at(int r) { return static_cast<std::size_t>(r); }
-};
-
-/// Counts what it passes on.
-template <bool Checks>
-struct counting {
-  static constexpr expar::communicator_traits traits{expar::memory_space::host, true, Checks};
-  expar::thread_communicator& to;
-  int calls = 0;
-  std::vector<index_t> sent = std::vector<index_t>(static_cast<std::size_t>(to.size()));
-
-  int rank() const noexcept { return to.rank(); }
-  int size() const noexcept { return to.size(); }
-  void all_to_all_v(expar::host_context const& on, void const* in, expar::byte_counts counts,
-                    expar::byte_counts from, void* out, expar::byte_counts out_counts,
-                    expar::byte_counts at) {
-    ++calls;
-    for (std::size_t p = 0; p < counts.size(); ++p) sent[p] += static_cast<index_t>(counts[p]);
-    to.all_to_all_v(on, in, counts, from, out, out_counts, at);
-  }
 };
 
 int rank_of(layer const& l, int expert) {
@@ -133,7 +115,7 @@ TEST_CASE("hops: what is sent is what the table says, and a collective for each 
       std::vector<std::vector<index_t>> sent(6);
       std::vector<int> counts(6), calls(6), home(6);
       expar::run_ranks(6, [&](expar::thread_communicator& threads) {
-        counting<true> comm{threads};
+        expar_test::counting<true> comm{threads};
         expar::host_context const ctx;
         int const me = comm.rank();
         expar::hops x(comm, c.way);
@@ -142,7 +124,7 @@ TEST_CASE("hops: what is sent is what the table says, and a collective for each 
         comm.calls = 0;
         moe.prepare(ctx, l.routes(me), batch);
         counts[layer::at(me)] = std::exchange(comm.calls, 0);
-        std::fill(comm.sent.begin(), comm.sent.end(), 0);
+        comm.restart();
         moe.dispatch(ctx, l.rows(me), batch);
         calls[layer::at(me)] = std::exchange(comm.calls, 0);
         sent[layer::at(me)] = comm.sent;

@@ -8,6 +8,7 @@
 #include <expar/expert_parallel.hpp>
 
 #include "support/catch.hpp"
+#include "support/counting.hpp"
 
 using expar::index_t;
 using expar::make_view;
@@ -19,26 +20,6 @@ constexpr int ranks = 3, tokens = 5, hidden = 16;
 struct route_list {
   expar::tensor_view<std::int32_t const, 2> ids;
   expar::tensor_view<float const, 2> weights;
-};
-
-/// Counts what it passes on.
-template <bool Checks>
-struct counting {
-  static constexpr expar::communicator_traits traits{expar::memory_space::host, true, Checks};
-  expar::thread_communicator& to;
-  int calls = 0;
-  index_t sent = 0, sent_to_self = 0;
-
-  int rank() const noexcept { return to.rank(); }
-  int size() const noexcept { return to.size(); }
-  void all_to_all_v(expar::host_context const& on, void const* in, expar::byte_counts counts,
-                    expar::byte_counts from, void* out, expar::byte_counts out_counts,
-                    expar::byte_counts at) {
-    ++calls;
-    for (std::size_t p = 0; p < counts.size(); ++p)
-      (static_cast<int>(p) == rank() ? sent_to_self : sent) += static_cast<index_t>(counts[p]);
-    to.all_to_all_v(on, in, counts, from, out, out_counts, at);
-  }
 };
 
 /// The tensors of one rank, by whose number its tokens begin.
@@ -75,7 +56,7 @@ template <bool Checks>
 std::vector<std::vector<int>> collectives() {
   std::vector<std::vector<int>> all(ranks);
   expar::run_ranks(ranks, [&](expar::thread_communicator& threads) {
-    counting<Checks> comm{threads};
+    expar_test::counting<Checks> comm{threads};
     expar::host_context const ctx;
     data d(comm.rank());
     expar::expert_parallel moe(comm, {.experts = ranks, .top_k = 1, .hidden = hidden});
@@ -107,20 +88,20 @@ std::vector<std::vector<int>> collectives() {
 TEST_CASE("messages carry no row of the own rank, and rows that come again cost one exchange") {
   std::vector<std::string> said(ranks);
   expar::run_ranks(ranks, [&](expar::thread_communicator& threads) {
-    counting<true> comm{threads};
+    expar_test::counting<true> comm{threads};
     expar::host_context const ctx;
     data d(comm.rank());
     expar::expert_parallel moe(comm, {.experts = ranks, .top_k = 1, .hidden = hidden});
     auto batch = moe.make_batch<float>();
     moe.prepare(ctx, d.routes(), batch);
     for (int time = 0; time < 2; ++time) {
-      comm.calls = 0, comm.sent = 0, comm.sent_to_self = 0;
+      comm.restart();
       moe.dispatch(ctx, d.rows(), batch);
       index_t const rows = d.foreign(comm.rank()) * hidden * index_t{sizeof(float)};
       said[static_cast<std::size_t>(comm.rank())] +=
           std::to_string(comm.calls) + " exchange, to others " +
-          std::to_string(comm.sent - rows - word * (ranks - 1)) + " bytes more, to itself " +
-          std::to_string(comm.sent_to_self) + "; ";
+          std::to_string(comm.sent_to_others() - rows - word * (ranks - 1)) +
+          " bytes more, to itself " + std::to_string(comm.sent_to_self()) + "; ";
       batch.release(expar::side::rows);
     }
   });

@@ -12,6 +12,7 @@
 #include <expar/expert_parallel.hpp>
 
 #include "support/catch.hpp"
+#include "support/counting.hpp"
 #include "support/random.hpp"
 #include "support/thrown_by.hpp"
 
@@ -173,32 +174,11 @@ TEST_CASE("what has no finite scale comes back as NaN, and zeros as zeros") {
   CHECK(through(expar::wire<float8_e4m3>{}, std::vector<float>()).empty());
 }
 
-namespace {
-
-/// Counts the bytes to other ranks.
-struct counting {
-  static constexpr expar::communicator_traits traits{expar::memory_space::host, true, true};
-  expar::thread_communicator& to;
-  index_t sent = 0;
-
-  int rank() const noexcept { return to.rank(); }
-  int size() const noexcept { return to.size(); }
-  void all_to_all_v(expar::host_context const& on, void const* in, expar::byte_counts counts,
-                    expar::byte_counts from, void* out, expar::byte_counts out_counts,
-                    expar::byte_counts at) {
-    for (std::size_t p = 0; p < counts.size(); ++p)
-      if (static_cast<int>(p) != rank()) sent += static_cast<index_t>(counts[p]);
-    to.all_to_all_v(on, in, counts, from, out, out_counts, at);
-  }
-};
-
-}  // namespace
-
 TEST_CASE("E4M3 on the wire sends at most 0.53 of the bytes of bf16") {
   for (bool const by_hops : {false, true}) {
     std::vector<index_t> plain(4), packed(4);
     expar::run_ranks(4, [&](expar::thread_communicator& threads) {
-      counting comm{threads};
+      expar_test::counting<true> comm{threads};
       auto const me = static_cast<std::size_t>(comm.rank());
       expar::host_context const ctx;
       constexpr int n = 64, hidden = 2048;
@@ -211,11 +191,12 @@ TEST_CASE("E4M3 on the wire sends at most 0.53 of the bytes of bf16") {
         auto batch = moe.template make_batch<bfloat16>();
         moe.prepare(ctx, route_list{make_view(ids.data(), n, 4), make_view(w.data(), n, 4)}, batch);
         auto const rows = make_view(x.data(), n, hidden);
-        comm.sent = 0;
+        comm.restart();
         moe.dispatch(ctx, rows, batch);
-        plain[me] = std::exchange(comm.sent, 0);
+        plain[me] = comm.sent_to_others();
+        comm.restart();
         moe.dispatch(ctx, rows, batch, expar::wire<float8_e4m3>{});
-        packed[me] = comm.sent;
+        packed[me] = comm.sent_to_others();
       };
       if (by_hops)
         on(expar::hops(comm, expar::chain::once_per_node(expar::topology::blocks(4, 2))));
