@@ -119,7 +119,7 @@ class node_board {
     clock::time_point begun{};
     long times = 0;
   };
-  static constexpr int spins = 400;
+  static constexpr int spins = 32;
 
   static void relax() noexcept {
 #if defined(__x86_64__) || defined(__i386__)
