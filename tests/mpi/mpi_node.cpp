@@ -24,7 +24,7 @@ using expar::mpi_node_communicator;
 
 std::string const in_order = "; all ranks call the same operations in the same order";
 
-// Of the memory of this process what it has in files without a name, and its open files.
+// How often this process has memory that a communicator shares.
 std::size_t shared_maps() {
   std::ifstream maps("/proc/self/maps");
   std::size_t n = 0;
@@ -67,6 +67,8 @@ TEST_CASE("mpi_node_communicator: the laws on parts of the world") {
 }
 
 TEST_CASE("mpi_node_communicator: on which machine ranks are") {
+  CHECK(expar::detail::machines_of({0, 0, 2, 0, 4, 2, 4, 7}) ==
+        std::vector<int>{0, 0, 1, 0, 2, 1, 2, 3});
   // The tests run on one.
   auto const one = std::vector<int>(static_cast<std::size_t>(world_size()), 0);
   CHECK(everyone([&]() -> std::string {
@@ -193,11 +195,12 @@ TEST_CASE("mpi_node_communicator: ranks that cannot reach the memory") {
     CHECK(everyone([&] { return std::to_string(comm.allocate_window(100).size_bytes()); }) ==
           all_say("100"));
   }
-  CHECK(everyone([&] {
-          (void)comm.allocate_window(~std::size_t{0} / 2);
-          return std::string();
-        }) == all_say("throws: expar: allocate_window: rank 0 has no memory for " +
-                      std::to_string(~std::size_t{0} / 2) + " bytes"));
+  for (std::size_t bytes : {std::size_t{1} << 46, ~std::size_t{0}})
+    CHECK(everyone([&] {
+            (void)comm.allocate_window(bytes);
+            return std::string();
+          }) == all_say("throws: expar: allocate_window: rank 0 has no memory for " +
+                        std::to_string(bytes) + " bytes"));
 }
 
 TEST_CASE("mpi_node_communicator: ranks that disagree about a size get one sentence, and go on") {

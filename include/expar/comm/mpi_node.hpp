@@ -10,21 +10,22 @@
 
 namespace expar::inline v0 {
 
-/// MPI ranks of one machine, by the memory that they share. All tiers: rows go to their place on
-/// another rank as on the own one, and a phase costs what a line of cache takes from core to core.
-/// MPI brings the ranks together; afterwards no call of this class is a call of MPI, so that it
-/// needs no level of threads, and may outlive MPI_Finalize. One operation at a time.
+/// MPI ranks of one machine, through memory that they share. All tiers: a row is written to its
+/// place on another rank as to one of its own. MPI brings the ranks together; after that no call of
+/// this class is a call of MPI, so that it asks for no level of threads, and may outlive
+/// MPI_Finalize. One operation at a time.
 ///
-/// Where ranks disagree about sizes or calls, `traits.checks_sizes` holds. A rank that has ended or
-/// given its communicator back, and one that does not come within the deadline, is lost: each of
-/// the others throws expar::lost_rank within two deadlines, and the same in every later call, and
-/// so does that rank where it comes after all. They name the same rank. without() goes on, and
-/// nothing hangs: the destructor asks nobody.
+/// Where ranks disagree about sizes or calls, `traits.checks_sizes` holds. A rank that does not
+/// come within the deadline is lost, at once where its process has ended or given the communicator
+/// back: each of the others throws expar::lost_rank within two deadlines, all naming the same rank,
+/// and the same in every later call. So does the rank that is lost, if it comes after all. Then
+/// without() goes on. Nothing that ranks share needs a lost one to be given back: the destructor,
+/// and that of a window, waits for nobody.
 ///
-/// Memory has no name, so that none stays behind when processes end: each rank opens it through
-/// /proc of the rank that made it. So it needs Linux, one space of process numbers and one user.
-/// Each rank has 128 KiB or less for each rank, and half of its own memory there is behind each
-/// window of a rank: windows do not count against /dev/shm.
+/// Linux only. The memory is a file without a name (memfd_create), which the other ranks open
+/// through /proc of the rank that made it: nothing stays behind when processes end, and the size of
+/// /dev/shm does not matter, but ranks need one user and one space of process numbers. Windows
+/// apart, there are up to 128 KiB for each pair of ranks, of which it uses what its messages need.
 class mpi_node_communicator {
  public:
   static constexpr communicator_traits traits{.checks_sizes = true};
@@ -70,8 +71,9 @@ class mpi_node_communicator {
     exchange_->run(call::all_to_all_v, in, {0, 0, counts, from}, out, {0, 0, out_counts, to});
   }
 
-  /// Memory of `bytes` bytes on each rank that all ranks can write; zero at first. It may outlive
-  /// the communicator, and goes when the last rank has destroyed its window.
+  /// Memory of `bytes` bytes on each rank that all ranks can write; zero at first. Its destructor
+  /// is local; the memory stays until the last rank has destroyed its window, which may be after
+  /// the communicator.
   using window = detail::node_window;
 
   /// Collective.
@@ -98,12 +100,12 @@ class mpi_node_communicator {
     auto memory = std::make_shared<detail::node_memory>();
     word mine;
     if (link.rank() == 0) {
-      std::size_t board = 0;
+      std::size_t place = 0;
       mine.error = getrandom(&mine.token, sizeof mine.token, 0) < 0 ? errno : 0;
       if (mine.error == 0) mine.error = memory->make(link.size(), mine.token);
-      if (mine.error == 0) mine.error = memory->take(detail::node_board::bytes_for(ranks), board);
+      if (mine.error == 0) mine.error = memory->take(detail::node_board::bytes_for(ranks), place);
       if (mine.error == 0) mine.address = memory->file().address();
-      mine.board = board;
+      mine.board = place;
     }
     gather(mine);
     word const first = all[0];
@@ -111,6 +113,9 @@ class mpi_node_communicator {
                     std::strerror(first.error), ")");
     if (link.rank() != 0) mine.error = memory->open(first.address, link.size(), first.token);
     if (mine.error == 0) mine.error = memory->enter(link.rank());
+    detail::node_mapping board;
+    if (mine.error == 0)
+      mine.error = board.map(memory->file(), first.board, detail::node_board::bytes_for(ranks));
     gather(mine);
     for (std::size_t r = 0; r < ranks; ++r)
       detail::expects(all[r].error == 0, "mpi_node_communicator: rank ", r,
@@ -118,9 +123,9 @@ class mpi_node_communicator {
                       "); all ranks of comm must be on one machine, as those of of_node()");
     std::vector<int> members;
     for (int r = 0; r < link.size(); ++r) members.push_back(r);
-    exchange_.reset(new detail::node_exchange(
-        detail::node_board(std::move(memory), static_cast<std::size_t>(first.board),
-                           std::move(members), static_cast<std::size_t>(link.rank()), deadline)));
+    exchange_.reset(
+        new detail::node_exchange({std::move(memory), std::move(board), std::move(members),
+                                   static_cast<std::size_t>(link.rank()), deadline}));
   }
 
   std::unique_ptr<detail::node_exchange> exchange_;
@@ -137,13 +142,9 @@ inline std::vector<int> mpi_node_of(MPI_Comm comm,
   detail::mpi_node_part const part(link);
   int first = link.rank();
   detail::expect_mpi_success("MPI_Bcast", MPI_Bcast(&first, 1, MPI_INT, 0, part.get()));
-  std::vector<int> nodes(static_cast<std::size_t>(link.size()));
-  link.all_gather({}, &first, nodes.data(), sizeof first);
-  int found = 0;
-  for (std::size_t r = 0; r < nodes.size(); ++r)
-    nodes[r] =
-        nodes[r] == static_cast<int>(r) ? found++ : nodes[static_cast<std::size_t>(nodes[r])];
-  return nodes;
+  std::vector<int> firsts(static_cast<std::size_t>(link.size()));
+  link.all_gather({}, &first, firsts.data(), sizeof first);
+  return detail::machines_of(std::move(firsts));
 }
 
 }  // namespace expar::inline v0

@@ -26,33 +26,35 @@ class node_board {
     number call = 0, bytes = 0, longest = 0;
   };
 
-  /// At `offset` of the memory. `members`: the number that each rank has there.
-  node_board(std::shared_ptr<node_memory> memory, std::size_t offset, std::vector<int> members,
+  /// In `map`, a part of the memory of bytes_for() so many ranks. `members`: the number that each
+  /// rank has in the memory.
+  node_board(std::shared_ptr<node_memory> memory, node_mapping map, std::vector<int> members,
              std::size_t rank, std::chrono::milliseconds deadline)
       : memory_(std::move(memory)),
         members_(std::move(members)),
         rank_(rank),
         deadline_(deadline),
-        at_(size()) {
-    if (int const error = map_.map(memory_->file(), offset, at_.end))
-      fail("mpi_node_communicator: no memory for it (error ", error, ")");
-  }
+        at_(size()),
+        map_(std::move(map)) {}
   static std::size_t bytes_for(std::size_t ranks) { return places(ranks).end; }
 
   /// The ranks without one: the same board for all that ask, who wait for nobody.
   node_board without(std::size_t lost) const {
     auto& place = *map_.at<counter>(at_.others + lost * sizeof(counter));
     number offset = place.load(std::memory_order_acquire);
+    int error = 0;
     if (offset == 0) {
       std::size_t made = 0;
-      if (int const error = memory_->take(bytes_for(size() - 1), made))
-        fail("without: no memory for it (error ", error, ")");
-      if (place.compare_exchange_strong(offset, made, std::memory_order_acq_rel)) offset = made;
+      error = memory_->take(bytes_for(size() - 1), made);
+      if (error == 0 && place.compare_exchange_strong(offset, made, std::memory_order_acq_rel))
+        offset = made;
     }
+    node_mapping map;
+    if (error == 0) error = map.map(memory_->file(), offset, bytes_for(size() - 1));
+    expects(error == 0, "without: no memory to share (error ", error, ")");
     auto rest = members_;
     rest.erase(rest.begin() + static_cast<std::ptrdiff_t>(lost));
-    return {memory_, static_cast<std::size_t>(offset), std::move(rest), rank_ - (rank_ > lost),
-            deadline_};
+    return {memory_, std::move(map), std::move(rest), rank_ - (rank_ > lost), deadline_};
   }
 
   std::size_t size() const noexcept { return members_.size(); }

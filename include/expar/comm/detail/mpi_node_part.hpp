@@ -24,4 +24,14 @@ class mpi_node_part {
   MPI_Comm comm_ = MPI_COMM_NULL;
 };
 
+/// From the first rank on the machine of each rank to numbers of machines, in order.
+inline std::vector<int> machines_of(std::vector<int> firsts) {
+  int found = 0;
+  for (std::size_t r = 0; r < firsts.size(); ++r) {
+    auto const first = static_cast<std::size_t>(firsts[r]);
+    firsts[r] = first == r ? found++ : firsts[first];
+  }
+  return firsts;
+}
+
 }  // namespace expar::inline v0::detail

@@ -21,10 +21,11 @@ class node_window {
     }
   };
 
-  /// From one rank's part to the next, or 0 where no addresses are for so many bytes.
+  /// From one rank's part to the next, or 0 where the machine has less: the system would end
+  /// processes before it says so.
   static std::size_t pitch_for(std::size_t bytes, std::size_t ranks) {
-    constexpr auto most = std::size_t{1} << 62;
-    if (bytes > most / ranks) return 0;
+    auto const pages = static_cast<std::size_t>(::sysconf(_SC_PHYS_PAGES));
+    if (bytes > pages / ranks * node_pages(1)) return 0;
     return node_pages(bytes == 0 ? 1 : bytes);
   }
   /// The memory of a part comes from its rank.
