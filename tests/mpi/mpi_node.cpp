@@ -5,6 +5,8 @@
 
 #include <chrono>
 #include <fstream>
+#include <memory>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -30,6 +32,33 @@ std::size_t shared_maps() {
   std::size_t n = 0;
   for (std::string line; std::getline(maps, line);) n += line.find("memfd:expar") != line.npos;
   return n;
+}
+
+// The ranks of the world, without the deadlines of what brings them together.
+expar::detail::node_exchange exchange_of_world(std::chrono::milliseconds deadline) {
+  using namespace expar::detail;
+  struct {
+    node_address address;
+    std::size_t board;
+  } place{};
+  auto const ranks = static_cast<std::size_t>(world_size());
+  auto memory = std::make_shared<node_memory>();
+  int error = 0;
+  if (world_rank() == 0) {
+    error = memory->make(world_size(), 1) | memory->take(node_board::bytes_for(ranks), place.board);
+    place.address = memory->file().address();
+  }
+  MPI_Bcast(&place, sizeof place, MPI_BYTE, 0, MPI_COMM_WORLD);
+  if (world_rank() != 0) error = memory->open(place.address, world_size(), 1);
+  node_mapping map;
+  error |= memory->enter(world_rank());
+  error |= map.map(memory->file(), place.board, node_board::bytes_for(ranks));
+  std::vector<int> members;
+  for (int r = 0; r < world_size(); ++r) members.push_back(r);
+  if (error != 0) throw std::runtime_error("no memory");
+  MPI_Barrier(MPI_COMM_WORLD);
+  return node_exchange({std::move(memory), std::move(map), std::move(members),
+                        static_cast<std::size_t>(world_rank()), deadline});
 }
 
 }  // namespace
@@ -371,6 +400,33 @@ TEST_CASE("mpi_node_communicator: a rank that gives its communicator back is los
   CHECK(said[0].empty());
   said[0] = "expar: exchange_phase: rank 0 has left and will not come0";
   CHECK(said == all_say(said[0]));
+}
+
+TEST_CASE("mpi_node_communicator: all ranks pass a meeting or none, and name one rank") {
+  if (world_size() < 2) return;
+  using namespace std::chrono;
+  expar_test::random late(static_cast<std::uint64_t>(world_rank() + 1));
+  int lost = 0;
+  for (int round = 0; round < 60; ++round) {
+    auto const said = everyone([&]() -> std::string {
+      auto exchange = exchange_of_world(milliseconds(4));
+      int phase = 0;
+      try {
+        for (; phase < 40; ++phase) {
+          if (late.chance(.01)) std::this_thread::sleep_for(microseconds(late.integer(3500, 4500)));
+          exchange.meet(expar::detail::node_call::exchange_phase);
+        }
+      } catch (expar::lost_rank const& e) {
+        return "phase " + std::to_string(phase) + ", rank " + std::to_string(e.rank()) + ": " +
+               e.what();
+      }
+      return "";
+    });
+    CAPTURE(round);
+    REQUIRE(said == all_say(said[0]));
+    lost += !said[0].empty();
+  }
+  CHECK(lost > 0);
 }
 
 // Needs 2.1 GiB on each of two ranks.

@@ -146,14 +146,14 @@ class node_board {
       number seen = word.load(std::memory_order_acquire);
       if (seen >> 1 >= coming_) return;
       if ((seen & 1) != 0) lose(2 * (peer + 1));
-      if (w.times % 64 == 63) {
+      bool const sleeps = w.times > patient, asks = w.times % 64 == 63;
+      if (sleeps || asks) {
         bool const late = clock::now() - w.begun >= deadline_;
-        bool const left = w.times > patient && memory_->has_left(members_[peer]);
-        if ((late || left) && word.compare_exchange_strong(seen, seen | 1)) {
+        bool const left = sleeps && asks && memory_->has_left(members_[peer]);
+        if ((late || left) && word.compare_exchange_strong(seen, seen | 1))
           lose(2 * (peer + 1) + left);
-        }
       }
-      if (w.times > patient)
+      if (sleeps)
         std::this_thread::sleep_for(std::chrono::microseconds(100));
       else
         std::this_thread::yield();
