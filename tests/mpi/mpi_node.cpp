@@ -191,14 +191,17 @@ TEST_CASE("mpi_node_communicator: ranks that cannot reach the memory") {
   if (world_size() < 2) return;
   rlimit before{};
   getrlimit(RLIMIT_NOFILE, &before);
-  rlimit none = before;
-  none.rlim_cur = 0;
   auto const without_files = [&](int rank, auto make) {
     return everyone([&]() -> std::string {
       // All that MPI opens is open.
       expar::mpi_communicator const link(MPI_COMM_WORLD);
       link.barrier(host_context());
-      if (world_rank() == rank) setrlimit(RLIMIT_NOFILE, &none);
+      if (world_rank() == rank) {
+        int const next = open("/dev/null", O_RDONLY);
+        close(next);
+        rlimit const none{static_cast<rlim_t>(next), before.rlim_max};
+        setrlimit(RLIMIT_NOFILE, &none);
+      }
       std::string said = "nothing thrown";
       try {
         make();
@@ -280,6 +283,46 @@ TEST_CASE("mpi_node_communicator: ranks that disagree about a size get one sente
       CHECK(exchange(others, sent, expected) == sentence(sent, expected));
       CHECK(exchange(others, sent, sent) == all_say("; 0 wrong bytes"));
     }
+}
+
+TEST_CASE("mpi_node_communicator: blocks of another size on one rank, or of none") {
+  if (world_size() < 2) return;
+  auto const ranks = static_cast<std::size_t>(world_size());
+  mpi_node_communicator comm(MPI_COMM_WORLD);
+  bool const gathers = GENERATE(false, true);
+  constexpr std::size_t room = 300000;
+  for (auto const& [odd, usual] :
+       {std::pair{std::size_t{0}, room}, {room, std::size_t{0}}, {room - 1, room}, {7, 8}}) {
+    CAPTURE(gathers, odd, usual);
+    std::size_t const mine = world_rank() == 1 ? odd : usual;
+    auto const said = everyone([&]() -> std::string {
+      std::vector<char> in(ranks * mine, 5), out(ranks * mine);
+      std::string what;
+      try {
+        if (gathers)
+          comm.all_gather(host_context(), in.data(), out.data(), mine);
+        else
+          comm.all_to_all(host_context(), in.data(), out.data(), mine);
+      } catch (expar::disagreement const& e) {
+        what = e.what();
+      }
+      long wrong = 0;  // of the ranks that want as much
+      for (std::size_t k = 0; k < out.size(); ++k)
+        wrong += (k / mine == 1) == (world_rank() == 1) && out[k] != 5;
+      return what + "; " + wrong_bytes(wrong);
+    });
+    std::string const name = gathers ? "expar: all_gather: rank " : "expar: all_to_all: rank ";
+    for (int rank = 0; rank < world_size(); ++rank) {
+      int const low = rank < 2 ? 0 : 1, high = rank < 2 ? 1 : rank;
+      CHECK(said[static_cast<std::size_t>(rank)] ==
+            name + std::to_string(low) + " sends " + std::to_string(low == 1 ? odd : usual) +
+                " bytes to rank " + std::to_string(high) + ", which expects " +
+                std::to_string(high == 1 ? odd : usual) + "; 0 wrong bytes");
+    }
+    CHECK(everyone([&] {
+            return wrong_bytes(expar_test::random_rounds(host_context(), comm, 3, 4));
+          }) == all_say("0 wrong bytes"));
+  }
 }
 
 TEST_CASE("mpi_node_communicator: a rank that disagrees with itself") {

@@ -139,13 +139,14 @@ class node_exchange {
                        "; all ranks call the same operations in the same order");
   }
 
-  // Of one segment for all a piece may be longer.
+  // What goes to all is there once, so a piece may be longer.
+  static bool once(job const& j) { return j.call == node_call::all_gather; }
   number room(job const& j) const {
-    return j.sent.all_the_same() ? board_.size() * board_.room() : board_.room();
+    return once(j) ? board_.size() * board_.room() : board_.room();
   }
   void show(job const& j, number done) {
     std::byte* const shown = board_.bytes(board_.rank());
-    bool const one = j.sent.all_the_same();
+    bool const one = once(j);
     for (std::size_t peer = 0; peer < board_.size(); ++peer) {
       if (peer == board_.rank()) continue;
       auto const [at, bytes] = j.sent[peer];
@@ -156,7 +157,7 @@ class node_exchange {
     }
   }
   void take(job const& j, number done) {
-    std::size_t const me = board_.rank(), place = j.sent.all_the_same() ? 0 : me * board_.room();
+    std::size_t const me = board_.rank(), place = once(j) ? 0 : me * board_.room();
     for (std::size_t step = 1; step < board_.size(); ++step) {
       std::size_t const peer = (me + step) % board_.size();
       auto const [at, bytes] = j.received[peer];
