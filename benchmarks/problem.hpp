@@ -62,10 +62,11 @@ class array {
   array() = default;
   explicit array(index_t n) : size_(n) {
     data_.reset(static_cast<T*>(::operator new (bytes(), std::align_val_t{64})));
-    for (index_t i = 0; i < n; ++i) {
-      auto const hash = static_cast<std::uint32_t>(i) * 2654435761u;
-      data_[size_of(i)] = value(hash >> 25);
-    }
+    fill();
+  }
+  /// In memory of the caller.
+  array(void* memory, index_t n) : data_(static_cast<T*>(memory), release{false}), size_(n) {
+    fill();
   }
   T* data() const { return data_.get(); }
   index_t size() const { return size_; }
@@ -74,6 +75,12 @@ class array {
   void poison() const { std::memset(static_cast<void*>(data()), 0xff, bytes()); }
 
  private:
+  void fill() {
+    for (index_t i = 0; i < size_; ++i) {
+      auto const hash = static_cast<std::uint32_t>(i) * 2654435761u;
+      data_[size_of(i)] = value(hash >> 25);
+    }
+  }
   static T value(std::uint32_t bits) {  // 0.5 to 1.5
     if constexpr (expar::element<T>)
       return expar::narrow<T>(0.5f + static_cast<float>(bits) / 128);
@@ -81,7 +88,10 @@ class array {
       return static_cast<T>(bits);
   }
   struct release {
-    void operator()(T* p) const { ::operator delete (p, std::align_val_t{64}); }
+    bool owns = true;
+    void operator()(T* p) const {
+      if (owns) ::operator delete (p, std::align_val_t{64});
+    }
   };
   std::unique_ptr<T[], release> data_;
   index_t size_ = 0;

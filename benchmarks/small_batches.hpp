@@ -26,7 +26,7 @@ constexpr int hidden = 64, top_k = 2, ranks = 2, calls = 8;
 
 /// Microseconds of one call in every round.
 struct figures {
-  std::vector<double> operation, collectives, phases;
+  std::vector<double> operation, collectives, phases, bare;
 };
 
 inline std::size_t size_of(index_t n) {
@@ -56,17 +56,21 @@ class rank_of_two {
     bytes_[peer] = x_.size() * sizeof(float);
   }
 
-  figures measure(index_t rounds) {
+  /// `bare`: others whose collectives are timed as well.
+  template <class Bare = Comm>
+  figures measure(index_t rounds, Bare const* bare = nullptr) {
     figures f;
     for (index_t i = -1; i < rounds; ++i) {
       double const operation = microseconds([&] { dispatch_and_combine(); });
-      double const collectives = microseconds([&] { bare_collectives(); });
+      double const collectives = microseconds([&] { collectives_of(comm_); });
       double phases = 0;
       if constexpr (expar::window_communicator<Comm>) phases = microseconds([&] { bare_phases(); });
+      double const others = bare != nullptr ? microseconds([&] { collectives_of(*bare); }) : 0;
       if (i < 0) continue;  // the first round allocates
       f.operation.push_back(operation);
       f.collectives.push_back(collectives);
       f.phases.push_back(phases);
+      f.bare.push_back(others);
     }
     return f;
   }
@@ -87,11 +91,12 @@ class rank_of_two {
     benchmark::DoNotOptimize(batch_.y().data);
     moe_.combine(ctx_, batch_, expar::make_view(out_.data(), tokens_, hidden));
   }
-  void bare_collectives() {
-    expar::all_gather(ctx_, comm_, counts_.data(), all_counts_.data(),
-                      counts_.size() * sizeof(std::uint64_t));
-    comm_.all_to_all_v(ctx_, rows_.data(), bytes_, zero_, arrived_.data(), bytes_, zero_);
-    comm_.all_to_all_v(ctx_, arrived_.data(), bytes_, zero_, rows_.data(), bytes_, zero_);
+  template <class C>
+  void collectives_of(C& comm) {
+    comm.all_gather(ctx_, counts_.data(), all_counts_.data(),
+                    counts_.size() * sizeof(std::uint64_t));
+    comm.all_to_all_v(ctx_, rows_.data(), bytes_, zero_, arrived_.data(), bytes_, zero_);
+    comm.all_to_all_v(ctx_, arrived_.data(), bytes_, zero_, rows_.data(), bytes_, zero_);
   }
   // Rows are written to both ranks, and read from both.
   void bare_phases() {
@@ -154,6 +159,7 @@ inline void report(benchmark::State& state, figures const& f) {
   };
   put("of_collectives", f.collectives);
   if (!f.phases.empty() && f.phases[0] > 0) put("of_phases", f.phases);
+  if (!f.bare.empty() && f.bare[0] > 0) put("of_mpi", f.bare);
 }
 
 /// T, E.

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""A layer with experts by hand and with Expar, over MPI: lines of each, microseconds, and what each survives.
+"""A layer with experts by hand over MPI, and with Expar through the memory that two processes share
+and over messages of MPI: lines of each, microseconds, and what each survives.
 
     compare.py BUILD/benchmarks/expar_by_hand [result.json] [--mpiexec "mpiexec ..."] [--edges-only]
 
@@ -24,7 +25,7 @@ EDGES = {
     "other_hidden": "a rank passes another hidden",
     "throws": "an expert throws on a rank",
 }
-WAYS = {"hand": "by hand", "expar": "with Expar"}
+WAYS = {"hand": "by hand", "expar": "with Expar", "messages": "with Expar over messages"}
 
 
 def code_lines(text):
@@ -122,9 +123,10 @@ def main(arguments):
             tokens = int(b["name"].split("tokens:")[1].split("/")[0])
             hand = b["real_time"] * b["by_hand"]
             result["times"].append({"tokens": tokens, "expar_us": b["real_time"],
-                                    **{k: b[k] for k in b if k.startswith("by_hand")},
+                                    **{k: b[k] for k in b if k.startswith(("by_hand", "messages"))},
                                     "disturbed": b["disturbed"]})
             print(f'{tokens:5} tokens, forward and backward: with Expar {b["real_time"]:.1f} us, '
+                  f'over messages {b["real_time"] * b["messages"]:.1f} us, '
                   f'by hand {hand:.1f} us ({b["by_hand"]:.2f} times; quartiles '
                   f'{b["by_hand_25"]:.2f} to {b["by_hand_75"]:.2f})')
     for edge, name in EDGES.items():

@@ -6,7 +6,7 @@
 
 #include <by_hand/moe_by_hand.hpp>
 
-#include <expar/comm/mpi.hpp>
+#include <expar/comm/mpi_node.hpp>
 #include <expar/expert_parallel.hpp>
 
 struct layer_shape {
@@ -57,6 +57,7 @@ class layer_by_hand {
 // by hand: end
 
 // with Expar: begin
+template <class Comm>  // mpi_communicator, or mpi_node_communicator on one machine
 class layer_with_expar {
  public:
   layer_with_expar(MPI_Comm comm, layer_shape s)
@@ -88,8 +89,8 @@ class layer_with_expar {
               batch_.slot_offsets()[static_cast<std::size_t>(l) + 1], out);
   }
   expar::host_context ctx_;
-  expar::mpi_communicator comm_;
-  expar::expert_parallel<expar::mpi_communicator> moe_;
+  Comm comm_;
+  expar::expert_parallel<Comm> moe_;
   expar::expert_batch<float> batch_;
 };
 // with Expar: end

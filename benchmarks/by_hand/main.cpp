@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// A layer with experts on several processes, by hand and with Expar over messages: what each takes,
-// and which edges and faults each survives. compare.py runs it and says what came of it.
+// A layer with experts on several processes, by hand and with Expar, through the memory that they
+// share and over messages: what each takes, and which edges and faults each survives. compare.py
+// runs it and says what came of it.
 //   mpiexec -n 2 expar_by_hand [--benchmark_...]              forward and backward, rounds.hpp says
-//   how mpiexec -n 2 expar_by_hand --edge NAME --way hand|expar   one edge: a line for each rank
+//   how mpiexec -n 2 expar_by_hand --edge NAME --way hand|expar|messages   one edge: a line for
+//   each rank
 // The expert e multiplies rows by e + 1, so that a rank knows what its tokens become.
 #include <unistd.h>
 
@@ -21,6 +23,8 @@
 namespace {
 
 using benchmarks::kind;
+using with_expar = layer_with_expar<expar::mpi_node_communicator>;
+using with_messages = layer_with_expar<expar::mpi_communicator>;
 
 constexpr layer_shape shape{8, 2, 1024};
 
@@ -87,7 +91,8 @@ void layer(benchmark::State& state) {
   expar::mpi_communicator comm(MPI_COMM_WORLD);
   layer_data d = make_data(shape, static_cast<int>(state.range(0)), comm.rank());
   layer_by_hand by_hand(MPI_COMM_WORLD, shape);
-  layer_with_expar with_expar(MPI_COMM_WORLD, shape);
+  with_expar in_memory(MPI_COMM_WORLD, shape);
+  with_messages by_messages(MPI_COMM_WORLD, shape);
   int const calls = d.tokens < 100 ? 100 : 1;
   bool moves_only = false;  // but in the first round, which is checked
   benchmarks::rank_rounds<expar::mpi_communicator> rounds(comm);
@@ -99,8 +104,9 @@ void layer(benchmark::State& state) {
         },
         [&] { return is_right(d); }, [&] { poison(d); });
   };
-  add(kind::ours, "expar", with_expar);
+  add(kind::ours, "expar", in_memory);
   add(kind::peer, "by_hand", by_hand);
+  add(kind::peer, "messages", by_messages);
   rounds.check();
   moves_only = true;
   int disturbed = 0;
@@ -203,10 +209,13 @@ int main(int argc, char** argv) {
   MPI_Comm_rank(MPI_COMM_WORLD, &rank), MPI_Comm_size(MPI_COMM_WORLD, &ranks);
   if (argc == 5 && std::string(argv[1]) == "--edge") {
     end_when_stuck();
-    if (std::string(argv[4]) == "hand")
+    std::string const way = argv[4];
+    if (way == "hand")
       try_edge<layer_by_hand>(argv[2], rank, ranks);
+    else if (way == "messages")
+      try_edge<with_messages>(argv[2], rank, ranks);
     else
-      try_edge<layer_with_expar>(argv[2], rank, ranks);
+      try_edge<with_expar>(argv[2], rank, ranks);
   } else {
     benchmarks::run_benchmarks(rank, argc, argv);
   }

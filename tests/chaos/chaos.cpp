@@ -10,7 +10,7 @@
 #include <thread>
 
 #ifdef EXPAR_CHAOS_MPI
-#include <expar/comm/mpi.hpp>
+#include <expar/comm/mpi_node.hpp>
 #else
 #include <barrier>
 
@@ -276,11 +276,19 @@ bool pass_of(settings& set, tally& done, kind k, Base& base, std::uint64_t group
 constexpr auto deadline = std::chrono::seconds(30);  // of a rank that does not come
 
 #ifdef EXPAR_CHAOS_MPI
-using base = expar::mpi_communicator;
+using base = expar::EXPAR_CHAOS_MPI;
+
+template <class Comm>
+Comm of_world() {
+  if constexpr (expar::window_communicator<Comm>)
+    return Comm(MPI_COMM_WORLD, deadline);
+  else
+    return Comm(MPI_COMM_WORLD, std::size_t{1} << 30, deadline);
+}
 
 /// A group of the ranks of this program.
 bool play(settings& set, tally& done, kind k, std::uint64_t group) {
-  base comm(MPI_COMM_WORLD, std::size_t{1} << 30, deadline);
+  base comm = of_world<base>();
   return pass_of(set, done, k, comm, group, [&](record const& mine) {
     std::vector<record> all(static_cast<std::size_t>(comm.size()));
     MPI_Allgather(&mine, sizeof mine, MPI_BYTE, all.data(), sizeof mine, MPI_BYTE, MPI_COMM_WORLD);

@@ -6,7 +6,7 @@
 #include <thread>
 #include <vector>
 
-#include <expar/comm/mpi.hpp>
+#include <expar/comm/mpi_node.hpp>
 #include <expar/exchange/hops.hpp>
 #include <expar/router/routes.hpp>
 
@@ -20,7 +20,8 @@ namespace {
 
 /// What every rank says, on every rank: an assertion that failed on one alone would leave the
 /// others waiting.
-std::vector<std::string> of_all(expar::mpi_communicator& comm, std::string const& mine) {
+template <class Comm>
+std::vector<std::string> of_all(Comm& comm, std::string const& mine) {
   constexpr std::size_t room = 256;
   std::vector<char> line(room), all(room * static_cast<std::size_t>(comm.size()));
   mine.copy(line.data(), room - 1);
@@ -29,22 +30,33 @@ std::vector<std::string> of_all(expar::mpi_communicator& comm, std::string const
   for (std::size_t at = 0; at < all.size(); at += room) said.emplace_back(&all[at]);
   return said;
 }
-std::vector<std::string> repeated(expar::mpi_communicator& comm, std::string const& s) {
+template <class Comm>
+std::vector<std::string> repeated(Comm& comm, std::string const& s) {
   return std::vector<std::string>(static_cast<std::size_t>(comm.size()), s);
 }
 
+template <template <class> class Transport, class Comm>
+struct over {
+  using comm = Comm;
+  using transport = Transport<Comm>;
+};
+using expar::messages, expar::mpi_communicator, expar::mpi_node_communicator, expar::windows;
+
 }  // namespace
 
-TEST_CASE("MPI: drawn problems against a float64 reference, with ranks that come late at random") {
+TEMPLATE_TEST_CASE(
+    "MPI: drawn problems against a float64 reference, with ranks that come late at random", "",
+    (over<messages, mpi_communicator>), (over<messages, mpi_node_communicator>),
+    (over<windows, mpi_node_communicator>)) {
   using table = element_table<0, elements<double, double>, elements<float>,
                               elements<expar::bfloat16, float, float>>;
-  expar::mpi_communicator comm(MPI_COMM_WORLD);
+  typename TestType::comm comm(MPI_COMM_WORLD);
   expar_test::random late(static_cast<std::uint64_t>(comm.rank()));
   covered_pairs covered;
   for (std::uint64_t const seed : {20u, 21u, 22u}) {
     auto const all = draw_problems(comm.size(), seed);
     for (auto const& d : all) covered.count(d->what);
-    expar::messages transport(comm);
+    typename TestType::transport transport(comm);
     auto const wrong = check_in_turn<table>(transport, all, comm.rank(), [&] {
       if (late.chance(.1))
         std::this_thread::sleep_for(std::chrono::microseconds(late.integer(0, 400)));
@@ -73,8 +85,9 @@ TEST_CASE("MPI: drawn problems over chains of hops") {
   }
 }
 
-TEST_CASE("a wrong argument on one MPI rank is the same sentence on all, and nobody waits") {
-  expar::mpi_communicator comm(MPI_COMM_WORLD);
+TEMPLATE_TEST_CASE("a wrong argument on one MPI rank is the same sentence on all, and nobody waits",
+                   "", mpi_communicator, mpi_node_communicator) {
+  TestType comm(MPI_COMM_WORLD);
   expar::host_context const ctx;
   bool const culprit = comm.rank() == comm.size() - 1;
   auto const rank = " (rank " + std::to_string(comm.size() - 1) + ")";

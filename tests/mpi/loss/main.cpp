@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A rank that is lost, and what the others do then. MPI may never end afterwards, so each scenario
 // is a run of its own, which says at last that all was right.
+#include <unistd.h>
+
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -8,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include <expar/comm/mpi.hpp>
+#include <expar/comm/mpi_node.hpp>
 #include <expar/expert_parallel.hpp>
 #include <expar/router/routes.hpp>
 
@@ -16,6 +18,7 @@ namespace {
 
 using expar::host_context;
 using expar::mpi_communicator;
+using expar::mpi_node_communicator;
 
 constexpr std::chrono::milliseconds deadline{1500};
 std::string found;  // what was not as it should be
@@ -42,7 +45,8 @@ expar::lost_rank lost_in(F f) {
   }
 }
 
-void expect_dead(mpi_communicator const& comm, std::string const& sentence) {
+template <class Comm>
+void expect_dead(Comm const& comm, std::string const& sentence) {
   double const begun = MPI_Wtime();
   for (int i = 0; i < 1000; ++i) {
     try {
@@ -56,7 +60,8 @@ void expect_dead(mpi_communicator const& comm, std::string const& sentence) {
 }
 
 // Every rank sends a row to each expert and gets it back twice; then rank 0 says what all found.
-void go_on(mpi_communicator comm) {
+template <class Comm>
+void go_on(Comm comm) {
   host_context const ctx;
   int const experts = 2 * comm.size(), hidden = 4;
   std::vector<std::int32_t> ids;
@@ -182,6 +187,63 @@ void unmade() {
   for (int peer = 1; peer < size; ++peer) release(peer);
 }
 
+// Of ranks that share memory, rank 1 dies between two phases, or anywhere: its end is found before
+// any deadline.
+void node_killed(bool anywhere) {
+  mpi_node_communicator comm(MPI_COMM_WORLD, deadline);
+  std::size_t const bytes = std::size_t{3} << 20;
+  std::vector<char> in(bytes * static_cast<std::size_t>(comm.size())), out(in.size());
+  host_context const ctx;
+  auto window = comm.allocate_window(bytes);
+  if (comm.rank() == 1 && anywhere) ualarm(static_cast<useconds_t>(20000 + getpid() % 64 * 500), 0);
+  int calls = 0;
+  double begun = 0;
+  auto const e = lost_in([&] {
+    begun = MPI_Wtime();
+    if (!anywhere && comm.rank() == 1 && ++calls == 1000) std::raise(SIGKILL);
+    comm.exchange_phase(ctx);
+    if (!anywhere) return;
+    comm.all_to_all(ctx, in.data(), out.data(), bytes);
+    window = comm.allocate_window(bytes);
+    std::memset(window.view().peer(1, 0), comm.rank(), bytes);
+  });
+  expect(MPI_Wtime() - begun < 5e-4 * static_cast<double>(deadline.count()),
+         "the end of a rank is found late");
+  std::string const said = e.what(), end = ": rank 1 has left and will not come";
+  expect(said.ends_with(end), said);
+  expect(e.rank() == 1, "another rank is named");
+  expect_dead(comm, said);
+  std::memset(window.view().peer(1, 0), comm.rank(),
+              bytes);  // it is there as long as a rank has it
+  comm = comm.without(e.rank());
+  go_on(std::move(comm));
+}
+
+// The last rank does not come. Where it comes after all, it hears the same.
+void node_absent() {
+  mpi_node_communicator comm(MPI_COMM_WORLD, deadline);
+  int const last = comm.size() - 1;
+  if (comm.rank() == last) await(0);
+  auto const e = lost_in([&] { comm.barrier(host_context()); });
+  expect_same(e.what(),
+              "expar: barrier: rank " + std::to_string(last) + " did not come within 1500 ms");
+  expect(e.rank() == last, "another rank is named");
+  expect_dead(comm, e.what());
+  if (comm.rank() == last) {
+    MPI_Send(found.c_str(), static_cast<int>(found.size()), MPI_CHAR, 0, 0, MPI_COMM_WORLD);
+    await(0);
+    return;
+  }
+  if (comm.rank() == 0) {
+    char text[1000]{};
+    release(last);
+    MPI_Recv(text, sizeof text - 1, MPI_CHAR, last, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+    found += text;
+  }
+  go_on(comm.without(e.rank()));
+  if (comm.rank() == 0) release(last);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -194,6 +256,9 @@ int main(int argc, char** argv) {
     if (scenario == "killed_in_exchange") killed(true);
     if (scenario == "absent") absent();
     if (scenario == "unmade") unmade();
+    if (scenario == "node_killed") node_killed(false);
+    if (scenario == "node_killed_anywhere") node_killed(true);
+    if (scenario == "node_absent") node_absent();
   } catch (std::exception const& e) {
     std::printf("%swrong: %s\n", found.c_str(), e.what());
     std::fflush(stdout);
