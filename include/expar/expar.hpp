@@ -2,8 +2,9 @@
 #pragma once
 
 /// Everything that needs a C++20 compiler alone. Adapters to MPI and to the tensors of others are
-/// included by name: <expar/comm/mpi.hpp>, <expar/comm/mpi_node.hpp>; so are <expar/laws.hpp>, for
-/// tests, and router/research/.
+/// included by name: <expar/comm/mpi.hpp>, <expar/comm/mpi_node.hpp>; so are chains of hops,
+/// <expar/exchange/hops.hpp>, rows that are packed on their way, <expar/exchange/wire.hpp>,
+/// <expar/laws.hpp>, for tests, and router/research/.
 #include <expar/balance/sum_counts.hpp>
 #include <expar/caller_threads.hpp>
 #include <expar/comm/self.hpp>
