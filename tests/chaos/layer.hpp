@@ -55,6 +55,7 @@ struct problem {
   std::uint64_t seed;
   int ranks, experts;
   index_t hidden, hidden_out;
+  expar::chain way;  // of hops
 
   static constexpr int k = 2;
   double weight(int choice) const { return choice + 1; }
@@ -138,15 +139,15 @@ class layers {
 
   /// How many wrong calls there are of a step.
   static int wrongs(step s) {
-    return s == step::construct ? 1 : s == step::place ? 2 : s == step::quotas ? 4 : 3;
+    return s == step::construct ? 1 + by_chain : s == step::place ? 2 : s == step::quotas ? 4 : 3;
   }
   void construct(int i, int wrong = 0) {
     object& o = objects_[i];
     forget(i);
-    if (i != 1 || !shared_) o.own.emplace(comm_, &memory_);
+    if (i != 1 || !shared_) make_transport(o.own, wrong == 2);
     for (batch& b : o.batches) b = batch(&memory_);
     o.layer.emplace(i == 1 && shared_ ? *objects_[0].own : *o.own,
-                    expar::expert_shape{p_.experts, p_.k, p_.hidden, p_.hidden_out + wrong},
+                    expar::expert_shape{p_.experts, p_.k, p_.hidden, p_.hidden_out + (wrong == 1)},
                     layout(), expar::weights_at_decode{}, &memory_);
   }
   void forget(int i) {
@@ -161,6 +162,12 @@ class layers {
   void gather_report() { expar::gather_report(ctx_, comm_, objects_[0].batches[0].plan()); }
 
  private:
+  void make_transport(std::optional<X>& x, [[maybe_unused]] bool other_way) {
+    if constexpr (by_chain)
+      x.emplace(comm_, other_way ? expar::chain::linear(p_.ranks) : p_.way, &memory_);
+    else
+      x.emplace(comm_, &memory_);
+  }
   static Layout layout() {
     if constexpr (by_choice)
       return {.factor = 0};
@@ -331,6 +338,7 @@ class layers {
     v.assign(size(b.row_count() + 1, columns), -1);
     return make_view(v.data(), b.row_count(), columns);
   }
+  static constexpr bool by_chain = std::is_same_v<X, expar::hops<C>>;
   static constexpr bool by_choice = std::is_same_v<Layout, expar::fixed_capacity>;
   moe& layer(passage const& w) { return *objects_[w.object].layer; }
   static std::size_t size(index_t rows, index_t columns, index_t more = 0) {
