@@ -266,8 +266,8 @@ class hops : private messages<Comm> {
   // --- hops --------------------------------------------------------------------------------------
 
   /// The hops of an operation, or `back`: begin(ready) on this rank, which divides messages and
-  /// calls ready(); fill(h) the message of each hop, found(h, last) what came; agreed() once all
-  /// ranks have come. `more`: whether another message follows in this call.
+  /// calls ready(); fill(h) the message of each hop, found(h, last) what came; all_came() once all
+  /// messages have come. `more`: whether another message follows in this call.
   template <class Begin, class Fill, class Found, class Agreed>
   void run_hops(host_context const& ctx, detail::intention mine, bool back, bool more, Begin begin,
                 Fill fill, Found found, Agreed all_came) {
@@ -289,7 +289,7 @@ class hops : private messages<Comm> {
           },
           [&] { found(h, last); },
           [&] {
-            if (i == 0) all_came();
+            if (last) all_came();
           });
       ++mine.phase;
     }
