@@ -54,7 +54,7 @@ struct record {
 };
 
 /// One rank of a group that lives for many firings.
-template <class X, class C, class Layout>
+template <class X, class C, class Layout, class Site>
 class player {
  public:
   player(problem const& p, C& comm, trap& on_rank, bool shared)
@@ -179,7 +179,7 @@ class player {
   expar_test::random late_{0};
   firing fault_{};
   std::vector<std::pair<passage*, step>> todo_;  // no passage: what the fault is
-  layers<X, C, Layout> layers_;
+  layers<X, C, Layout, Site> layers_;
 };
 
 /// Whether that is what all ranks have to say.
@@ -238,7 +238,8 @@ inline expar::chain draw_way(expar_test::random& draw, int ranks) {
 
 /// One pass over the cells of a transport, by one rank of a group; `tell(record)` gives those of
 /// all ranks. False after what leaves the group in doubt.
-template <class X, class C, class Layout, class Base, class Tell>
+template <class X, class C, class Layout, class Site = expar::weights_at_decode, class Base,
+          class Tell>
 bool pass(settings& set, tally& done, kind k, Base& base, std::uint64_t group, Tell tell) {
   expar_test::random draw(set.seed + 77777 * group);
   int const experts = static_cast<int>(draw.integer(1, 6));
@@ -249,7 +250,7 @@ bool pass(settings& set, tally& done, kind k, Base& base, std::uint64_t group, T
   trap on_rank;
   bool const by_v = draw.chance(.5), shared = draw.chance(.5);
   C comm(base, on_rank, by_v);
-  player<X, C, Layout> mine(p, comm, on_rank, shared);
+  player<X, C, Layout, Site> mine(p, comm, on_rank, shared);
   std::uint64_t n = 0;
   bool fine = true;
   tally::each([&](fault f, step s, kind of) {
@@ -283,11 +284,15 @@ template <class Base, class Tell>
 bool pass_of(settings& set, tally& done, kind k, Base& base, std::uint64_t group, Tell tell) {
   using checked = communicator<Base, true>;
   using unchecked = communicator<Base, false>;
+  auto const turn = group / kinds;
   auto const over = [&]<template <class> class Transport, class C>() {
     using X = Transport<C>;
-    return group / kinds % 2 == 0
-               ? pass<X, C, expar::ragged>(set, done, k, base, group, tell)
-               : pass<X, C, expar::fixed_capacity>(set, done, k, base, group, tell);
+    // By a chain a message of scalars may follow rows that are summed on their way.
+    if constexpr (std::is_same_v<X, expar::hops<C>>)
+      if (turn % 3 == 2)
+        return pass<X, C, expar::ragged, expar::weights_per_row>(set, done, k, base, group, tell);
+    return turn % 2 == 0 ? pass<X, C, expar::ragged>(set, done, k, base, group, tell)
+                         : pass<X, C, expar::fixed_capacity>(set, done, k, base, group, tell);
   };
   if constexpr (expar::window_communicator<Base>)
     if (k == kind::windows)
