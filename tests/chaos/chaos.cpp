@@ -5,8 +5,10 @@
 // ends.
 //   expar_chaos [--seconds S | --firings N] [--seed S] [--ranks R] [--only TEXT]
 // S: about so long, but until each has been tried; N: at least so many firings of each.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <thread>
 
 #ifdef EXPAR_CHAOS_MPI
@@ -52,7 +54,7 @@ struct record {
 };
 
 /// One rank of a group that lives for many firings.
-template <class X, class C, class Layout>
+template <class X, class C, class Layout, class Site>
 class player {
  public:
   player(problem const& p, C& comm, trap& on_rank, bool shared)
@@ -79,7 +81,12 @@ class player {
     std::uint64_t const stamp = 9 * n + 9;
     auto const placed = static_cast<std::uint64_t>(f == fault::memory ? 1 : draw.integer(0, 2));
     passage a{constructs ? 2 : static_cast<int>(draw.integer(0, 1)), 0, stamp + placed};
-    if (f == fault::pool) a.of = culprit, a.many = begins || draw.chance(.1) ? 66000 : 11000;
+    if (f == fault::pool) {
+      // By a chain the rows of others pass through as well.
+      bool const of_others = std::is_same_v<X, expar::hops<C>> && draw.chance(.3);
+      a.of = of_others ? static_cast<int>(draw.integer(0, p_.ranks - 1)) : culprit;
+      a.many = begins || draw.chance(.1) ? 66000 : 11000;
+    }
     passage other{f == fault::object ? 1 - a.object : a.object, f == fault::batch, stamp + 3};
     passage next{constructs ? 0 : a.object, 0, stamp + 4};
     bool const by_network = f == fault::before || f == fault::after;  // for good, it is lost
@@ -172,7 +179,7 @@ class player {
   expar_test::random late_{0};
   firing fault_{};
   std::vector<std::pair<passage*, step>> todo_;  // no passage: what the fault is
-  layers<X, C, Layout> layers_;
+  layers<X, C, Layout, Site> layers_;
 };
 
 /// Whether that is what all ranks have to say.
@@ -212,19 +219,38 @@ std::string judge(std::vector<record> const& all, fault f, step s, int culprit, 
   return wrong;
 }
 
+/// Any chain but the straight one.
+inline expar::chain draw_way(expar_test::random& draw, int ranks) {
+  using expar::chain, expar::topology;
+  auto const how = draw.chance(.5) ? expar::sum::per_hop : expar::sum::exact;
+  topology nodes = topology::blocks(ranks, static_cast<int>(draw.integer(1, 3)));
+  if (draw.chance(.2)) {  // nodes that are not alike, and not in a row
+    std::vector<int> colours;
+    for (int r = 0; r < ranks; ++r) colours.push_back(static_cast<int>(draw.integer(0, 2)));
+    nodes = topology::of_colours(colours);
+  }
+  auto const which = draw.integer(0, 4);
+  return which == 0   ? chain::once_per_rank(ranks, how)
+         : which == 1 ? chain::aggregated(nodes)
+         : which == 2 ? chain::gathered(nodes)
+                      : chain::once_per_node(nodes, how);
+}
+
 /// One pass over the cells of a transport, by one rank of a group; `tell(record)` gives those of
 /// all ranks. False after what leaves the group in doubt.
-template <class X, class C, class Layout, class Base, class Tell>
+template <class X, class C, class Layout, class Site = expar::weights_at_decode, class Base,
+          class Tell>
 bool pass(settings& set, tally& done, kind k, Base& base, std::uint64_t group, Tell tell) {
   expar_test::random draw(set.seed + 77777 * group);
   int const experts = static_cast<int>(draw.integer(1, 6));
   index_t const widths[] = {4, 5, 8};
-  problem const p{draw.bits() >> 20, base.size(), experts == 1 ? 60 : experts,
-                  widths[draw.integer(0, 2)], widths[draw.integer(0, 2)]};
+  problem const p{draw.bits() >> 20,           base.size(),
+                  experts == 1 ? 60 : experts, widths[draw.integer(0, 2)],
+                  widths[draw.integer(0, 2)],  draw_way(draw, base.size())};
   trap on_rank;
   bool const by_v = draw.chance(.5), shared = draw.chance(.5);
   C comm(base, on_rank, by_v);
-  player<X, C, Layout> mine(p, comm, on_rank, shared);
+  player<X, C, Layout, Site> mine(p, comm, on_rank, shared);
   std::uint64_t n = 0;
   bool fine = true;
   tally::each([&](fault f, step s, kind of) {
@@ -258,19 +284,25 @@ template <class Base, class Tell>
 bool pass_of(settings& set, tally& done, kind k, Base& base, std::uint64_t group, Tell tell) {
   using checked = communicator<Base, true>;
   using unchecked = communicator<Base, false>;
-  using expar::fixed_capacity, expar::ragged, expar::messages;
-  bool const even = group / kinds % 2 == 0;
+  auto const turn = group / kinds;
+  auto const over = [&]<template <class> class Transport, class C>() {
+    using X = Transport<C>;
+    // By a chain a message of scalars may follow rows that are summed on their way.
+    if constexpr (std::is_same_v<X, expar::hops<C>>)
+      if (turn % 3 == 2)
+        return pass<X, C, expar::ragged, expar::weights_per_row>(set, done, k, base, group, tell);
+    return turn % 2 == 0 ? pass<X, C, expar::ragged>(set, done, k, base, group, tell)
+                         : pass<X, C, expar::fixed_capacity>(set, done, k, base, group, tell);
+  };
   if constexpr (expar::window_communicator<Base>)
     if (k == kind::windows)
-      return pass<expar::windows<checked>, checked, ragged>(set, done, k, base, group, tell);
-  if constexpr (expar::traits_of<Base>().checks_sizes)
-    if (k == kind::messages)
-      return even ? pass<messages<checked>, checked, ragged>(set, done, k, base, group, tell)
-                  : pass<messages<checked>, checked, fixed_capacity>(set, done, k, base, group,
-                                                                     tell);
-  return even ? pass<messages<unchecked>, unchecked, ragged>(set, done, k, base, group, tell)
-              : pass<messages<unchecked>, unchecked, fixed_capacity>(set, done, k, base, group,
-                                                                     tell);
+      return pass<expar::windows<checked>, checked, expar::ragged>(set, done, k, base, group, tell);
+  if constexpr (expar::traits_of<Base>().checks_sizes) {
+    if (k == kind::messages) return over.template operator()<expar::messages, checked>();
+    if (k == kind::hops) return over.template operator()<expar::hops, checked>();
+  }
+  if (k == kind::hops_unchecked) return over.template operator()<expar::hops, unchecked>();
+  return over.template operator()<expar::messages, unchecked>();
 }
 
 constexpr auto deadline = std::chrono::seconds(30);  // of a rank that does not come
@@ -330,13 +362,15 @@ bool play(settings& set, tally& done, kind k, std::uint64_t group) {
 #endif
 
 int run(settings set, bool speaks) {
-  set.used[static_cast<int>(kind::messages)] = expar::traits_of<base>().checks_sizes;
+  for (bool& u : set.used) u = true;
+  for (kind const k : {kind::messages, kind::hops})
+    set.used[static_cast<int>(k)] = expar::traits_of<base>().checks_sizes;
   set.used[static_cast<int>(kind::windows)] = expar::window_communicator<base>;
-  set.used[static_cast<int>(kind::unchecked)] = true;
   tally done;
   int wrong = 0, in_vain = 0;
-  bool missing[kinds] = {true, true, true};
-  auto const any = [&] { return missing[0] || missing[1] || missing[2]; };
+  bool missing[kinds];
+  for (bool& m : missing) m = true;
+  auto const any = [&] { return std::ranges::any_of(missing, std::identity{}); };
   for (std::uint64_t group = 0; any() && wrong < 10 && in_vain < 200; ++group) {
     auto const k = static_cast<kind>(group % kinds);
     bool& misses = missing[static_cast<int>(k)];

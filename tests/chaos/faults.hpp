@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include <expar/exchange/collectives.hpp>
+#include <expar/exchange/hops.hpp>
 #include <expar/expar.hpp>
 
 namespace chaos {

@@ -55,6 +55,7 @@ struct problem {
   std::uint64_t seed;
   int ranks, experts;
   index_t hidden, hidden_out;
+  expar::chain way;  // of hops
 
   static constexpr int k = 2;
   double weight(int choice) const { return choice + 1; }
@@ -107,9 +108,10 @@ struct wrong_row : std::logic_error {
 };
 
 /// The objects of one rank, and what it does with them. `X`: a transport on communicators `C`.
-template <class X, class C, class Layout>
+/// `Site`: weights at decode or per row.
+template <class X, class C, class Layout, class Site>
 class layers {
-  using moe = expar::expert_parallel<X, Layout>;
+  using moe = expar::expert_parallel<X, Layout, Site>;
   using batch = expar::expert_batch<double, double>;
   struct object {
     std::optional<X> own;
@@ -138,16 +140,16 @@ class layers {
 
   /// How many wrong calls there are of a step.
   static int wrongs(step s) {
-    return s == step::construct ? 1 : s == step::place ? 2 : s == step::quotas ? 4 : 3;
+    return s == step::construct ? 1 + by_chain : s == step::place ? 2 : s == step::quotas ? 4 : 3;
   }
   void construct(int i, int wrong = 0) {
     object& o = objects_[i];
     forget(i);
-    if (i != 1 || !shared_) o.own.emplace(comm_, &memory_);
+    if (i != 1 || !shared_) make_transport(o.own, wrong == 2);
     for (batch& b : o.batches) b = batch(&memory_);
     o.layer.emplace(i == 1 && shared_ ? *objects_[0].own : *o.own,
-                    expar::expert_shape{p_.experts, p_.k, p_.hidden, p_.hidden_out + wrong},
-                    layout(), expar::weights_at_decode{}, &memory_);
+                    expar::expert_shape{p_.experts, p_.k, p_.hidden, p_.hidden_out + (wrong == 1)},
+                    layout(), Site{}, &memory_);
   }
   void forget(int i) {
     object& o = objects_[i];
@@ -161,6 +163,12 @@ class layers {
   void gather_report() { expar::gather_report(ctx_, comm_, objects_[0].batches[0].plan()); }
 
  private:
+  void make_transport(std::optional<X>& x, [[maybe_unused]] bool other_way) {
+    if constexpr (by_chain)
+      x.emplace(comm_, other_way ? expar::chain::linear(p_.ranks) : p_.way, &memory_);
+    else
+      x.emplace(comm_, &memory_);
+  }
   static Layout layout() {
     if constexpr (by_choice)
       return {.factor = 0};
@@ -209,7 +217,7 @@ class layers {
 
   void dispatch(passage& w, batch& b, int wrong, bool fused) {
     index_t const n = w.tokens(p_, comm_.rank());
-    w.own = !fused && hash({w.stamp, p_.seed, passage::of_rank(comm_.rank())}) % 2 == 0;
+    w.own = !fused && !per_row && hash({w.stamp, p_.seed, passage::of_rank(comm_.rank())}) % 2 == 0;
     w.x.assign(size(n + 1, p_.hidden), 0);
     for (index_t t = 0; t < n; ++t)
       for (index_t c = 0; c < p_.hidden; ++c)
@@ -242,7 +250,10 @@ class layers {
             throw wrong_row("rows: a token that is not sent here, or at a wrong place");
           last = place, w.from[size(i, 1)] = {r, e, t};
           check("rows", rows, i, [&](index_t c) { return w.value(r, t, c, as_token); });
-          for (index_t c = 0; c < p_.hidden_out; ++c) y(i, c) = w.value(r, t, c, as_expert + e);
+          double const weight = row_weight(b, i);
+          if (per_row && !(weight == p_.weight(j))) throw wrong_row("row_weights: another one");
+          for (index_t c = 0; c < p_.hidden_out; ++c)
+            y(i, c) = weight * w.value(r, t, c, as_expert + e);
         }
       }
   }
@@ -263,10 +274,12 @@ class layers {
     for (index_t t = 0; t < n; ++t)
       for (index_t c = 0; c < p_.hidden_out; ++c)
         w.d_out[size(t, p_.hidden_out, c)] = w.value(comm_.rank(), t, c, as_gradient);
-    auto const d_out = matrix(w.d_out, n + (wrong == 1), p_.hidden_out);
+    auto const d_out = matrix(w.d_out, n + (wrong == 1), p_.hidden_out - (per_row && wrong == 2));
     auto const d_weights = matrix(w.d_weights, n, p_.k);
     if (wrong == 2 && !w.own) b.release(expar::side::y);
-    if (w.own)
+    if constexpr (per_row)
+      layer(w).combine_backward(ctx_, b, d_out);
+    else if (w.own)
       own_side(w.d_y, b, p_.hidden_out),
           layer(w).combine_backward(ctx_, b, d_out, matrix(w.y, b.row_count(), p_.hidden_out),
                                     matrix(w.d_y, b.row_count() + (wrong == 2), p_.hidden_out),
@@ -279,27 +292,25 @@ class layers {
     for (index_t i = 0; i < b.row_count(); ++i) {
       auto const [r, e, t] = w.from[size(i, 1)];
       if (r < 0) continue;
-      double const weight = p_.weight(w.choice(p_, r, t, e));
+      double const weight = per_row ? 1 : p_.weight(w.choice(p_, r, t, e));
       check("d_y", d_y, i,
             [&, r = r, t = t](index_t c) { return weight * w.value(r, t, c, as_gradient); });
       for (index_t c = 0; c < p_.hidden; ++c) d_rows(i, c) = w.value(r, t, c, as_expert + e);
+      if constexpr (per_row) b.d_row_weights()(i) = dot(w, r, t, e);
     }
-    for (index_t t = 0; t < n; ++t)
-      check("d_weights", d_weights.inner, t, [&](index_t j) {
-        int const e = w.expert(p_, comm_.rank(), t, static_cast<int>(j));
-        double sum = 0;
-        for (index_t c = 0; c < p_.hidden_out && e >= 0; ++c)
-          sum +=
-              w.value(comm_.rank(), t, c, as_expert + e) * w.value(comm_.rank(), t, c, as_gradient);
-        return sum;
-      });
+    if constexpr (!per_row) check_d_weights(w, d_weights.inner);
   }
   void dispatch_backward(passage& w, batch& b, int wrong) {
     index_t const n = w.tokens(p_, comm_.rank());
     w.d_tokens.assign(size(n + 1, p_.hidden), -1);
     auto const d_tokens = matrix(w.d_tokens, n + (wrong == 1), p_.hidden);
     if (wrong == 2 && !w.own) b.release(expar::side::d_rows);
-    if (w.own)
+    if constexpr (per_row) {
+      w.d_weights.assign(size(n + 1, p_.k), -1);
+      auto const d_weights = matrix(w.d_weights, n, p_.k);
+      layer(w).dispatch_backward(ctx_, b, d_tokens, d_weights);
+      check_d_weights(w, d_weights.inner);
+    } else if (w.own)
       layer(w).dispatch_backward(ctx_, b, matrix(w.d_rows, b.row_count() + (wrong == 2), p_.hidden),
                                  d_tokens);
     else
@@ -307,6 +318,26 @@ class layers {
     check_sums("d_tokens", w, d_tokens.inner, false);
   }
 
+  static double row_weight([[maybe_unused]] batch const& b, [[maybe_unused]] index_t i) {
+    if constexpr (per_row)
+      return b.row_weights()(i);
+    else
+      return 1;
+  }
+  /// The gradient of the weight of a route.
+  double dot(passage const& w, int rank, index_t token, int expert) const {
+    double sum = 0;
+    for (index_t c = 0; c < p_.hidden_out; ++c)
+      sum += w.value(rank, token, c, as_expert + expert) * w.value(rank, token, c, as_gradient);
+    return sum;
+  }
+  void check_d_weights(passage const& w, expar::tensor_view<double, 2> const& d) const {
+    for (index_t t = 0; t < d.extents[0]; ++t)
+      check("d_weights", d, t, [&](index_t j) {
+        int const e = w.expert(p_, comm_.rank(), t, static_cast<int>(j));
+        return e < 0 ? 0 : dot(w, comm_.rank(), t, e);
+      });
+  }
   /// What experts made of each token, which sums to that.
   void check_sums(char const* name, passage const& w, expar::tensor_view<double, 2> const& sums,
                   bool weighted) const {
@@ -331,6 +362,8 @@ class layers {
     v.assign(size(b.row_count() + 1, columns), -1);
     return make_view(v.data(), b.row_count(), columns);
   }
+  static constexpr bool per_row = std::is_same_v<Site, expar::weights_per_row>;
+  static constexpr bool by_chain = std::is_same_v<X, expar::hops<C>>;
   static constexpr bool by_choice = std::is_same_v<Layout, expar::fixed_capacity>;
   moe& layer(passage const& w) { return *objects_[w.object].layer; }
   static std::size_t size(index_t rows, index_t columns, index_t more = 0) {

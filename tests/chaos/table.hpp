@@ -10,12 +10,17 @@
 
 namespace chaos {
 
-/// How rows travel: over a communicator that checks sizes, by windows, or over one that does not.
-enum class kind { messages, windows, unchecked };
-constexpr char const* kind_names[] = {"messages", "windows", "unchecked"};
-constexpr int kinds = 3;
+/// How rows travel: over a communicator that checks sizes, by windows, or over one that does not;
+/// and by a chain of hops over either communicator.
+enum class kind { messages, windows, unchecked, hops, hops_unchecked };
+constexpr char const* kind_names[] = {"messages", "windows", "unchecked", "hops", "hops unchecked"};
+constexpr int kinds = 5;
 constexpr char const* name_of(kind k) {
   return kind_names[static_cast<int>(k)];
+}
+
+constexpr bool checks_sizes(kind k) {
+  return k != kind::unchecked && k != kind::hops_unchecked;
 }
 
 /// Whether something can fail, and ranks can find out: not if all call the same.
@@ -23,7 +28,7 @@ constexpr bool applies(fault f, step s, kind k) {
   using enum fault;
   bool const prepares = s == step::prepare || s == step::quotas || s == step::fused;
   if (f == view || f == pool) return s > step::place;
-  if (f == before || f == after) return k != kind::unchecked;  // else nobody knows where ranks are
+  if (f == before || f == after) return checks_sizes(k);  // else nobody knows where ranks are
   if (f == object) return s != step::construct;
   if (f == batch) return s > step::place && !prepares;
   if (f == user) return s != step::place;  // with which the next batch begins
@@ -65,10 +70,10 @@ class tally {
   void print(bool const (&used)[kinds]) {
     std::printf("%s%-17s%-20s", isatty(1) != 0 ? "\r\033[K" : "", "fault", "step");
     for (int k = 0; k < kinds; ++k)
-      if (used[k]) std::printf("%32s", kind_names[k]);
+      if (used[k]) std::printf("%29s", kind_names[k]);
     std::printf("\n%37s", "");
     for (int k = 0; k < kinds; ++k)
-      if (used[k]) std::printf("%32s", "fired  one sentence  recovered");
+      if (used[k]) std::printf("%29s", "fired    same  recovered");
     std::printf("\n");
     for (int f = 0; f < faults; ++f)
       for (int s = 0; s < steps; ++s) {
@@ -76,9 +81,9 @@ class tally {
         for (int k = 0; k < kinds; ++k) {
           cell const& c = cells_[f][s][k];
           if (used[k] && applies(fault{f}, step{s}, kind{k}))
-            std::printf("%7ld%14ld%11ld", c.fired, c.same, c.recovered);
+            std::printf("%10ld%8ld%11ld", c.fired, c.same, c.recovered);
           else if (used[k])
-            std::printf("%32s", "-");
+            std::printf("%29s", "-");
         }
         std::printf("\n");
       }

@@ -71,5 +71,7 @@ TEST_CASE("a topology names what is wrong") {
         "expar: topology: there are no colours; each rank has one");
   auto const t = topology::blocks(4, 2);
   CHECK(thrown_by([&] { t.node_of(4); }) == "expar: topology: rank is 4; it lies between 0 and 3");
+  CHECK(thrown_by([] { topology().node_of(0); }) ==
+        "expar: topology: rank is 0; it lies between 0 and -1");
   CHECK(thrown_by([&] { t.ranks_of(2); }) == "expar: topology: node is 2; it lies between 0 and 1");
 }

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include <expar/balance/sum_counts.hpp>
+#include <expar/exchange/hops.hpp>
 #include <expar/report.hpp>
 
 #include "support/exhausted_resource.hpp"
@@ -23,6 +24,11 @@ sentences all(std::string const& sentence) {
   return sentences(ranks, sentence);
 }
 
+/// What no rank tells another.
+struct gone : expar::lost_rank {
+  gone() : lost_rank(-1, expar::detail::sentence("this rank has gone")) {}
+};
+
 /// Passes everything on, and throws in the n-th collective of one rank, before or behind it.
 class failing_communicator {
  public:
@@ -33,7 +39,9 @@ class failing_communicator {
 
   int rank() const noexcept { return to_.rank(); }
   int size() const noexcept { return to_.size(); }
-  void fail_in(int calls) { left_ = calls; }
+  void fail_in(int calls) { left_ = calls, leaves_ = false; }
+  /// What it throws then takes this rank away.
+  void leave_in(int calls) { left_ = calls, leaves_ = true; }
   bool has_failed() const { return left_ == 0; }
 
   void all_to_all_v(context const& on, void const* in, expar::byte_counts counts,
@@ -54,6 +62,7 @@ class failing_communicator {
   template <class F>
   void pass(F f) {
     bool const fails = left_ > 0 && --left_ == 0;
+    if (fails && leaves_) throw gone();
     if (fails && when_ == before) throw std::runtime_error("the cable is out");
     f();
     if (fails) throw std::runtime_error("the cable is out");
@@ -62,6 +71,7 @@ class failing_communicator {
   expar::thread_communicator& to_;
   when when_;
   int left_ = -1;
+  bool leaves_ = false;
 };
 
 /// A pool that throws in its n-th run.
@@ -125,14 +135,26 @@ std::string hear(X& x, layer_data& d, context const& ctx, std::function<void()> 
   return said;
 }
 
-/// `f(x, comm)` over messages and windows of communicators that fail_in() can make fail.
+/// A chain of two hops, which sums at both.
+expar::chain two_hops() {
+  return expar::chain::once_per_node(expar::topology::blocks(ranks, 2), expar::sum::per_hop);
+}
+
+/// `f(x, comm)` over messages, windows and hops of communicators that fail_in() can make fail.
+enum class by { messages, windows, hops };
 template <class F>
-sentences over(bool by_windows, failing_communicator::when when, F f) {
+sentences over(by what, failing_communicator::when when, F f) {
   sentences said(ranks);
   expar::run_ranks(ranks, [&](expar::thread_communicator& threads) {
     failing_communicator comm(threads, when);
-    said[static_cast<std::size_t>(comm.rank())] =
-        with_transport(by_windows, comm, [&](auto& x) { return std::string(f(x, comm)); });
+    std::string& mine = said[static_cast<std::size_t>(comm.rank())];
+    if (what == by::hops) {
+      expar::hops x(comm, two_hops());
+      mine = f(x, comm);
+    } else {
+      mine = with_transport(what == by::windows, comm,
+                            [&](auto& x) { return std::string(f(x, comm)); });
+    }
   });
   return said;
 }
@@ -140,14 +162,14 @@ sentences over(bool by_windows, failing_communicator::when when, F f) {
 }  // namespace
 
 TEST_CASE("a communicator that fails on one rank, at any call, is one sentence on all") {
-  bool const by_windows = GENERATE(false, true);
+  by const what = GENERATE(by::messages, by::windows, by::hops);
   auto const when = GENERATE(failing_communicator::before, failing_communicator::behind);
-  CAPTURE(by_windows, when);
+  CAPTURE(static_cast<int>(what), when);
   std::string const sentence = "expar: an exception: the cable is out (rank 1)";
   int firings = 0;
   for (int n = 1; n < 30; ++n) {
     bool failed = false;
-    auto const said = over(by_windows, when, [&](auto& x, auto& comm) {
+    auto const said = over(what, when, [&](auto& x, auto& comm) {
       layer_data d(comm.rank());
       auto const start = [&] {
         if (comm.rank() == 1) comm.fail_in(n);
@@ -168,11 +190,13 @@ TEST_CASE("a communicator that fails on one rank, at any call, is one sentence o
 constexpr index_t wide = 70000;  // columns of a row that is work for a pool
 
 TEST_CASE("a pool that throws on one rank, at any message, is one sentence on all") {
+  by const what = GENERATE(by::messages, by::hops);
+  CAPTURE(static_cast<int>(what));
   std::string const sentence = "expar: an exception: the pool is closed (rank 1)";
   int firings = 0;
   for (int n = 1; n < 30; ++n) {
     bool failed = false;
-    auto const said = over(false, failing_communicator::before, [&](auto& x, auto& comm) {
+    auto const said = over(what, failing_communicator::before, [&](auto& x, auto& comm) {
       failing_pool pool;
       layer_data d(comm.rank(), wide);
       auto const start = [&] {
@@ -195,7 +219,7 @@ TEST_CASE("a pool that throws on one rank, at any message, is one sentence on al
 }
 
 TEST_CASE("a pool that throws behind the last meeting in windows is heard in the next call") {
-  auto const said = over(true, failing_communicator::before, [&](auto& x, auto& comm) {
+  auto const said = over(by::windows, failing_communicator::before, [&](auto& x, auto& comm) {
     failing_pool pool;
     context const ctx(pool);
     std::vector<std::int32_t> const ids(2, comm.rank());
@@ -224,9 +248,9 @@ TEST_CASE("a pool that throws behind the last meeting in windows is heard in the
 }
 
 TEST_CASE("a rank that misses a call and goes on with the next batch is told, and catches up") {
-  bool const by_windows = GENERATE(false, true);
-  CAPTURE(by_windows);
-  auto const said = over(by_windows, failing_communicator::before, [](auto& x, auto& comm) {
+  by const what = GENERATE(by::messages, by::windows, by::hops);
+  CAPTURE(static_cast<int>(what));
+  auto const said = over(what, failing_communicator::before, [](auto& x, auto& comm) {
     context const ctx;
     layer_data d(comm.rank());
     expar::expert_parallel moe(x, {experts, k, hidden});
@@ -251,10 +275,10 @@ TEST_CASE("a rank that misses a call and goes on with the next batch is told, an
 }
 
 TEST_CASE("ranks in operations of other parts of the library all say so, and go on") {
-  bool const by_windows = GENERATE(false, true);
+  by const what = GENERATE(by::messages, by::windows, by::hops);
   int const which = GENERATE(0, 1, 2);
-  CAPTURE(by_windows, which);
-  auto const said = over(by_windows, failing_communicator::before, [&](auto& x, auto& comm) {
+  CAPTURE(static_cast<int>(what), which);
+  auto const said = over(what, failing_communicator::before, [&](auto& x, auto& comm) {
     context const ctx;
     layer_data d(comm.rank());
     expar::expert_parallel moe(x, {experts, k, hidden});
@@ -281,4 +305,65 @@ TEST_CASE("ranks in operations of other parts of the library all say so, and go 
   char const* const others[] = {"sum_counts", "gather_report", "the constructor"};
   CHECK(said == all(std::string("expar: rank 0 calls prepare while rank 2 calls ") + others[which] +
                     "; all ranks call the same operations in the same order"));
+}
+
+TEST_CASE("hops: what fails before the last hop has come opens no side on any rank") {
+  for (int n = 1; n < 4; ++n) {  // counts, and two hops
+    auto const said = over(by::hops, failing_communicator::before, [&](auto& x, auto& comm) {
+      layer_data d(comm.rank());
+      expar::expert_parallel moe(x, {experts, k, hidden});
+      auto batch = moe.template make_batch<float>();
+      if (comm.rank() == 1) comm.fail_in(n);
+      std::string const heard = thrown_by([&] { moe.dispatch({}, d.rows(), d.routes(), batch); });
+      if (n == 1) return heard;
+      return heard + "; " + thrown_by([&] { batch.y(); });
+    });
+    std::string const sentence = "expar: an exception: the cable is out (rank 1)";
+    INFO("collective " << n);
+    CHECK(said == all(n == 1 ? sentence
+                             : sentence + "; expar: y: it is not there; dispatch gives it, "
+                                          "until release"));
+  }
+}
+
+TEST_CASE("hops: a rank that goes away at any collective is lost to all others, in each call") {
+  for (int n = 1; n < 20; ++n) {
+    std::vector<int> lost(ranks, -1), later(ranks, -1);
+    bool left = false;
+    auto const body = [&](expar::thread_communicator& threads) {
+      failing_communicator comm(threads, failing_communicator::before);
+      expar::hops x(comm, two_hops());
+      layer_data d(comm.rank());
+      expar::expert_parallel moe(x, {experts, k, d.columns});
+      auto batch = moe.template make_batch<float>();
+      if (comm.rank() == 1) comm.leave_in(n);
+      try {
+        every_call(moe, batch, d, {}, [](auto call) {
+          call();
+          return true;
+        });
+      } catch (expar::lost_rank const& e) {
+        if (comm.rank() == 1) throw;
+        auto const me = static_cast<std::size_t>(comm.rank());
+        lost[me] = e.rank();
+        try {
+          moe.place(moe.placement());
+        } catch (expar::lost_rank const& again) {
+          later[me] = again.rank();
+        }
+      }
+    };
+    INFO("collective " << n);
+    try {
+      expar::run_ranks(ranks, body, std::chrono::seconds(60));
+    } catch (gone const&) {
+      left = true;
+    }
+    if (!left) {
+      CHECK(n > 8);
+      return;
+    }
+    CHECK(lost == std::vector<int>{1, -1, 1});
+    CHECK(later == lost);
+  }
 }

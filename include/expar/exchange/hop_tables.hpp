@@ -64,6 +64,8 @@ struct hop_tables : passage {
   index_t begin(index_t tokens, int routes, std::size_t weight, int by_first, int by_second) {
     own = tokens, top_k = routes;
     after_first = own + total(got(0)), all = after_first + total(got(1));
+    expects(all <= INT32_MAX, "dispatch: ", all, " rows pass a rank; over hops at most ", INT32_MAX,
+            " do");
     hop[0].begin(own, by_first), hop[1].begin(after_first, by_second);
     index_t const n = size_product(all, top_k);
     ranks.resize(n), rows.resize(n), here.resize(n);

@@ -17,11 +17,16 @@ namespace expar::inline v0 {
 /// way; weights at encode then have no dispatch_backward. prepare is the one collective of counts
 /// (two where a capacity, a budget that drops or quotas decide what is sent); then an operation is
 /// one collective for each hop. A failure before the last of them is told to all ranks, as over
-/// messages. At most 2^31 - 1 rows stand on a rank.
+/// messages. At most 2^31 - 1 rows stand on a rank or pass it.
 ///
-/// Sharing, lifetimes and threads as for `messages`. It keeps the largest messages of each hop, out
-/// and in; a batch, for each parcel (a token here, and a row that came by a hop) of k routes,
-/// k (12 + sizeof(W)) + 16 min(k, R) bytes at most.
+/// Sharing, lifetimes and threads as for `messages`. It keeps the largest messages of each hop, and
+/// of rows that go straight, out and in; where it sums per hop, a row for each token here, and over
+/// nodes of several ranks one for each that is here before the second hop; and 1280 R +
+/// 8 (E + R + N)(R + 1) + 96 bytes for E experts and R <= 64 ranks on N nodes, of which the largest
+/// has P. A batch takes 32 R + 8 (slots) bytes more than over messages; for each token here, and
+/// each row that comes by a hop, k (12 + sizeof(W)), k being routes to slots; and 8 a for each
+/// token here, 8 b for each row that is here before the second hop: a = b = k in aggregated(),
+/// a = N and b = P in gathered(), and else min(k, N) and min(k, P).
 template <class Comm>
 class hops : private messages<Comm> {
   static_assert(variable_communicator<Comm>,
@@ -276,8 +281,8 @@ class hops : private messages<Comm> {
   // --- hops --------------------------------------------------------------------------------------
 
   /// The hops of an operation, or `back`: begin(ready) on this rank, which divides messages and
-  /// calls ready(); fill(h) the message of each hop, found(h, last) what came; agreed() once all
-  /// ranks have come. `more`: whether another message follows in this call.
+  /// calls ready(); fill(h) the message of each hop, found(h, last) what came; all_came() once all
+  /// messages have come. `more`: whether another message follows in this call.
   template <class Begin, class Fill, class Found, class Agreed>
   void run_hops(host_context const& ctx, detail::intention mine, bool back, bool more, Begin begin,
                 Fill fill, Found found, Agreed all_came) {
@@ -299,7 +304,7 @@ class hops : private messages<Comm> {
           },
           [&] { found(h, last); },
           [&] {
-            if (i == 0) all_came();
+            if (last) all_came();
           });
       ++mine.phase;
     }

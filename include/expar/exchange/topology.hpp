@@ -48,7 +48,10 @@ class topology {
 
   int ranks() const noexcept { return table_.get() ? static_cast<int>(table_->node_of.size()) : 0; }
   int nodes() const noexcept { return table_.get() ? static_cast<int>(table_->members.size()) : 0; }
-  int node_of(int rank) const { return table_->node_of[valid(rank)]; }
+  int node_of(int rank) const {
+    std::size_t const r = valid(rank);
+    return table_->node_of[r];
+  }
   /// The ranks of a node, rising.
   std::span<int const> ranks_of(int node) const {
     detail::expects(node >= 0 && node < nodes(), "topology: node is ", node,
