@@ -84,10 +84,10 @@ class thread_communicator {
   /// Collective.
   window allocate_window(std::size_t bytes) const {
     constexpr char const* name = "allocate_window";
-    std::vector<std::byte> part;
+    std::vector<detail::window_line> part;
     group::slot mine{.bytes = bytes};
     try {
-      part.resize(bytes);
+      part.resize(bytes / sizeof part[0] + (bytes % sizeof part[0] != 0));
       if (rank_ == 0) mine.window = detail::shared(new detail::window_memory(size()));
     } catch (std::exception const&) {
       mine.failed = true;
@@ -100,7 +100,7 @@ class thread_communicator {
     }
     std::size_t const first = group_->at(0).bytes, other = group_->at(odd).bytes;
     window made;
-    if (odd == 0 && failed < 0) made = window(group_->at(0).window, rank_, std::move(part));
+    if (odd == 0 && failed < 0) made = window(group_->at(0).window, rank_, std::move(part), bytes);
     group_->end(rank_, name, group::patience::until_deadline);
     // Not where a rank is lost, for that one may still come for it.
     if (rank_ == 0) group_->at(0).window = {};

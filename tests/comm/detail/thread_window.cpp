@@ -57,6 +57,20 @@ TEST_CASE("thread_window: may be empty, or moved from") {
   CHECK(wrong == 0);
 }
 
+TEST_CASE("thread_window: of any size begins on a line on every rank") {
+  std::atomic<int> wrong{0};
+  run_ranks(3, [&](thread_communicator& comm) {
+    for (std::size_t const bytes : {1, 63, 64, 65, 1000000}) {
+      auto const window = comm.allocate_window(bytes);
+      wrong += window.size_bytes() != bytes;
+      for (int p = 0; p < 3; ++p)
+        wrong += reinterpret_cast<std::uintptr_t>(window.view().peer(p, 0)) % 64 != 0;
+      comm.exchange_phase(on);
+    }
+  });
+  CHECK(wrong == 0);
+}
+
 TEST_CASE("thread_window: has one size, and ranks that disagree about it can go on") {
   auto const said = sentences(3, [](thread_communicator& comm) {
     auto const first =

@@ -9,13 +9,19 @@
 
 namespace expar::inline v0::detail {
 
+/// What the memory of a window is made of: it begins where a line does, so that rows in it are
+/// written past the caches from their first byte on.
+struct alignas(64) window_line {
+  std::byte bytes[64];
+};
+
 /// The memory of one window, of all ranks. Each rank owns all of it as long as it has the window:
 /// one that writes late does not write into memory that another has given back.
 struct window_memory : counted {
   explicit window_memory(int ranks)
       : parts(static_cast<std::size_t>(ranks)), addresses(static_cast<std::size_t>(ranks)) {}
 
-  std::vector<std::vector<std::byte>> parts;
+  std::vector<std::vector<window_line>> parts;
   std::vector<std::byte*> addresses;
 };
 
@@ -31,11 +37,12 @@ class thread_window {
   };
 
   thread_window() = default;
-  /// Adds `part`, which this rank brings.
-  thread_window(shared<window_memory> memory, int rank, std::vector<std::byte> part) noexcept
-      : memory_(std::move(memory)), rank_(rank), bytes_(part.size()) {
+  /// Adds `part`, of which this rank brings so many bytes.
+  thread_window(shared<window_memory> memory, int rank, std::vector<window_line> part,
+                std::size_t bytes) noexcept
+      : memory_(std::move(memory)), rank_(rank), bytes_(bytes) {
     auto const mine = static_cast<std::size_t>(rank);
-    memory_->addresses[mine] = part.data();
+    memory_->addresses[mine] = part.empty() ? nullptr : part.front().bytes;
     memory_->parts[mine] = std::move(part);
   }
 
