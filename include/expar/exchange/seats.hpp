@@ -249,12 +249,15 @@ class seating {
 
   /// Where the rows of this rank stand: on the rank of their slot, or in the message to it.
   void seat_own(seats& s) {
-    if (s.rule.by_chain) s.final.resize(index_t{s.place.slot_count()});
+    if (s.rule.by_chain) {
+      index_t* const final = s.final.resize(index_t{s.place.slot_count()});
+      for (int r = 0; r < s.place.ranks(); ++r)
+        for_each_slot(s, r, [&](int slot, index_t begin) { final[slot] = s.to[slot] + begin; });
+    }
     for (int r = 0; r < s.place.ranks(); ++r) {
       index_t sent = 0;
       for_each_slot(s, r, [&](int slot, index_t begin) {
         s.to[slot] += begin;
-        if (s.rule.by_chain) s.final[slot] = s.to[slot];
         if (!s.rule.by_message || r == s.rank) return;
         s.to[slot] = sent;
         sent += s.equal_rows < 0 ? s.sent[slot] : s.room_of(slot);
