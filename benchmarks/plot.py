@@ -7,12 +7,14 @@
 From expar_gpu_benchmarks per cent of the floor, for every operation and configuration. ids: uniform
 (the default), zipf, hot, or 7/8 masked. A bar is expar or the algorithm of a peer; a tick is a limit,
 the copy of the same bytes. Rejected rows are left out. From expar_benchmarks or expar_mpi_benchmarks
-the share of the limit, and how many times as fast as each peer. Needs nothing but Python 3.
+the share of the limit, and how many times as fast as each peer; from scale/run.py how long rows are
+on their way in a cluster. Needs nothing but Python 3.
 """
 import json
 import sys
 from html import escape
 
+import plot_clusters
 import plot_host
 
 WIDTH, LEFT, RIGHT, BAR, GAP = 900, 250, 90, 12, 10
@@ -91,6 +93,10 @@ if __name__ == "__main__":
     if "benchmarks" in measured:
         with open(sys.argv[2], "w") as f:
             f.write(plot_host.picture(measured))
+        sys.exit()
+    if "clusters" in measured:
+        with open(sys.argv[2], "w") as f:
+            f.write(plot_clusters.picture(measured))
         sys.exit()
     chosen = sys.argv[3] if len(sys.argv) == 4 else "uniform"
     if not groups(measured["rows"], chosen):
