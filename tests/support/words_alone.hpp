@@ -14,7 +14,7 @@ namespace expar_test {
 class words_alone {
  public:
   static constexpr expar::index_t numbers_before = expar::detail::numbers_of_word;
-  static constexpr bool checks_sizes = true, reaches_peers = false;
+  static constexpr bool checks_sizes = true, reaches_peers = false, has_hops = false;
 
   explicit words_alone(expar::thread_communicator& comm)
       : comm_(comm),
