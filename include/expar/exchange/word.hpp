@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include <expar/error.hpp>
+#include <expar/tensor.hpp>
 
 namespace expar::inline v0::detail {
 
@@ -21,13 +22,15 @@ enum class step : std::uint8_t {
   combine_backward,
   dispatch_backward,
   sum_counts,
-  gather_report
+  gather_report,
+  run,
+  run_backward
 };
 inline char const* name_of(step s) {
   constexpr char const* names[] = {
       "nothing",    "the constructor", "place",   "prepare",          "prepare with quotas",
       "dispatch",   "carry",           "combine", "combine_backward", "dispatch_backward",
-      "sum_counts", "gather_report"};
+      "sum_counts", "gather_report",   "run",     "run_backward"};
   return names[static_cast<int>(s)];
 }
 
