@@ -12,6 +12,8 @@ namespace detail {
 template <class From, class Layout, class Site>
 class engine;
 }  // namespace detail
+template <class Comm, class Layout, class Site>
+class overlapped_layer;
 
 /// One batch on its way: where the routes of this rank's tokens went, and the rows that this rank's
 /// experts get and make. Any number may be alive, and used in any order. T: element type of rows,
@@ -111,6 +113,8 @@ class expert_batch {
  private:
   template <class, class, class>
   friend class detail::engine;
+  template <class, class, class>
+  friend class overlapped_layer;
 
   void check_local(char const* what, int local_slot) const {
     detail::expects(local_slot >= 0 && local_slot < local_slots(), what, ": local_slot is ",

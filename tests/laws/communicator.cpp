@@ -5,6 +5,8 @@
 #include <array>
 #include <chrono>
 #include <cstring>
+#include <deque>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -12,7 +14,7 @@
 #include <vector>
 
 #include <expar/comm/self.hpp>
-#include <expar/comm/thread.hpp>
+#include <expar/comm/thread_ticket.hpp>
 
 #include "../support/catch.hpp"
 
@@ -417,6 +419,49 @@ struct fixed_alone {
 };
 
 }  // namespace
+
+namespace {
+
+// Its tickets have one mistake each; all_to_all_v works.
+struct flawed_tickets : flawed {
+  enum mistake { none, returns_early };
+  struct ticket {
+    std::optional<expar::detail::thread_ticket> first;
+    void wait() {
+      if (first) first->wait();
+    }
+  };
+  flawed_tickets(thread_communicator& comm, mistake which)
+      : flawed(comm, flawed::none), comm_(comm), which_(which) {}
+
+  ticket start_all_to_all_v(host_context const& on, void const* in, byte_counts counts,
+                            byte_counts from, void* out, byte_counts out_counts, byte_counts to) {
+    ticket t{comm_.start_all_to_all_v(on, in, counts, from, out, out_counts, to)};
+    if (which_ == returns_early) kept_.push_back(std::move(t)), t.first.reset();
+    return t;
+  }
+
+ private:
+  expar::thread_ticket_communicator comm_;
+  mistake which_;
+  std::deque<ticket> kept_;
+};
+
+}  // namespace
+
+TEST_CASE("broken_communicator_law: tickets are examined where a communicator brings them") {
+  auto const [which, law] = GENERATE(values<std::pair<flawed_tickets::mistake, char const*>>(
+      {{flawed_tickets::none, ""},
+       {flawed_tickets::returns_early, "tickets: the segment from rank "}}));
+  for (int const ranks : {1, 3}) {
+    std::vector<std::string> said(static_cast<std::size_t>(ranks));
+    expar::run_ranks(ranks, [&, which = which](thread_communicator& comm) {
+      flawed_tickets bad(comm, which);
+      said[static_cast<std::size_t>(comm.rank())] = broken_communicator_law(host_context(), bad);
+    });
+    for (auto const& s : said) CHECK((which == flawed_tickets::none ? s == law : begins(s, law)));
+  }
+}
 
 TEST_CASE("broken_communicator_law: tier 1 alone") {
   for (bool reversed : {false, true}) {

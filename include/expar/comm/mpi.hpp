@@ -13,13 +13,15 @@
 #include <vector>
 
 #include <expar/comm/detail/mpi_exchange.hpp>
+#include <expar/exchange/ticket.hpp>
 
 namespace expar::inline v0 {
 
 /// The ranks of an MPI communicator: tiers 0 to 2. It works on a duplicate, so that its messages
 /// and its errors are its own. Calls MPI from the thread that calls it, and carries one operation
 /// at a time. Byte counts have no limit. In each collective every two ranks swap a message, which
-/// segments of more than 4 KiB follow. It has 8 KiB for each rank, and allocates nothing more.
+/// segments of more than 4 KiB follow. It has 8 KiB for each rank, and allocates nothing more, but
+/// for as many tickets as are on their way at once.
 ///
 /// Where ranks disagree about sizes or calls, `traits.checks_sizes` holds. A rank from which
 /// nothing comes for the deadline, or for which MPI gives an error, is lost: within two deadlines
@@ -35,6 +37,38 @@ namespace expar::inline v0 {
 class mpi_communicator {
  public:
   static constexpr communicator_traits traits{.checks_sizes = true};
+
+  /// An exchange that was started. One that ranks disagree about is not found out by all of them: a
+  /// rank that gets less than it expects throws `disagreement`, and one that gets more, or nothing,
+  /// `lost_rank`.
+  class ticket {
+   public:
+    ticket(ticket&&) noexcept = default;
+    ticket& operator=(ticket&& other) noexcept {
+      ticket(std::move(*this)).leave();
+      exchange_ = other.exchange_, started_ = std::move(other.started_);
+      return *this;
+    }
+    ~ticket() { leave(); }
+
+    void wait() {
+      if (started_ != nullptr) exchange_->finish(std::move(started_));
+    }
+
+   private:
+    friend class mpi_communicator;
+    ticket(detail::mpi_exchange* exchange, std::unique_ptr<detail::mpi_started> started)
+        : exchange_(exchange), started_(std::move(started)) {}
+    void leave() noexcept {
+      try {
+        wait();
+      } catch (...) {
+      }
+    }
+
+    detail::mpi_exchange* exchange_;
+    std::unique_ptr<detail::mpi_started> started_;
+  };
 
   /// Collective over `comm`, which may be any intracommunicator. No message is longer than
   /// `max_message` bytes: what is longer travels in pieces, one after another. `deadline`: how long
@@ -99,6 +133,12 @@ class mpi_communicator {
                     void* out, byte_counts out_counts, byte_counts to) const {
     exchange_->run(on, call::all_to_all_v, in, {0, 0, counts, from}, out, {0, 0, out_counts, to});
   }
+  ticket start_all_to_all_v(host_context const& on, void const* in, byte_counts counts,
+                            byte_counts from, void* out, byte_counts out_counts,
+                            byte_counts to) const {
+    return {exchange_.get(),
+            exchange_->start(on, in, {0, 0, counts, from}, out, {0, 0, out_counts, to})};
+  }
 
  private:
   using call = detail::mpi_call;
@@ -124,6 +164,6 @@ class mpi_communicator {
   std::unique_ptr<detail::mpi_exchange, unless_dead> exchange_;
 };
 
-static_assert(variable_communicator<mpi_communicator> && collective_communicator<mpi_communicator>);
+static_assert(starting_communicator<mpi_communicator> && collective_communicator<mpi_communicator>);
 
 }  // namespace expar::inline v0

@@ -15,6 +15,7 @@ namespace expar::inline v0 {
 /// throws that, also where the rank comes after all; survivors go on with without(). While a peer
 /// copies from a buffer of this rank, it is waited for without a deadline.
 class thread_communicator {
+  friend class thread_ticket_communicator;
   using group = detail::thread_group;
 
  public:

@@ -40,6 +40,43 @@ slot_rows<T> rows_at(buffer<seat> const& ranks, seats const& s) {
   return {ranks.data(), s.place.rank_of_slots().data(), s.to.data()};
 }
 
+/// Of rows that are here.
+template <class T>
+seat seat_of(tensor_view<T, 2> const& rows) {
+  auto* const data = reinterpret_cast<std::byte const*>(rows.data);
+  return {const_cast<std::byte*>(data), rows.strides[0] * index_t{sizeof(T)}};
+}
+
+/// f(peer, place among the rows of these slots that come from it, first row here, rows) for runs of
+/// rows of the local slots [first_local, last_local) that come from other ranks, in chunks that are
+/// worth a thread for rows of `bytes` bytes.
+template <class F>
+void for_each_foreign_run(host_context const& ctx, seats const& s, int first_local, int last_local,
+                          index_t bytes, F f) {
+  if (first_local == last_local) return;
+  index_t const locals = s.locals(), grain = 1 + 262144 / (1 + 2 * bytes);
+  index_t const begin = s.offsets[first_local], all = s.offsets[last_local] - begin;
+  int const first_slot = s.place.first(s.rank);
+  bool const equal = s.equal_rows >= 0;
+  ctx.for_each_chunk(all, grain, [&](int, index_t from_here, index_t to_here) {
+    index_t const first = begin + from_here, last = begin + to_here;
+    for (int p = 0; p < s.place.ranks(); ++p) {
+      if (p == s.rank) continue;
+      index_t const* const arrived = s.arrived.data() + p * locals;
+      index_t const* const first_row = s.first_row.data() + p * locals;
+      index_t place = 0;
+      for (int l = first_local; l < last_local; ++l) {
+        if (index_t const n = arrived[l]; n != 0) {
+          index_t const at = first_row[l], from = first > at ? first : at;
+          index_t const to = last < at + n ? last : at + n;
+          if (from < to) f(p, place + from - at, from, to - from);
+        }
+        place += equal ? s.room_of(first_slot + l) : arrived[l];
+      }
+    }
+  });
+}
+
 /// What travels between tokens and one side of a batch: rows of T, and beside each a scalar S.
 template <class T, class S>
 struct cargo {

@@ -145,6 +145,23 @@ class engine {
     a.reads("tokens", tokens, {tokens_of_batch(batch), columns_of(shape_)});
   }
 
+  /// Tokens' rows to those of their routes; `Scales`: times the weights, `Scalars`: with these
+  /// beside them.
+  template <bool Scales, bool Scalars, class X, class W, class Rows, class Seats>
+  static void put_rows(host_context const& ctx, plan_view const& routes,
+                       tensor_view<X const, 2> const& x, matrix_weights<W> weights,
+                       Rows const& rows, [[maybe_unused]] Seats const& scalars) {
+    index_t const n = x.extents[1];
+    auto const next = next_token(routes, x);
+    scatter_tokens(ctx, routes, n * index_t{sizeof(X)}, [&](index_t t, bool streams) {
+      if constexpr (Scales)
+        scatter_token<X>(routes, t, x.row(t), n, weights, rows, streams, next);
+      else
+        scatter_token<X>(routes, t, x.row(t), n, unit_weights{}, rows, streams, next);
+      if constexpr (Scalars) scatter_scalars<W>(routes, t, weights.at.row(t), scalars);
+    });
+  }
+
   /// Collective. The rows that rows_of() gives, by the routes of a batch to `c`; `Scales`: times
   /// the weights of routes, `Scalars`: with these beside them. `met`: the words of the ranks, if
   /// they have met for this already.
@@ -155,14 +172,7 @@ class engine {
     batch_state& b = batch.state_;
     auto const put = [&](plan_view const& routes, tensor_view<X const, 2> const& x, auto weights,
                          auto const& rows, auto const& scalars) {
-      auto const next = next_token(routes, x);
-      scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
-        if constexpr (Scales)
-          scatter_token<X>(routes, t, x.row(t), c.columns, weights, rows, streams, next);
-        else
-          scatter_token<X>(routes, t, x.row(t), c.columns, unit_weights{}, rows, streams, next);
-        if constexpr (Scalars) scatter_scalars<W>(routes, t, weights.at.row(t), scalars);
-      });
+      put_rows<Scales, Scalars>(ctx, routes, x, weights, rows, scalars);
     };
     bool const by_chain = goes_by_chain();
     b.dispatched = false;
@@ -294,6 +304,29 @@ class engine {
     b.release(carried);
   }
 
+  /// Gradients of tokens to the rows of their routes. Where y is read here, times the weight, of
+  /// which this is the gradient; elsewhere with the weight beside them.
+  template <class Y, class W, class A, class YRows, class Rows, class Seats>
+  static void put_gradients(host_context const& ctx, plan_view const& routes,
+                            tensor_view<Y const, 2> const& d, matrix_weights<W> weights,
+                            YRows const& y_rows, A* dots, Rows const& rows, Seats const& scalars) {
+    scatter_products<false>(
+        ctx, routes, d,
+        [&](index_t at) -> Y const* {
+          index_t const l = routes.locations[at];
+          return l < 0 || !y_rows.reach(routes.ids[at]) ? nullptr : y_rows(routes.ids[at], l);
+        },
+        weights, rows, [&](index_t at, auto dot) { dots[at] = static_cast<A>(dot); },
+        [&](index_t at, bool streams) {
+          dots[at] = 0;
+          index_t const l = routes.locations[at], t = at / routes.top_k;
+          if (l < 0) return;
+          int const slot = routes.ids[at];
+          put_row(d.row(t), rows(slot, l), d.extents[1], streams);
+          *scalars(slot, l) = weights.at.row(t)[at % routes.top_k];
+        });
+  }
+
   /// Where this rank can read y, it makes d_y and the gradient of the weight itself. Elsewhere the
   /// weights travel with the gradients, and the rank that has y makes both and sends one home.
   template <class T, class W, class Y, class DOut, class DWeights>
@@ -365,38 +398,21 @@ class engine {
                     [](index_t, bool) {});
             });
     if (!by_chain)
-      x().to_experts(
-          ctx, mine, b, c, opens, has_weights ? &y : nullptr, {}, by_message, checks,
-          [&](slot_rows<Y> rows, slot_rows<W> scalars) {
-            auto const routes = b.routes();
-            if constexpr (!has_weights) {
-              auto const next = next_token(routes, d);
-              scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
-                scatter_token<Y>(routes, t, d.row(t), c.columns, unit_weights{}, rows, streams,
-                                 next);
-              });
-            } else {
-              auto const y_rows = x().readable(b, y, y_seats_);
-              A* const dots = weight_gradients_.template of_slots<A>();
-              auto const weights = batch.weights();
-              scatter_products<false>(
-                  ctx, routes, d,
-                  [&](index_t at) -> Y const* {
-                    index_t const l = routes.locations[at];
-                    return l < 0 || !y_rows.reach(routes.ids[at]) ? nullptr
-                                                                  : y_rows(routes.ids[at], l);
-                  },
-                  weights, rows, [&](index_t at, auto dot) { dots[at] = static_cast<A>(dot); },
-                  [&](index_t at, bool streams) {
-                    dots[at] = 0;
-                    index_t const l = routes.locations[at], t = at / routes.top_k;
-                    if (l < 0) return;
-                    int const slot = routes.ids[at];
-                    put_row(d.row(t), rows(slot, l), c.columns, streams);
-                    *scalars(slot, l) = weights.at.row(t)[at % routes.top_k];
-                  });
-            }
-          });
+      x().to_experts(ctx, mine, b, c, opens, has_weights ? &y : nullptr, {}, by_message, checks,
+                     [&](slot_rows<Y> rows, slot_rows<W> scalars) {
+                       auto const routes = b.routes();
+                       if constexpr (!has_weights) {
+                         auto const next = next_token(routes, d);
+                         scatter_tokens(ctx, routes, c.row_bytes(), [&](index_t t, bool streams) {
+                           scatter_token<Y>(routes, t, d.row(t), c.columns, unit_weights{}, rows,
+                                            streams, next);
+                         });
+                       } else {
+                         put_gradients<Y>(ctx, routes, d, batch.weights(),
+                                          x().readable(b, y, y_seats_),
+                                          weight_gradients_.template of_slots<A>(), rows, scalars);
+                       }
+                     });
     if constexpr (has_weights && !transport_class::reaches_peers) {
       if (by_message) bring_dots(ctx, b, y, c, dots_here);
       if (by_chain) bring_dots_home<W>(ctx, b, dots_here, true, [] {});
@@ -463,11 +479,41 @@ class engine {
             [] { return tensor_view<element_of<decltype(to)> const, 2>{}; });
     if (!adds_on_the_way)
       x().to_tokens(ctx, mine, b, c, checks, [&](slot_rows<Y const> rows, slot_rows<W const>) {
-        if constexpr (at_decode)
-          gather_tokens(ctx, b.routes(), rows, batch.weights(), to, {}, [](index_t, bool) {});
-        else
-          gather_tokens(ctx, b.routes(), rows, unit_weights{}, to, {}, [](index_t, bool) {});
+        sum_y(ctx, batch, rows, to);
       });
+  }
+
+  /// The sum of each token's y.
+  template <class T, class W, class Y, class Out>
+  static void sum_y(host_context const& ctx, expert_batch<T, W, Y> const& batch,
+                    slot_rows<Y const> const& rows, tensor_view<Out, 2> const& to) {
+    auto const nothing = [](index_t, bool) {};
+    if constexpr (at_decode)
+      gather_tokens(ctx, batch.state_.routes(), rows, batch.weights(), to, {}, nothing);
+    else
+      gather_tokens(ctx, batch.state_.routes(), rows, unit_weights{}, to, {}, nothing);
+  }
+  /// The sum of each token's d_rows, and the gradients of its weights where they come with these.
+  template <class Out, class T, class W, class Y, class S>
+  static void sum_gradients(host_context const& ctx, expert_batch<T, W, Y> const& batch,
+                            slot_rows<T const> const& rows, slot_rows<S const> const& scalars,
+                            tensor_view<T const, 2> const& tokens, tensor_view<Out, 2> const& to,
+                            tensor_view<Out const, 2> const& residual, S* d_weights) {
+    auto const routes = batch.state_.routes();
+    auto const weigh = [&](index_t t, [[maybe_unused]] bool beyond) {
+      if constexpr (!at_decode) {
+        S* const d = d_weights + t * routes.top_k;
+        if constexpr (at_encode)
+          for (int j = 0; j < routes.top_k; ++j)
+            put_dot<T>(routes, t, j, rows, tokens.row(t), to.extents[1], d, beyond);
+        else
+          gather_scalars<S>(routes, t, scalars, d);
+      }
+    };
+    if constexpr (at_encode)
+      gather_tokens(ctx, routes, rows, batch.weights(), to, residual, weigh);
+    else
+      gather_tokens(ctx, routes, rows, unit_weights{}, to, residual, weigh);
   }
 
   /// `what`: tokens, d_row_weights, or nothing.
@@ -540,26 +586,12 @@ class engine {
         }
       }
     if (!adds_on_the_way || at_encode)
-      x().to_tokens(ctx, mine, b, c, checks,
-                    [&](slot_rows<T const> rows, slot_rows<S const> scalars) {
-                      auto const routes = b.routes();
-                      auto const weigh = [&](index_t t, [[maybe_unused]] bool beyond) {
-                        if constexpr (has_weights) {
-                          S* const d = weight_gradients_.template of_slots<S>() + t * routes.top_k;
-                          if constexpr (at_encode)
-                            for (int j = 0; j < routes.top_k; ++j)
-                              put_dot<T>(routes, t, j, rows, tokens.row(t), c.columns, d, beyond);
-                          else
-                            gather_scalars<S>(routes, t, scalars, d);
-                        }
-                      };
-                      tensor_view<element_of<decltype(to)>, 2> const out = to;
-                      auto const begin = residual();
-                      if constexpr (at_encode)
-                        gather_tokens(ctx, routes, rows, batch.weights(), out, begin, weigh);
-                      else
-                        gather_tokens(ctx, routes, rows, unit_weights{}, out, begin, weigh);
-                    });
+      x().to_tokens(
+          ctx, mine, b, c, checks, [&](slot_rows<T const> rows, slot_rows<S const> scalars) {
+            S* const d_of_slots = has_weights ? weight_gradients_.template of_slots<S>() : nullptr;
+            sum_gradients<out_element>(ctx, batch, rows, scalars, tokens, to, residual(),
+                                       d_of_slots);
+          });
     if constexpr (has_weights) weight_gradients_.template put<S>(b, d_w);
   }
 

@@ -9,6 +9,8 @@ namespace expar::inline v0 {
 
 template <class Comm>
 class hops;
+template <class Comm, class Layout, class Site>
+class overlapped_layer;
 
 /// The transport of ranks that send each other messages: by all_to_all_v, or by all_to_all where a
 /// capacity makes all segments equal. A row of another rank is packed into the message when it is
@@ -41,6 +43,8 @@ class messages {
  private:
   template <class>
   friend class hops;
+  template <class, class, class>
+  friend class overlapped_layer;
   template <class, class, class>
   friend class detail::engine;
   template <class>
@@ -161,7 +165,7 @@ class messages {
   detail::slot_rows<T const> readable(state const& b, detail::cargo<T, S> const& c,
                                       detail::buffer<detail::seat>& table) const {
     for (int p = 0; p < b.at.place.ranks(); ++p)
-      table[p] = p == b.at.rank ? own_seat(c.rows) : detail::seat{nullptr, 0};
+      table[p] = p == b.at.rank ? detail::seat_of(c.rows) : detail::seat{nullptr, 0};
     return detail::rows_at<T const>(table, b.at);
   }
 
@@ -187,19 +191,13 @@ class messages {
     pair_.point_out();
   }
 
-  template <class T>
-  static detail::seat own_seat(tensor_view<T, 2> const& rows) {
-    auto* const data = reinterpret_cast<std::byte const*>(rows.data);
-    return {const_cast<std::byte*>(data), rows.strides[0] * index_t{sizeof(T)}};
-  }
-
   /// The seats of all ranks: in the rows here, or in the messages at `pair_.places`.
   template <class T, class S>
   void point(detail::seats const& s, detail::cargo<T, S> const& c,
              detail::segments const& message) {
     for (int p = 0; p < s.place.ranks(); ++p)
       if (p == s.rank) {
-        row_seats_[p] = own_seat(c.rows);
+        row_seats_[p] = detail::seat_of(c.rows);
         scalar_seats_[p] = {reinterpret_cast<std::byte*>(c.scalars), c.scalar_bytes};
       } else {
         row_seats_[p] = {pair_.places[p] + message.rows_at, c.row_bytes()};
@@ -207,30 +205,10 @@ class messages {
       }
   }
 
-  /// f(peer, place in its message, first row here, rows) for runs of rows that come from other
-  /// ranks, in chunks that are worth a thread for rows of `bytes` bytes.
   template <class F>
   static void for_each_foreign_run(host_context const& ctx, detail::seats const& s, index_t bytes,
                                    F f) {
-    index_t const locals = s.locals(), grain = 1 + 262144 / (1 + 2 * bytes);
-    int const first_slot = s.place.first(s.rank);
-    bool const equal = s.equal_rows >= 0;
-    ctx.for_each_chunk(s.rows(), grain, [&](int, index_t first, index_t last) {
-      for (int p = 0; p < s.place.ranks(); ++p) {
-        if (p == s.rank) continue;
-        index_t const* const arrived = s.arrived.data() + p * locals;
-        index_t const* const first_row = s.first_row.data() + p * locals;
-        index_t place = 0;
-        for (int l = 0; l < locals; ++l) {
-          if (index_t const n = arrived[l]; n != 0) {
-            index_t const at = first_row[l], from = first > at ? first : at;
-            index_t const to = last < at + n ? last : at + n;
-            if (from < to) f(p, place + from - at, from, to - from);
-          }
-          place += equal ? s.room_of(first_slot + l) : arrived[l];
-        }
-      }
-    });
+    detail::for_each_foreign_run(ctx, s, 0, s.locals(), bytes, f);
   }
 
   /// f(here, in the message, bytes, past the caches?) for the rows and scalars that come from other

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <expar/communicator.hpp>
+#include <expar/exchange/ticket.hpp>
 #include <expar/laws/detail/disagreement_laws.hpp>
 #include <expar/laws/detail/guarded_bytes.hpp>
 
@@ -27,6 +28,7 @@ class communicator_examiner {
   friend class disagreement_laws<communicator_examiner>;
   static constexpr bool has_v = variable_communicator<Comm, Context>;
   static constexpr bool has_fixed = native_collectives<Comm, Context>;
+  static constexpr bool has_tickets = starting_communicator<Comm, Context>;
   static constexpr bool has_windows = window_communicator<Comm, Context>;
 
  public:
@@ -91,6 +93,9 @@ class communicator_examiner {
       if (found_anywhere()) return;
       attempt("nothing", [&] { segments("nothing", nothing, nothing); });
       attempt("nothing", [&] { segments("nothing", one_byte, one_byte); });
+      if (found_anywhere()) return;
+      for (int round = 0; has_tickets && round < rounds; ++round)
+        attempt("tickets", [&] { tickets(round); });
       if (found_anywhere()) return;
     }
     if constexpr (has_fixed) {
@@ -264,6 +269,36 @@ class communicator_examiner {
                });
   }
 
+  // Two that are on their way at once, around one that is not. Half of the ranks wait for the
+  // second first.
+  void tickets(int round) {
+    if constexpr (has_tickets) {
+      auto const start = [&](void const* in, segment_list const& sent, void* out,
+                             segment_list const& got) {
+        return comm_.start_all_to_all_v(on_, sent.total == 0 ? nullptr : in, sent.counts,
+                                        sent.displacements, got.total == 0 ? nullptr : out,
+                                        got.counts, got.displacements);
+      };
+      int const next = round + 1 < rounds ? one_long - round % 2 : nothing;
+      segment_list const &sent = lay_out(round, true), &got = lay_out(round, false);
+      segment_list const &more = lay_out(next, true), &more_got = lay_out(next, false);
+      exchange("tickets", "tickets", round, margin(round), sent, got, false,
+               [&](void const* in, void* out) {
+                 auto first = start(in, sent, out, got);
+                 exchange("tickets", "tickets", next, margin(next), more, more_got, false,
+                          [&](void const* in_next, void* out_next) {
+                            auto second = start(in_next, more, out_next, more_got);
+                            segments("tickets", round, round + 2 * rounds);
+                            if (rank_ % 2 == 0) first.wait();
+                            second.wait();
+                            return true;
+                          });
+                 first.wait();
+                 return true;
+               });
+    }
+  }
+
   void fixed(int round, std::size_t bytes) requires has_fixed {
     segment_list const blocks = equal_blocks(bytes, bytes), copies = equal_blocks(bytes, 0);
     attempt("all_to_all", [&] {
@@ -405,6 +440,8 @@ inline void keep_for_ever(std::shared_ptr<void> memory) {
 ///   input       it does not write what it sends
 ///   late        it writes nothing after it has returned
 ///   nothing     it works where a rank or all ranks send nothing, with null buffers
+///   tickets     (where it brings them) exchanges that are on their way at once deliver every byte,
+///               whatever ranks wait for first
 ///   all_to_all, all_gather
 ///               (where it brings them) block s comes from rank s; nothing else is written
 ///   in_place    (where it brings it) read_all_to_all_v shows every byte that all_to_all_v delivers

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -34,6 +35,16 @@ struct mpi_segments {
     return {displacements[peer], counts[peer]};
   }
   bool all_the_same() const { return counts.empty() && step == 0; }
+};
+
+/// An all_to_all_v that was started. Kind 2 i is piece i that comes in, 2 i + 1 the one that goes.
+struct mpi_started {
+  explicit mpi_started(std::size_t peers) : box(0, peers) {}
+
+  mpi_box box;
+  mpi_segments received{0, 0};
+  std::size_t own_sent = 0;      // by this rank to itself
+  std::exception_ptr failure{};  // of that copy
 };
 
 /// One collective after another. In each, every pair swaps a head, which says what its sender
@@ -68,6 +79,68 @@ class mpi_exchange {
     if (disagreed_) report(j);
   }
 
+  /// Posts all messages of an all_to_all_v; finish() waits for them. No head tells their sizes, so
+  /// that they are on their way whatever this rank does until then.
+  std::unique_ptr<mpi_started> start(host_context const& on, void const* in,
+                                     mpi_segments const& sent, void* out,
+                                     mpi_segments const& received) {
+    mail_.name(name_of(mpi_call::all_to_all_v));
+    job const j{on,   mpi_call::all_to_all_v,       static_cast<std::byte const*>(in),
+                sent, static_cast<std::byte*>(out), received};
+    if (idle_.empty()) {
+      idle_.reserve(made_ + 1);
+      idle_.push_back(std::make_unique<mpi_started>(size())), ++made_;
+    }
+    auto started = std::move(idle_.back());
+    idle_.pop_back();
+    mpi_box& box = started->box;
+    std::size_t pieces = 0;
+    for (std::size_t p = 0; p < size(); ++p)
+      pieces = std::max({pieces, pieces_of(sent[p]), pieces_of(received[p])});
+    box.make_room(2 * pieces, size());
+    box.active = box.requests.size();
+    started->received = received;
+    int const tag = mail_.tag_of_tickets();
+    for (std::size_t step = 1; step < size(); ++step) {
+      std::size_t const peer = (rank() + size() - step) % size();
+      for (std::size_t i = 0; i < pieces_of(received[peer]); ++i)
+        mail_.receive(box, 2 * i, tag, peer, j.out + received[peer].at + i * max_message_,
+                      bytes_of_piece(received[peer], i));
+    }
+    for (std::size_t step = 1; step < size(); ++step) {
+      std::size_t const peer = (rank() + step) % size();
+      for (std::size_t i = 0; i < pieces_of(sent[peer]); ++i)
+        mail_.send(box, 2 * i + 1, tag, peer, j.in + sent[peer].at + i * max_message_,
+                   bytes_of_piece(sent[peer], i));
+    }
+    started->own_sent = sent[rank()].bytes;
+    started->failure = copy_own(j);
+    return started;
+  }
+  void finish(std::unique_ptr<mpi_started> started) {
+    char const* const name = name_of(mpi_call::all_to_all_v);
+    mpi_segments const& received = started->received;
+    std::size_t odd = size(), sent = 0;  // who sends less than is expected, and how much
+    mail_.name(name);
+    mail_.wait(
+        started->box,
+        [&](std::size_t kind, std::size_t peer, MPI_Status const& status) {
+          int came = 0;
+          if (kind % 2 == 0) MPI_Get_count(&status, MPI_BYTE, &came);
+          if (kind % 2 == 0 &&
+              static_cast<std::size_t>(came) != bytes_of_piece(received[peer], kind / 2))
+            odd = peer, sent = kind / 2 * max_message_ + static_cast<std::size_t>(came);
+        },
+        [] {});
+    if (started->own_sent != received[rank()].bytes) odd = rank(), sent = started->own_sent;
+    std::size_t const expected = odd < size() ? received[odd].bytes : 0;
+    auto const failure = std::move(started->failure);
+    idle_.push_back(std::move(started));
+    if (failure) std::rethrow_exception(failure);
+    expects<disagreement>(odd == size(), name, ": rank ", odd, " sends ", sent, " bytes to rank ",
+                          rank(), ", which expects ", expected);
+  }
+
  private:
   struct head {
     mpi_call call;
@@ -87,6 +160,12 @@ class mpi_exchange {
   };
 
   std::size_t rank() const { return mail_.rank(); }
+  std::size_t pieces_of(mpi_segments::segment const& s) const {
+    return s.bytes / max_message_ + (s.bytes % max_message_ != 0);
+  }
+  std::size_t bytes_of_piece(mpi_segments::segment const& s, std::size_t i) const {
+    return std::min(s.bytes - i * max_message_, max_message_);
+  }
 
   head mine(job const& j, std::size_t peer) const {
     return {j.call, mail_.among(), j.sent[peer].bytes, j.received[peer].bytes};
@@ -204,8 +283,10 @@ class mpi_exchange {
 
   mpi_mail mail_;
   std::size_t max_message_;
-  std::vector<std::byte> incoming_, outgoing_;  // of each peer a head, and what is behind it
-  std::vector<std::size_t> received_, sent_;    // bytes in pieces, with those on their way
+  std::vector<std::byte> incoming_, outgoing_;      // of each peer a head, and what is behind it
+  std::vector<std::size_t> received_, sent_;        // bytes in pieces, with those on their way
+  std::vector<std::unique_ptr<mpi_started>> idle_;  // those of `made_` that nobody waits for
+  std::size_t made_ = 0;
   bool disagreed_ = false;
 };
 

@@ -13,6 +13,21 @@
 
 namespace expar::inline v0::detail {
 
+/// What is on its way of one exchange: of each kind and peer one message at most. Even kinds come
+/// in.
+struct mpi_box {
+  mpi_box(std::size_t kinds, std::size_t peers) { make_room(kinds, peers); }
+  void make_room(std::size_t kinds, std::size_t peers) {
+    requests.resize(kinds * peers, MPI_REQUEST_NULL);
+    completed.resize(requests.size()), statuses.resize(requests.size());
+  }
+
+  std::vector<MPI_Request> requests;  // of a kind and a peer at kind * peers + peer
+  std::vector<int> completed;
+  std::vector<MPI_Status> statuses;
+  std::size_t active = 0, pending = 0;  // the first so many may be on their way; so many are
+};
+
 /// Messages among some ranks of a duplicate, until one of these does not come. Then those who find
 /// out tell each other, so that they name the same rank, and nothing more is sent or received.
 class mpi_mail {
@@ -27,10 +42,8 @@ class mpi_mail {
         members_(std::move(members)),
         rank_(rank),
         deadline_(deadline),
-        first_tag_(3 * generation),
-        requests_(kinds * size(), MPI_REQUEST_NULL),
-        completed_(kinds * size()),
-        statuses_(kinds * size()),
+        first_tag_(4 * generation),
+        box_(kinds, size()),
         heard_(size()),
         late_(size(), -1) {
     for (int member : members_) among_ = (among_ ^ static_cast<std::uint32_t>(member)) * 16777619u;
@@ -53,31 +66,57 @@ class mpi_mail {
 
   /// Begins a collective, or throws what ended the mail.
   void begin(char const* operation) {
+    name(operation);
+    box_.pending = 0;
+    box_.active = piece_in * size();
+  }
+  /// Of what is waited for now; throws what ended the mail.
+  void name(char const* operation) {
     if (lost_) throw *lost_;
     operation_ = operation;
-    pending_ = 0;
-    active_ = piece_in * size();
   }
   void receive(kind k, std::size_t peer, void* to, std::size_t bytes) {
-    expect_success("MPI_Irecv from", peer,
-                   MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, members_[peer], tag(k),
-                             comm_->get(), request(k, peer)));
+    if (k >= piece_in) box_.active = box_.requests.size();
+    receive(box_, k, tag(k), peer, to, bytes);
   }
   void send(kind k, std::size_t peer, void const* from, std::size_t bytes) {
-    expect_success("MPI_Isend to", peer,
-                   MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, members_[peer], tag(k),
-                             comm_->get(), request(k, peer)));
+    if (k >= piece_in) box_.active = box_.requests.size();
+    send(box_, k, tag(k), peer, from, bytes);
   }
+  void receive(mpi_box& box, std::size_t kind, int tag, std::size_t peer, void* to,
+               std::size_t bytes) {
+    expect_success("MPI_Irecv from", peer,
+                   MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, members_[peer], tag,
+                             comm_->get(), request(box, kind, peer)));
+  }
+  void send(mpi_box& box, std::size_t kind, int tag, std::size_t peer, void const* from,
+            std::size_t bytes) {
+    expect_success("MPI_Isend to", peer,
+                   MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, members_[peer], tag,
+                             comm_->get(), request(box, kind, peer)));
+  }
+  /// Of what is started now and waited for later: messages of a pair keep their order.
+  int tag_of_tickets() const { return first_tag_ + 3; }
 
-  /// Returns when nothing is on its way, or throws expar::lost_rank. Calls complete(kind, peer) for
-  /// each message, which may send and receive more, and once idle(), which does not throw, when
-  /// there is nothing else to do.
+  /// Returns when nothing of the collective is on its way, or throws expar::lost_rank. Calls
+  /// complete(kind, peer) for each message, which may send and receive more, and once idle(), which
+  /// does not throw, when there is nothing else to do.
   template <class Complete, class Idle>
   void wait(Complete complete, Idle idle) {
+    wait(
+        box_,
+        [&](std::size_t k, std::size_t peer, MPI_Status const&) {
+          complete(static_cast<kind>(k), peer);
+        },
+        idle);
+  }
+  /// The same of another box: complete(kind, peer, status).
+  template <class Complete, class Idle>
+  void wait(mpi_box& box, Complete complete, Idle idle) {
     double begun = MPI_Wtime();
     bool idled = false;
-    for (double last = begun; pending_ != 0;) {
-      bool const moved = advance(complete);
+    for (double last = begun; box.pending != 0;) {
+      bool const moved = advance(box, complete);
       double const now = MPI_Wtime();
       if (moved) {
         last = now;
@@ -87,7 +126,7 @@ class mpi_mail {
           begun = MPI_Wtime();
           heard_.assign(size(), begun);
         }
-        give_up_on_the_late(begun);
+        give_up_on_the_late(box, begun);
         std::this_thread::yield();
       }
     }
@@ -99,39 +138,38 @@ class mpi_mail {
 
   int tag(kind k) const { return first_tag_ + (k >= piece_in); }
   int tag_of_notes() const { return first_tag_ + 2; }
-  MPI_Request* request(kind k, std::size_t peer) {
-    if (k >= piece_in) active_ = requests_.size();
-    ++pending_;
-    return &requests_[k * size() + peer];
+  MPI_Request* request(mpi_box& box, std::size_t kind, std::size_t peer) {
+    ++box.pending;
+    return &box.requests[kind * size() + peer];
   }
   static std::size_t unsigned_of(int i) { return static_cast<std::size_t>(i); }
 
   // Whether something is complete that was not before.
   template <class Complete>
-  bool advance(Complete complete) {
+  bool advance(mpi_box& box, Complete complete) {
     int n = 0;
-    int const code = MPI_Testsome(static_cast<int>(active_), requests_.data(), &n,
-                                  completed_.data(), statuses_.data());
+    int const code = MPI_Testsome(static_cast<int>(box.active), box.requests.data(), &n,
+                                  box.completed.data(), box.statuses.data());
     if (code != MPI_SUCCESS) [[unlikely]]
-      find_error(code, unsigned_of(n));
+      find_error(box, code, unsigned_of(n));
     for (std::size_t i = 0; i < unsigned_of(n); ++i) {
-      std::size_t const at = unsigned_of(completed_[i]), peer = at % size();
-      --pending_;
+      std::size_t const at = unsigned_of(box.completed[i]), peer = at % size();
+      --box.pending;
       heard_[peer] = MPI_Wtime();
-      complete(static_cast<kind>(at / size()), peer);
+      complete(at / size(), peer, box.statuses[i]);
     }
     return n > 0;
   }
-  [[gnu::cold]] void find_error(int code, std::size_t n) {
+  [[gnu::cold]] void find_error(mpi_box const& box, int code, std::size_t n) {
     int what = MPI_SUCCESS;
     MPI_Error_class(code, &what);
     std::size_t first = 0;  // that is on its way, where MPI does not say which it means
-    while (requests_[first] == MPI_REQUEST_NULL && first + 1 < requests_.size()) ++first;
+    while (box.requests[first] == MPI_REQUEST_NULL && first + 1 < box.requests.size()) ++first;
     if (what != MPI_ERR_IN_STATUS) expect_success("waiting for", first % size(), code);
     for (std::size_t i = 0; i < n; ++i) {
-      std::size_t const at = unsigned_of(completed_[i]);
-      bool const in = at / size() == head_in || at / size() == piece_in;
-      expect_success(in ? "receiving from" : "sending to", at % size(), statuses_[i].MPI_ERROR);
+      std::size_t const at = unsigned_of(box.completed[i]);
+      bool const in = at / size() % 2 == 0;
+      expect_success(in ? "receiving from" : "sending to", at % size(), box.statuses[i].MPI_ERROR);
     }
   }
   void expect_success(char const* what, std::size_t peer, int code) {
@@ -142,13 +180,13 @@ class mpi_mail {
   }
 
   // A peer is late if something of it is on its way and nothing came for the deadline.
-  void give_up_on_the_late(double begun) {
+  void give_up_on_the_late(mpi_box const& box, double begun) {
     asked_ = (asked_ + 1) % size();
     if (hears_from(asked_)) give_up(unsigned_of(late_[asked_]));
     double const now = MPI_Wtime(), patience = mpi_duplicate::seconds(deadline_);
     if (now - begun < patience) return;
-    for (std::size_t i = 0; i < requests_.size(); ++i)
-      if (requests_[i] != MPI_REQUEST_NULL && now - heard_[i % size()] >= patience)
+    for (std::size_t i = 0; i < box.requests.size(); ++i)
+      if (box.requests[i] != MPI_REQUEST_NULL && now - heard_[i % size()] >= patience)
         give_up(i % size());
   }
 
@@ -202,12 +240,9 @@ class mpi_mail {
   std::optional<lost_rank> lost_;
   char const* operation_ = "";
 
-  std::vector<MPI_Request> requests_;  // of a kind and a peer at kind * size() + peer
-  std::vector<int> completed_;
-  std::vector<MPI_Status> statuses_;
-  std::size_t active_ = 0, pending_ = 0;  // the first so many may be on their way; so many are
-  std::vector<double> heard_;             // when something of each peer was complete last
-  std::vector<int> late_;                 // the rank that a rank gave up, or -1
+  mpi_box box_;                // of the collective
+  std::vector<double> heard_;  // when something of each peer was complete last
+  std::vector<int> late_;      // the rank that a rank gave up, or -1
   std::size_t asked_ = 0;
 };
 

@@ -91,6 +91,32 @@ class thread_group : public counted {
   /// Returns when every rank has come to the end of the operation.
   void end(int rank, char const* name, patience wait) { meet(rank, name, wait); }
 
+  std::chrono::milliseconds deadline() const noexcept { return deadline_; }
+  /// Whether the group is broken. Breaks it where `peer` is late, or has left without being
+  /// `there`.
+  template <class There>
+  bool loses(int peer, bool late, There there) {
+    if ((state_.load(std::memory_order_acquire) & broken) != 0) return true;
+    bool const left = roster_->has_left(threads_[index(peer)]);
+    if (there() || !(left || late)) return false;
+    std::lock_guard lock(mutex_);
+    if ((state_.fetch_or(broken, std::memory_order_acq_rel) & broken) == 0)
+      missing_ = peer, missing_left_ = left;
+    return true;
+  }
+  /// Throws what broke the group.
+  [[noreturn]] void report(char const* name) {
+    std::unique_lock lock(mutex_);
+    int const peer = missing_;
+    bool const left = missing_left_;
+    lock.unlock();
+    if (left)
+      throw lost_rank(peer,
+                      sentence("expar: ", name, ": rank ", peer, " has left and will not come"));
+    throw lost_rank(peer, sentence("expar: ", name, ": rank ", peer, " did not come within ",
+                                   deadline_.count(), " ms"));
+  }
+
   /// The group of all ranks but `lost`, which is one for all that ask.
   shared<thread_group> without(int lost) {
     std::lock_guard lock(mutex_);
@@ -172,18 +198,6 @@ class thread_group : public counted {
     } while (!state_.compare_exchange_weak(seen, seen | broken, std::memory_order_acq_rel));
     missing_ = peer, missing_left_ = left;
   }
-  [[noreturn]] void report(char const* name) {
-    std::unique_lock lock(mutex_);
-    int const peer = missing_;
-    bool const left = missing_left_;
-    lock.unlock();
-    if (left)
-      throw lost_rank(peer,
-                      sentence("expar: ", name, ": rank ", peer, " has left and will not come"));
-    throw lost_rank(peer, sentence("expar: ", name, ": rank ", peer, " did not come within ",
-                                   deadline_.count(), " ms"));
-  }
-
   static constexpr unsigned long long broken = 1;
 
   shared<thread_roster> const roster_;
