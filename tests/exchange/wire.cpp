@@ -105,8 +105,10 @@ bool travels(expar::thread_communicator& comm, Format const& format, std::uint64
         good = good && std::memcmp(wanted.data(), packed.rows().row(i), 133 * sizeof(T)) == 0;
       }
       auto const w = packed.row_weights(), as = plain.row_weights();
-      good = good && w.extents[0] == as.extents[0] &&
-             (w.extents[0] == 0 || std::memcmp(w.data, as.data, w.size() * sizeof(float)) == 0);
+      good =
+          good && w.extents[0] == as.extents[0] &&
+          (w.extents[0] == 0 ||
+           std::memcmp(w.data, as.data, static_cast<std::size_t>(w.size()) * sizeof(float)) == 0);
     }
     // The batch goes on as any other: y, and the way home and back.
     std::vector<T> out(t.x.size()), plain_out(t.x.size()), d_x(t.x.size());
@@ -182,7 +184,7 @@ TEST_CASE("E4M3 on the wire sends at most 0.53 of the bytes of bf16") {
       auto const me = static_cast<std::size_t>(comm.rank());
       expar::host_context const ctx;
       constexpr int n = 64, hidden = 2048;
-      std::vector<bfloat16> x(n * hidden, bfloat16(1.f));
+      std::vector<bfloat16> x(n * hidden, expar::narrow<bfloat16>(1.f));
       std::vector<std::int32_t> ids;
       for (int i = 0; i < n * 4; ++i) ids.push_back(i * 5 % 16);
       std::vector<float> const w(ids.size(), 1.f);

@@ -83,17 +83,17 @@ class mpi_mail {
     if (k >= piece_in) box_.active = box_.requests.size();
     send(box_, k, tag(k), peer, from, bytes);
   }
-  void receive(mpi_box& box, std::size_t kind, int tag, std::size_t peer, void* to,
+  void receive(mpi_box& box, std::size_t which, int tag, std::size_t peer, void* to,
                std::size_t bytes) {
     expect_success("MPI_Irecv from", peer,
                    MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, members_[peer], tag,
-                             comm_->get(), request(box, kind, peer)));
+                             comm_->get(), request(box, which, peer)));
   }
-  void send(mpi_box& box, std::size_t kind, int tag, std::size_t peer, void const* from,
+  void send(mpi_box& box, std::size_t which, int tag, std::size_t peer, void const* from,
             std::size_t bytes) {
     expect_success("MPI_Isend to", peer,
                    MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, members_[peer], tag,
-                             comm_->get(), request(box, kind, peer)));
+                             comm_->get(), request(box, which, peer)));
   }
   /// Of what is started now and waited for later: messages of a pair keep their order.
   int tag_of_tickets() const { return first_tag_ + 3; }
@@ -138,9 +138,9 @@ class mpi_mail {
 
   int tag(kind k) const { return first_tag_ + (k >= piece_in); }
   int tag_of_notes() const { return first_tag_ + 2; }
-  MPI_Request* request(mpi_box& box, std::size_t kind, std::size_t peer) {
+  MPI_Request* request(mpi_box& box, std::size_t which, std::size_t peer) {
     ++box.pending;
-    return &box.requests[kind * size() + peer];
+    return &box.requests[which * size() + peer];
   }
   static std::size_t unsigned_of(int i) { return static_cast<std::size_t>(i); }
 
