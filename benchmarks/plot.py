@@ -12,10 +12,10 @@ on their way in a cluster. Needs nothing but Python 3.
 """
 import json
 import sys
-from html import escape
 
 import plot_clusters
 import plot_host
+import svg
 
 WIDTH, LEFT, RIGHT, BAR, GAP = 900, 250, 90, 12, 10
 COLOURS = ["#0b6e4f", "#c9772b", "#8a5a99", "#5f6b7a"]  # expar, and the peers in their order
@@ -36,12 +36,8 @@ def picture(results, ids):
     shares = [r["share_of_floor"] for g in ops.values() for rows in g.values() for r in rows]
     most = max([1.0] + shares)
     scale = (WIDTH - LEFT - RIGHT) / most
-    out, y = [], 64
-
-    def text(x, at, words, **style):
-        more = "".join(f' {k.replace("_", "-")}="{v}"' for k, v in style.items())
-        out.append(f'<text x="{x:.1f}" y="{at:.1f}"{more}>{escape(words)}</text>')
-
+    page, y = svg.Page(WIDTH, 11), 64
+    out, text = page.parts, page.text
     device = results["device"]
     text(12, 22, f"Per cent of the floor, ids {ids}: higher is better", font_size=16,
          font_weight="bold")
@@ -80,9 +76,7 @@ def picture(results, ids):
     out.append(f'<path d="M{x:.1f} {top}V{y}" stroke="#b00" stroke-dasharray="4 3"/>')
     text(x, y + 14, "100 %", fill="#b00", text_anchor="middle")
     text(12, y + 14, f"black tick: {COPY}", fill="#555")
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y + 24}" '
-            'font-family="sans-serif" font-size="11">\n<rect width="100%" height="100%" '
-            'fill="#fff"/>\n' + "\n".join(out) + "\n</svg>\n")
+    return page.document(y + 24)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture of what scale/run.py measured on simulated clusters: for plot.py."""
-from html import escape
+import svg
 
 WIDTH, LEFT, BAR, SHARE = 1060, 130, 15, 300  # of a column the widest bar
 COLUMNS = [("dispatch, with counts", 130, ["dispatch"]),
@@ -18,12 +18,8 @@ def groups(rows):
 
 
 def picture(results):
-    out, y = [], 64
-
-    def text(x, at, words, **style):
-        more = "".join(f' {k.replace("_", "-")}="{v}"' for k, v in style.items())
-        out.append(f'<text x="{x:.1f}" y="{at:.1f}"{more}>{escape(words)}</text>')
-
+    page, y = svg.Page(WIDTH, 10.5), 64
+    out, text = page.parts, page.text
     c = results["cluster"]
     text(12, 22, "How long rows are on their way: shorter is better", font_size=16,
          font_weight="bold")
@@ -57,6 +53,4 @@ def picture(results):
             y += BAR
     text(12, y + 18, "Black tick: the bytes of the busiest port by its bandwidth, summed over hops. "
          "Bars of one group have one scale.", fill="#555")
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y + 30}" '
-            'font-family="sans-serif" font-size="10.5">\n<rect width="100%" height="100%" '
-            'fill="#fff"/>\n' + "\n".join(out) + "\n</svg>\n")
+    return page.document(y + 30)

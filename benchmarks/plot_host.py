@@ -3,6 +3,8 @@
 import math
 from html import escape
 
+import svg
+
 WIDTH, LEFT, SHARE, TIMES, RIGHT = 1060, 232, 300, 600, 1000  # columns: names, of_limit, times peers
 ROW = 15
 COLOURS = ["#c9772b", "#8a5a99", "#2b6ea8", "#5f6b7a", "#a83a3a"]
@@ -65,14 +67,11 @@ def picture(results):
     times, ticks = axis_of_times(ops)
     most = max([1.2] + [b.get("of_limit_75", 0) for rows in ops.values() for _, b in rows])
     most = min(most, 1.6)
-    out, y = [], 66
+    page, y = svg.Page(WIDTH, 10.5), 66
+    out, text = page.parts, page.text
 
     def share(value):
         return LEFT + SHARE * min(value, most) / most
-
-    def text(x, at, words, **style):
-        more = "".join(f' {k.replace("_", "-")}="{v}"' for k, v in style.items())
-        out.append(f'<text x="{x:.1f}" y="{at:.1f}"{more}>{escape(words)}</text>')
 
     def line(x1, y1, x2, y2, colour, width=1.0, dash=""):
         more = f' stroke-dasharray="{dash}"' if dash else ""
@@ -126,6 +125,4 @@ def picture(results):
         y += 14
     text(12, y + 12, "Bars and dots are medians over the rounds, lines go from quartile to quartile. "
          "Everything of one row was timed in turns in one run.", fill="#555")
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y + 24}" '
-            'font-family="sans-serif" font-size="10.5">\n<rect width="100%" height="100%" '
-            'fill="#fff"/>\n' + "\n".join(out) + "\n</svg>\n")
+    return page.document(y + 24)

@@ -47,28 +47,26 @@ def hops(chain, found, ranks, tokens, gpus):
     """The hops of a chain, as include/expar/exchange/chain.hpp has them."""
     first, second = Hop(ranks, gpus), Hop(ranks, gpus)
     for source, parcels in found:
-        place = source % gpus
+        node, place = source // gpus, source % gpus
+
+        def inside(rank, rows):  # from the rank to which a row for this one comes
+            hop = first if rank // gpus == node else second
+            hop.add(rank // gpus * gpus + place, rank, rows)
         if chain == "gathered":
-            for n in range(ranks // gpus):
-                rail = n * gpus + place
-                first.add(source, rail, tokens)
-                for r in range(n * gpus, (n + 1) * gpus):
-                    second.add(rail, r, tokens)
+            for r in range(ranks):
+                if r % gpus == place:
+                    first.add(source, r, tokens)
+                inside(r, tokens)
             continue
         for to, count in parcels.items():
-            if chain == "linear":
-                for r in to:
-                    first.add(source, r, count)
-            elif chain == "once_per_rank":
-                for r in set(to):
-                    first.add(source, r, count)
-            elif chain == "once_per_node":
+            if chain == "once_per_node":
                 for n in {r // gpus for r in to}:
                     first.add(source, n * gpus + place, count)
                 for r in set(to):
-                    second.add(r // gpus * gpus + place, r, count)
+                    inside(r, count)
             else:
-                raise SystemExit(f"{chain} is no chain")
+                for r in to if chain == "linear" else set(to):
+                    first.add(source, r, count)
     return first, second
 
 

@@ -33,7 +33,7 @@ CHAINS = ["linear", "once_per_rank", "once_per_node", "gathered"]
 ROW_BYTES = 2 * 7168
 SMALL = 128  # tokens, up to which rows are compared
 # Of once_per_node at 16 ranks and 128 tokens: how many times as fast as linear.
-LEAST = {"dispatch": 2.0, "combine_per_hop": 2.0}
+LEAST = {"dispatch": 2.5, "combine_per_hop": 2.5}
 # Bandwidths and latencies are those of the platform, and nothing else takes time. A blank message
 # of many bytes is the same piece of memory again and again.
 FLAGS = ["network/model:CM02", "network/TCP-gamma:0", "network/crosstraffic:0", "smpi/bw-factor:1",
@@ -51,11 +51,12 @@ def compiled(folder):
 
 
 def simulate(program, files, case, gpus, routes):
-    """What the program prints, and how long the simulator took. Sharing is solved again where that
-    changes a time by more than `precision`, 5e-7 s or a thousandth of what is simulated."""
+    """What the program prints, and how long the simulator took. What ends within `precision` ends
+    together: 5e-7 s, and more for many tokens, where each sharing of ports costs seconds. Times of
+    these come out up to 1 % too short, which shows where one is below its bound."""
     ranks, tokens, chain, message_us = case
     rough = tokens > SMALL
-    precision = 5e-7 if not rough else 5e-7 * (ranks // 16) * (tokens // 400)
+    precision = 5e-7 * (max(1, ranks // 16) * max(1, tokens // 400) if rough else 1)
     command = ["smpirun", "-np", ranks, "-platform", files[0], "-hostfile", files[1],
                *(f"--cfg={flag}" for flag in FLAGS), f"--cfg=smpi/ois:0:{message_us}e-6:0",
                f"--cfg=surf/precision:{precision}", "--log=root.thres:error", program, chain,
@@ -91,14 +92,14 @@ def measure(program, folder, case, cluster_of, found):
 def line(row, linear):
     """One line of the table: us [bound], and how many times as fast as linear."""
     cells = [f'{row["ranks"]:5}{row["tokens"]:7}{row["message_us"]:5g}  {row["chain"]:14}',
-             f'{row["us"].get("prepare", float("nan")):8.1f}']
+             f'{row["us"]["prepare"]:8.1f}' if "prepare" in row["us"] else " " * 8]
     for name in ("dispatch", "combine", "combine_per_hop"):
         if name not in row["us"]:
-            cells.append(" " * 28)
+            cells.append(" " * 27)
             continue
         us = row["us"][name]
-        times = linear["us"][name.removesuffix("_per_hop")] / us if linear else float("nan")
-        cells.append(f'{us:9.1f} [{row["bound_us"][name]:7.1f}] {times:5.2f}x ')
+        times = f'{linear["us"][name.removesuffix("_per_hop")] / us:5.2f}x' if linear else ""
+        cells.append(f'{us:9.1f} [{row["bound_us"][name]:7.1f}] {times:7}')
     return "".join(cells) + f'  {row["rows"]:8}{row["wall_s"]:6.0f} s'
 
 
@@ -145,7 +146,7 @@ def main():
                "clusters": []}
     rows, found = results["clusters"], {}
     print("ranks tokens  o   chain          prepare   " +
-          "".join(f"{name + ' us [bound] x':28}" for name in
+          "".join(f"{name + ' us [bound] x':27}" for name in
                   ("dispatch", "combine", "combine, per hop")) + "rows     wall")
     for case in cases:
         rows.append(measure(program, given.build, case, given, found))

@@ -10,7 +10,8 @@ namespace expar::inline v0 {
 enum class sum { exact, per_hop };
 
 /// The way of rows from tokens to experts. A row goes to a node first, to the rank on the sender's
-/// rail, and from there to ranks of that node; on one node, or nodes of one rank, that is one hop.
+/// rail, and from there to ranks of that node; on its own node it goes to the ranks at once, while
+/// others are on their way to nodes. On one node, or nodes of one rank, all that is one hop.
 /// A value. Rows that experts get are the same bytes on every chain.
 ///
 /// The way home. sum::exact: every row goes home by itself and straight, with the bits that linear

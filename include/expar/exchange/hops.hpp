@@ -63,6 +63,9 @@ class hops : private messages<Comm> {
 
   static constexpr bool has_hops = true;
   bool by_chain() const { return !chain_.is_linear(); }
+  /// The hop by which rows of this rank's tokens go to ranks of its node: the first.
+  int direct() const { return chain_.has_first_hop() ? 0 : 1; }
+  bool is_here(int rank) const { return node_.data()[rank] >= 0; }
   unsigned hop_count() const {
     return by_chain() && chain_.has_first_hop() && chain_.has_second_hop() ? 2 : 1;
   }
@@ -132,12 +135,17 @@ class hops : private messages<Comm> {
     detail::hop_tables& t = tables_of(b);
     t.clear_counts(ranks);
     for (int r = 0; r < ranks; ++r) {
-      bool const is_here = nodes.node_of(r) == own;
-      int const by = is_here ? r : nodes.on_rail(r, own);  // what r sends to this node
-      t.sent(0)[r] = !is_here && nodes.on_rail(me, nodes.node_of(r)) == r
-                         ? met(me, first + ranks + nodes.node_of(r))
-                         : 0;
-      t.got(0)[r] = !is_here && by == me ? met(r, first + ranks + own) : 0;
+      if (is_here(r)) {
+        if (r != me) {
+          t.sent(direct())[r] = met(me, first + r);
+          t.got(direct())[r] = met(r, first + me);
+        }
+        continue;
+      }
+      int const by = nodes.on_rail(r, own);  // what r sends to this node
+      if (nodes.on_rail(me, nodes.node_of(r)) == r)
+        t.sent(0)[r] = met(me, first + ranks + nodes.node_of(r));
+      if (by == me) t.got(0)[r] = met(r, first + ranks + own);
       if (by != me) t.got(1)[by] += met(r, first + me);
       for (int const p : nodes.ranks_of(own))
         if (by == me && p != me) t.sent(1)[p] += met(r, first + p);
@@ -179,7 +187,7 @@ class hops : private messages<Comm> {
             rider_bytes = t.begin(l.routes.tokens, l.routes.top_k, sizeof(W), width(0, l.routes),
                                   width(1, l.routes));
             take_routes(l, b);
-            build(t, 0);
+            for (int h : {0, 1}) build(t, h, false);
           }
           divide(t, false, c.row_bytes(), rider_bytes);
           if (home != 0) base::divide(false, b.at, 0, home);
@@ -189,9 +197,15 @@ class hops : private messages<Comm> {
           if (read != nullptr) read->take_from(b);
         },
         [&](int h) {
-          if (tables && h == 1) build(t, 1);
+          if (h == direct()) {
+            if (h == 0) pack(ctx, t, 0, h, 0, t.own, tokens, c, tables);
+            pack(ctx, t, 1, h, 0, t.own, tokens, c, tables);
+            return;
+          }
+          if (tables) build(t, 1, true);
           for_each_block(t, h, [&](index_t first, index_t count, int by, int from) {
-            pack(ctx, t, h, first, count, came(by, from), c, tables);
+            if (from >= 0 && !is_here(from))
+              pack(ctx, t, 1, h, first, count, came(by, from), c, tables);
           });
         },
         [&](int h, bool last) {
@@ -242,19 +256,23 @@ class hops : private messages<Comm> {
                                                 l * bytes);
       };
     };
-    auto const sum_of_rank = [&] {
+    auto const sum_of_rank = [&](bool directly) {
       for_each_block(t, 2, [&](index_t first, index_t count, int by, int from) {
-        auto const to =
-            twice && by == 0 ? make_view(of_rank.row(first), count, c.columns) : back(by, from);
+        bool const is_direct = twice && by == 0 && from >= 0 && is_here(from);
+        if (is_direct != directly) return;
+        auto const to = twice && by == 0 && !is_direct
+                            ? make_view(of_rank.row(first), count, c.columns)
+                            : back(by, from);
         add(
             t.ends_here(first, count), [&c](int, index_t l) -> T const* { return c.rows.row(l); },
             t.weights_like(Weights{}, first, count), to, tensor_view<T const, 2>{});
       });
     };
-    auto const sum_of_node = [&] {
+    auto const sum_of_node = [&](bool own) {
       for_each_block(t, 1, [&](index_t first, index_t count, int by, int from) {
-        add(t.hop[1].view(first, count), returned(1, of_rank), detail::unit_weights{},
-            back(by, from), tensor_view<T const, 2>{});
+        if ((from < 0) != own || (from >= 0 && is_here(from))) return;
+        add(t.hop[1].view(first, count), returned(own ? direct() : 1, of_rank),
+            detail::unit_weights{}, back(by, from), tensor_view<T const, 2>{});
       });
     };
     run_hops(
@@ -268,10 +286,14 @@ class hops : private messages<Comm> {
           of_rank = rows_of<T>(of_rank_, twice ? t.after_first : 0, c.columns);
           of_node = rows_of<T>(of_node_, t.own, c.columns);
         },
-        [&](int h) { h == 1 || !twice ? sum_of_rank() : sum_of_node(); },
-        [&](int h, bool last) {
+        [&](int h) {
+          if (h == 1 || !twice) return sum_of_rank(false);
+          sum_of_node(false);
+          sum_of_rank(true);
+        },
+        [&](int, bool last) {
           if (!last) return;
-          if (h == 1) sum_of_node();
+          if (chain_.has_second_hop()) sum_of_node(true);
           add(t.hop[0].view(0, t.own), returned(0, of_node), detail::unit_weights{}, out(),
               residual());
         },
@@ -354,11 +376,11 @@ class hops : private messages<Comm> {
   }
 
   template <class T, class S>
-  void pack(host_context const& ctx, detail::hop_tables const& t, int h, index_t first,
+  void pack(host_context const& ctx, detail::hop_tables const& t, int table, int h, index_t first,
             index_t count, tensor_view<T const, 2> const& rows, detail::cargo<T, S> const& c,
             bool tables) const {
     auto const& pair = pairs_[h];
-    auto const plan = t.hop[h].view(first, count);
+    auto const plan = t.hop[table].view(first, count);
     index_t const bytes = c.row_bytes();
     detail::scatter_tokens(ctx, plan, bytes, [&](index_t i, bool streams) {
       for (int j = 0; j < plan.top_k; ++j) {
@@ -393,13 +415,13 @@ class hops : private messages<Comm> {
     }
     detail::copy_bytes(t.weights.data(), l.weights.at.data, n * index_t{sizeof(W)});
   }
-  /// To which ranks the parcels go that are here before hop h.
-  void build(detail::hop_tables& t, int h) {
+  /// To which ranks rows of own tokens go, other nodes (h = 0) or ranks of this one (1); or to
+  /// which of these go rows that `came` by the first hop from other nodes.
+  void build(detail::hop_tables& t, int h, bool came) {
     int const ranks = comm().size(), me = comm().rank(), wide = t.hop[h].width();
     auto const& to = h == 0 ? rail_ : node_;
     for (int r = 0; r < ranks; ++r) last_[r] = -1, next_[r] = 0;
-    index_t const parcels = h == 0 ? t.own : t.after_first;
-    for (index_t i = 0; i < parcels; ++i) {
+    auto const put = [&](index_t i, bool ends_here) {
       int used = 0;
       auto const go = [&](int rank) {
         bool const new_one =
@@ -409,15 +431,19 @@ class hops : private messages<Comm> {
         else if (chain_.sends_each())
           t.hop[h].put(i, used++, -1, -1);
       };
-      if (chain_.sends_all())
+      if (chain_.sends_all() && !ends_here)
         for (int r = 0; r < ranks; ++r) go(to[r]);
-      else
+      if (!chain_.sends_all() && !ends_here)
         for (int j = 0; j < t.top_k; ++j) {
           int const r = t.ranks[i * t.top_k + j];
           go(r < 0 ? -1 : to[r]);
         }
       while (used < wide) t.hop[h].put(i, used++, -1, -1);
-    }
+    };
+    for_each_block(t, came ? 1 : 0, [&](index_t first, index_t count, int, int from) {
+      if (came && from < 0) return;
+      for (index_t i = 0; i < count; ++i) put(first + i, from >= 0 && is_here(from));
+    });
   }
 
   chain chain_;
