@@ -60,7 +60,7 @@ TEST_CASE("thread_window: may be empty, or moved from") {
 TEST_CASE("thread_window: of any size begins on a line on every rank") {
   std::atomic<int> wrong{0};
   run_ranks(3, [&](thread_communicator& comm) {
-    for (std::size_t const bytes : {1, 63, 64, 65, 1000000}) {
+    for (std::size_t const bytes : {1u, 63u, 64u, 65u, 1000000u}) {
       auto const window = comm.allocate_window(bytes);
       wrong += window.size_bytes() != bytes;
       for (int p = 0; p < 3; ++p)
