@@ -83,10 +83,14 @@ std::map<std::pair<int, int>, index_t> rows_between(layer const& l, topology con
           if (to_nodes.count(nodes.node_of(r)) == 0) to_nodes.insert(nodes.node_of(r));
         }
       }
-      if (hop == 0)
-        for (int const node : to_nodes) ++n[{source, nodes.on_rail(source, node)}];
-      else
-        for (int const r : to_ranks) ++n[{nodes.on_rail(source, nodes.node_of(r)), r}];
+      int const own = nodes.node_of(source), direct = nodes.nodes() > 1 ? 0 : 1;
+      for (int const node : to_nodes)
+        if (hop == 0 && node != own) ++n[{source, nodes.on_rail(source, node)}];
+      for (int const r : to_ranks) {
+        bool const is_here = nodes.node_of(r) == own;
+        if (hop == (is_here ? direct : 1))
+          ++n[{is_here ? source : nodes.on_rail(source, nodes.node_of(r)), r}];
+      }
     }
   for (int r = 0; r < l.ranks; ++r) n.erase({r, r});
   return n;

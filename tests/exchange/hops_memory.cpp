@@ -66,7 +66,8 @@ parcels count(std::vector<std::vector<std::int32_t>> const& ids, index_t tokens,
       for (int to = 0; how == way::all && to < ranks; ++to) go(to);
       for (int h = 0; h < 2; ++h)
         for (auto const& [left, came] : hops[h])
-          if (came == rank && left != rank) n.before_second += h == 0, ++n.all;
+          if (came == rank && left != rank)
+            n.before_second += h == 0 || (left == from && nodes.nodes() > 1), ++n.all;
     }
   return n;
 }
