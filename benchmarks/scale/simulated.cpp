@@ -23,6 +23,7 @@
   (*(request) = MPI_REQUEST_NULL, PMPI_Comm_dup(comm, made))
 
 #include <expar/comm/mpi.hpp>
+#include <expar/exchange/hops.hpp>
 #include <expar/expar.hpp>
 
 #include "hollow.hpp"
