@@ -4,6 +4,7 @@
 #include <atomic>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <expar/comm/thread_ticket.hpp>
@@ -170,4 +171,33 @@ TEST_CASE("overlapped_layer: ranks in different calls, and a batch without what 
     CHECK(s ==
           "expar: rank 0 calls run_backward for its batch 1 while rank 1 calls prepare; all ranks "
           "call the same operations in the same order");
+}
+
+TEST_CASE("overlapped_layer: a rank that does not come back from its experts is lost") {
+  std::vector<int> lost(3, -1);
+  expar::run_ranks(
+      3,
+      [&](expar::thread_communicator& all) {
+        using run_type = layer_run<float, expar::weights_at_decode>;
+        auto const me = static_cast<std::size_t>(all.rank());
+        expar::thread_ticket_communicator comm(all);
+        expar::host_context const ctx;
+        layer_by_chunks layer(3, 3);
+        layer.place = expar::placement::blocks(layer.experts, 3), layer.quotas = false;
+        expar::overlapped_layer moe(comm, layer.shape(), 3);
+        auto batch = moe.make_batch<float>();
+        run_type run(layer, comm.rank(), 0);
+        auto const experts = [&](auto& b, expar::slot_range s) {
+          run.experts(b, s.first, s.last);
+          if (me == 1) std::this_thread::sleep_for(std::chrono::milliseconds(900));
+        };
+        for (int times = 0; times < 2; ++times) try {
+            moe.run(ctx, run.x.view(), run.routes(), batch, experts, run.out.view());
+            lost[me] = -2;
+          } catch (expar::lost_rank const& e) {
+            lost[me] = e.rank();
+          }
+      },
+      std::chrono::milliseconds(300));
+  CHECK(lost == std::vector<int>{1, 1, 1});
 }

@@ -275,23 +275,24 @@ class overlapped_layer {
     bool all = !wrong;  // go on, as far as this rank knows
     keep_if_lost(
         [&] {
+          // What is on its way comes before what is started next, as on a network that carries
+          // one after another: where it shares its bandwidth, all would come as late as the last.
           there_.start(ctx, *comm_, 0, w);
           for (int c = 0; c < chunks_; ++c) {
             there_.finish(c);
+            if (c >= 2) home_.finish(c - 2);
             for (int r = 0; r < ranks; ++r)
               all = all && (r == comm_->rank() || word_at(there_.word_of(c, r)).matches(w));
             if (c < last) there_.start(ctx, *comm_, c + 1, w);
-            if (all) {
-              wrong = failure_of([&] { work(c, slots(c)); });
-              if (wrong) w = agreement::word_of(mine, wrong), all = false;
-            }
-            home_.start(ctx, *comm_, c, w);
+            if (c >= 1) home_.start(ctx, *comm_, c - 1, w);
+            if (!all) continue;
+            wrong = failure_of([&] { work(c, slots(c)); });
+            if (wrong) w = agreement::word_of(mine, wrong), all = false;
           }
+          if (last >= 1) home_.finish(last - 1);
+          home_.start(ctx, *comm_, last, w);
           x_.agreed().hear(
-              ctx, *comm_, w, wrong,
-              [&] {
-                for (int c = 0; c < chunks_; ++c) home_.finish(c);
-              },
+              ctx, *comm_, w, wrong, [&] { home_.finish(last); },
               [&](int r) { return home_.word_of(last, r); });
         },
         there_.out, there_.in, home_.out, home_.in);
