@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <expar/overlap.hpp>
 
+#include <array>
 #include <atomic>
+#include <memory_resource>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -175,6 +177,8 @@ TEST_CASE("overlapped_layer: ranks in different calls, and a batch without what 
 
 TEST_CASE("overlapped_layer: a rank that does not come back from its experts is lost") {
   std::vector<int> lost(3, -1);
+  // What a lost rank may still read is never freed by its layer.
+  std::array<std::pmr::monotonic_buffer_resource, 3> memory;
   expar::run_ranks(
       3,
       [&](expar::thread_communicator& all) {
@@ -184,7 +188,8 @@ TEST_CASE("overlapped_layer: a rank that does not come back from its experts is 
         expar::host_context const ctx;
         layer_by_chunks layer(3, 3);
         layer.place = expar::placement::blocks(layer.experts, 3), layer.quotas = false;
-        expar::overlapped_layer moe(comm, layer.shape(), 3);
+        expar::overlapped_layer moe(comm, layer.shape(), 3, expar::ragged{},
+                                    expar::weights_at_decode{}, &memory[me]);
         auto batch = moe.make_batch<float>();
         run_type run(layer, comm.rank(), 0);
         auto const experts = [&](auto& b, expar::slot_range s) {
